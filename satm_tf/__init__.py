@@ -1,0 +1,46 @@
+"""Simultaneous adversarial training: networks that learn from each other's adversarial examples."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # Run as a program: TensorFlow's start-up messages would stand before everything that the program says.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+try:
+    import keras
+
+    _backend = keras.backend.backend()
+except (ImportError, ValueError) as _error:
+    _backend = os.environ.get("KERAS_BACKEND") or getattr(_error, "name", None) or str(_error)
+    if _backend in ("keras", "tensorflow"):
+        raise
+if _backend != "tensorflow":
+    raise ImportError(
+        "satm_tf runs on Keras's TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow before Keras "
+        "is imported, or put \"backend\": \"tensorflow\" into ~/.keras/keras.json (in Colab: restart the runtime after). "
+        f"Received: the backend {_backend!r}"
+    )
+
+from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training  # noqa: E402
+from satm_tf.models import ImageClassifier, available_backbones  # noqa: E402
+from satm_tf.training import CoTraining, DomainAdversarial  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CoTraining",
+    "DomainAdversarial",
+    "ImageClassifier",
+    "attacks",
+    "available_backbones",
+    "data",
+    "evaluation",
+    "layers",
+    "metrics",
+    "models",
+    "serving",
+    "training",
+]

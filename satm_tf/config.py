@@ -1,0 +1,199 @@
+"""The typed configuration, its presets, and how a command line becomes one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+
+from satm_tf.errors import unknown_name
+from satm_tf.training import DomainAdversarial
+
+PRESETS = {path.stem: path for path in Path(str(resources.files("satm_tf") / "configs")).glob("*.yaml")}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images.
+
+    Attributes:
+        format: What lies in the folder; synthetic_faces writes a set in Adience's format there first.
+        root: The folder. null is allowed for synthetic_faces, which then writes into the run folder.
+        image_size: Height and width, in pixels, that the networks see.
+        target: What to classify, where the data has both.
+        fold: The fold of Adience that is the test set.
+        validation_share: Share of the training images (Adience: of the subjects) kept for validation.
+        limit: Use at most this many training images.
+        test_limit: Use at most this many test images.
+        cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
+        num_subjects: Subjects to draw, for synthetic_faces.
+        images_per_subject: Images of each subject, for synthetic_faces.
+    """
+
+    format: Literal["synthetic_faces", "adience", "idx"] = "synthetic_faces"
+    root: str | None = None
+    image_size: int = 48
+    target: Literal["age", "gender"] = "age"
+    fold: int = 0
+    validation_share: float = 0.1
+    limit: int | None = None
+    test_limit: int | None = None
+    cache: bool = False
+    num_subjects: int = 480
+    images_per_subject: int = 5
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """One network.
+
+    Attributes:
+        backbone: One of satm_tf.models.available_backbones().
+        weights: What the backbone starts from; null is a fresh start.
+        dropout: Rate of the dropout before the classification layer.
+    """
+
+    backbone: str
+    weights: str | None = None
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One stage of training.
+
+    Attributes:
+        epochs: Passes over the training images, at most.
+        batch_size: Clean images in a step.
+        optimizer: Name of a Keras optimizer.
+        learning_rate: Its learning rate.
+        optimizer_options: Its other options, such as momentum.
+        patience: Stop after this many epochs without a lower validation loss; null never stops early.
+    """
+
+    epochs: int = 5
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class SchemeConfig:
+    """One way of training the networks, from the same fine-tuned weights as every other.
+
+    Attributes:
+        learns_from: others, itself, frozen, nobody; or for each network one or more of these words or names. The
+            fine-tuned networks as they were are known as frozen_<name>.
+        adversarial_weight: r_adv, the weight of the adversarial loss.
+        domain_adaptation: Domain-adversarial adaptation; null goes without.
+    """
+
+    learns_from: str | dict[str, str | list[str]] = "others"
+    adversarial_weight: float = 1.0
+    domain_adaptation: DomainAdversarial | None = None
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What is exported for serving.
+
+    Attributes:
+        scheme: The scheme whose networks are exported; null exports nothing.
+        folder: The folder that holds a folder for each model.
+    """
+
+    scheme: str | None = None
+    folder: str = "exported_models"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment: from images on disk to defended networks and the tables that compare them.
+
+    Attributes:
+        name: Name of the experiment.
+        run_dir: The run folder; null takes runs/<name>.
+        seed: The one seed from which everything random follows.
+        data: The images.
+        networks: The networks that are defended, by name.
+        holdouts: Networks that no scheme ever learns from, by name; they attack at the end.
+        fine_tune: How each network is trained on clean images first.
+        co_train: How each scheme then goes on.
+        attack: The attack in training, by name, with its options.
+        schemes: The ways of training that are compared, by name.
+        evaluation_attacks: The attacks in the tables, by name; without an epsilon they take the training attack's.
+        export: What is exported for serving.
+    """
+
+    name: str = "experiment"
+    run_dir: str | None = None
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    networks: dict[str, NetworkConfig] = field(default_factory=dict)
+    holdouts: dict[str, NetworkConfig] = field(default_factory=dict)
+    fine_tune: TrainingConfig = field(default_factory=TrainingConfig)
+    co_train: TrainingConfig = field(default_factory=TrainingConfig)
+    attack: dict[str, Any] = field(default_factory=dict)
+    schemes: dict[str, SchemeConfig] = field(default_factory=dict)
+    evaluation_attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+
+class _PresetOrFile(jsonargparse.ActionConfigFile):
+    """`--config` that takes the name of a preset as well as the path of a file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if str(values) in PRESETS:
+            values = str(PRESETS[str(values)])
+        elif not Path(values).is_file():
+            raise argparse.ArgumentError(
+                None, f"{unknown_name('preset', values, PRESETS)}. There is no file of this name either."
+            )
+        super().__call__(parser, cfg, values, option_string)
+
+
+def parser(prog: str) -> jsonargparse.ArgumentParser:
+    """The command line of a configuration: `--config`, and every field at any depth as an option of its own."""
+    result = jsonargparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--config PRESET_OR_FILE] [--FIELD VALUE ...]",
+        description="Any field of the configuration can be set, at any depth: --data.root FOLDER, "
+        "--networks.vgg.dropout 0.3, --schemes.satm.domain_adaptation null.",
+    )
+    result.add_argument(
+        "--config",
+        action=_PresetOrFile,
+        help=f"A preset ({', '.join(sorted(PRESETS))}) or a YAML file. Default: quickstart.",
+    )
+    result.add_class_arguments(Config)
+    return result
+
+
+def from_arguments(arguments: Sequence[str], prog: str = "satm_tf") -> Config:
+    """The configuration that a command line describes.
+
+    Args:
+        arguments: As in `sys.argv[1:]`. Without `--config` the preset is quickstart.
+        prog: Name of the program in messages.
+
+    Raises:
+        SystemExit: If an argument is wrong; the message is printed.
+
+    Example:
+        >>> from_arguments(["--config", "fashion_mnist", "--data.root", "fashion"]).data.root
+        'fashion'
+    """
+    arguments = list(arguments)
+    if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
+        arguments = ["--config", "quickstart", *arguments]
+    command_line = parser(prog)
+    values = command_line.instantiate_classes(command_line.parse_args(arguments)).as_dict()
+    values.pop("config")
+    return Config(**values)

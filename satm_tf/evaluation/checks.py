@@ -1,0 +1,32 @@
+"""Checks that tell a defence from what only looks like one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from satm_tf.evaluation.transfer import CLEAN
+
+
+def label_leaking(frame: pd.DataFrame) -> pd.DataFrame:
+    """Finds adversarial images that are classified better than clean ones.
+
+    No honest perturbation helps: where one does, the networks have agreed to write the label into it, and the gain is
+    worth nothing against a stranger.
+
+    Args:
+        frame: As `transfer_matrix` gives it. Columns beyond its own, such as a scheme, are kept.
+
+    Returns:
+        The adversarial rows with two more columns: `clean_rate`, the target's, and `leaks`, whether the adversarial
+        rate is above it by more than a 95 % interval of the difference of two independent shares allows.
+
+    Source:
+        Kurakin et al., "Adversarial Machine Learning at Scale", ICLR 2017, Section 4.4 ("label leaking").
+    """
+    clean = frame[frame.attack == CLEAN].set_index("target").classification_rate
+    rows = frame[frame.attack != CLEAN].copy()
+    rows["clean_rate"] = rows.target.map(clean)
+    variance = sum(rate * (1 - rate) / rows.images for rate in (rows.classification_rate, rows.clean_rate))
+    rows["leaks"] = rows.classification_rate - rows.clean_rate > 1.96 * np.sqrt(variance)
+    return rows

@@ -1,0 +1,51 @@
+"""Metadata, dependencies and extras; the tools are configured in pyproject.toml."""
+
+import os
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "satm_tf" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+# `SATM_TF_TENSORFLOW=tensorflow-cpu pip install .` leaves out the wheel with GPU support.
+TENSORFLOW = os.environ.get("SATM_TF_TENSORFLOW", "tensorflow")
+
+setup(
+    name="satm_tf",
+    version=VERSION,
+    description="Simultaneous adversarial training in TensorFlow and Keras: networks that learn from others' mistakes",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["satm_tf", "satm_tf.*"]),
+    package_data={"satm_tf": ["configs/*.yaml", "py.typed"]},
+    install_requires=[
+        f"{TENSORFLOW}>=2.18",
+        "keras>=3.8",
+        "numpy>=1.26",
+        "pandas>=2.1",
+        "pyyaml>=6.0",
+        "jsonargparse[signatures]>=4.40",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "foolbox>=3.3.4", "pillow>=10.0"],
+        "dev": ["ruff>=0.9", "mypy>=1.11", "pandas-stubs", "types-PyYAML", "types-tqdm", "pre-commit", "build"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,64 @@
+"""Small networks and images that every room's tests share."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from satm_tf import ImageClassifier
+from satm_tf.models import Preprocessing
+
+IMAGE_SHAPE = (16, 16, 3)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from the same seed, in any order."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def make_network():
+    """A factory of networks of a few hundred weights: no batch normalisation unless asked for."""
+
+    def make(name: str = "network", *, num_classes: int = 4, batch_norm: bool = False, dropout: float = 0.0, width: int = 6):
+        images = x = keras.Input(IMAGE_SHAPE)
+        x = keras.layers.Conv2D(width, 3, 2, padding="same", activation="tanh", name="first")(x)
+        if batch_norm:
+            x = keras.layers.BatchNormalization(name="norm")(x)
+        x = keras.layers.Conv2D(width, 3, 2, padding="same", activation="tanh", name="second")(x)
+        return ImageClassifier(
+            keras.Model(images, x, name="backbone"),
+            num_classes,
+            image_shape=IMAGE_SHAPE,
+            preprocessing=Preprocessing(scale=2.0, offset=-1.0),
+            pooling="flatten",
+            dropout=dropout,
+            name=name,
+        )
+
+    return make
+
+
+@pytest.fixture
+def images():
+    """float32 `[12, 16, 16, 3]` in [0.1, 0.9]."""
+    return np.random.default_rng(1).uniform(0.1, 0.9, (12, *IMAGE_SHAPE)).astype(np.float32)
+
+
+@pytest.fixture
+def labels():
+    """int32 `[12]` in [0, 4)."""
+    return np.arange(12, dtype=np.int32) % 4
+
+
+@pytest.fixture
+def arrays():
+    """A function that gives all of a model's state as NumPy arrays, dropout seeds included."""
+
+    def take(model: keras.Model) -> list[np.ndarray]:
+        return [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+
+    return take
