@@ -28,7 +28,7 @@ setup(
         "numpy>=1.26",
         "pandas>=2.1",
         "pyyaml>=6.0",
-        "jsonargparse[signatures]>=4.40",
+        "jsonargparse[signatures]>=4.49",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -19,14 +19,14 @@ except (ImportError, ValueError) as _error:
         raise
 if _backend != "tensorflow":
     raise ImportError(
-        "satm_tf runs on Keras's TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow before Keras "
-        "is imported, or put \"backend\": \"tensorflow\" into ~/.keras/keras.json (in Colab: restart the runtime after). "
+        "satm_tf runs on Keras's TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow before "
+        'Keras is imported, or put "backend": "tensorflow" into ~/.keras/keras.json (then restart Python). '
         f"Received: the backend {_backend!r}"
     )
 
-from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training  # noqa: E402
-from satm_tf.models import ImageClassifier, available_backbones  # noqa: E402
-from satm_tf.training import CoTraining, DomainAdversarial  # noqa: E402
+from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
+from satm_tf.models import ImageClassifier, available_backbones
+from satm_tf.training import CoTraining, DomainAdversarial
 
 __version__ = "0.1.0"
 

@@ -28,7 +28,7 @@ class DataConfig:
         target: What to classify, where the data has both.
         fold: The fold of Adience that is the test set.
         validation_share: Share of the training images (Adience: of the subjects) kept for validation.
-        limit: Use at most this many training images.
+        limit: Use at most this many training images, and validation images in proportion.
         test_limit: Use at most this many test images.
         cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
         num_subjects: Subjects to draw, for synthetic_faces.
@@ -54,13 +54,13 @@ class NetworkConfig:
 
     Attributes:
         backbone: One of satm_tf.models.available_backbones().
-        weights: What the backbone starts from; null is a fresh start.
-        dropout: Rate of the dropout before the classification layer.
+        weights: What the backbone starts from: vggface, imagenet, the path of an HDF5 file; null is a fresh start.
+        dropout: Rate of the dropout before the classification layer; null takes the backbone's own.
     """
 
     backbone: str
     weights: str | None = None
-    dropout: float = 0.0
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class TrainingConfig:
         epochs: Passes over the training images, at most.
         batch_size: Clean images in a step.
         optimizer: Name of a Keras optimizer.
-        learning_rate: Its learning rate.
+        learning_rate: Its learning rate, at the start if it decays.
+        decay: cosine lets the learning rate fall to zero over all epochs; null keeps it.
         optimizer_options: Its other options, such as momentum.
         patience: Stop after this many epochs without a lower validation loss; null never stops early.
     """
@@ -80,6 +81,7 @@ class TrainingConfig:
     batch_size: int = 64
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    decay: Literal["cosine"] | None = None
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     patience: int | None = None
 
@@ -194,6 +196,6 @@ def from_arguments(arguments: Sequence[str], prog: str = "satm_tf") -> Config:
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
         arguments = ["--config", "quickstart", *arguments]
     command_line = parser(prog)
-    values = command_line.instantiate_classes(command_line.parse_args(arguments)).as_dict()
+    values = command_line.instantiate(command_line.parse_args(arguments)).as_dict()
     values.pop("config")
     return Config(**values)

@@ -35,10 +35,10 @@ Networks = dict[str, ImageClassifier]
 def run(config: Config) -> pd.DataFrame:
     """Runs an experiment stage by stage; a stage that has finished is not run again.
 
-    The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras`, `metrics.csv` (a row per
-    stage and epoch), `results.csv` (a row per attack, source and target) and `exports.json`. Whatever a stage writes
-    appears whole or not at all, and its random numbers follow from the seed and the stage's name alone, so that a run
-    that was interrupted between two stages ends as one that was not.
+    The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras` with a record of the weights
+    they started from, `metrics.csv` (a row per stage and epoch), `results.csv` (a row per attack, source and target)
+    and `exports.json`. Whatever a stage writes appears whole or not at all, and its random numbers follow from the seed
+    and the stage's name alone, so that a run that was interrupted between two stages ends as one that was not.
 
     Args:
         config: What to do.
@@ -88,7 +88,8 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
             f"Received: networks={list(config.networks)}, attack={config.attack}, schemes={list(config.schemes)}"
         )
     common = set(config.networks) & set(config.holdouts)
-    odd = [name for name in (*config.networks, *config.holdouts, *config.schemes) if not name or set(name) & set("/\\.")]
+    names = (*config.networks, *config.holdouts, *config.schemes)
+    odd = [name for name in names if not name or set(name) & set("/\\.")]
     if common or odd or "holdout" in config.schemes:
         raise ValueError(
             "Names of networks and schemes must hold no dot or slash, a holdout must not be one of the networks, and "
@@ -121,9 +122,12 @@ def _attack(options: Mapping[str, Any]) -> attacks.Attack:
     return attacks.get({key: "true" if value is True else value for key, value in options.items()})
 
 
-def _optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
-    options = {"learning_rate": training.learning_rate, **training.optimizer_options}
-    return keras.optimizers.get({"class_name": training.optimizer, "config": options})
+def _optimizer(training: TrainingConfig, steps: int = 1) -> keras.optimizers.Optimizer:
+    rate: Any = training.learning_rate
+    if training.decay == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    optimizer = keras.optimizers.get(training.optimizer)
+    return type(optimizer)(learning_rate=rate, **training.optimizer_options)
 
 
 def _frozen(networks: Iterable[str]) -> dict[str, str]:
@@ -135,7 +139,7 @@ def _load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
     if config.root is None and config.format != "synthetic_faces":
         raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
     root = Path(config.root or folder / "synthetic_faces")
-    shares = {"validation_share": config.validation_share, "seed": seed}
+    shares: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
     if config.format == "synthetic_faces":
         synthetic_faces.write_adience(
             root, num_subjects=config.num_subjects, images_per_subject=config.images_per_subject, seed=seed
@@ -144,12 +148,13 @@ def _load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
         images = data.idx.load(root, **shares)
     else:
         images = data.adience.load(root, fold=config.fold, target=config.target, **shares)
-    if config.limit:
-        limited = {part: getattr(images, part).limit(config.limit, seed) for part in ("train", "validation")}
-        images = dataclasses.replace(images, **limited)
-    if config.test_limit:
-        images = dataclasses.replace(images, test=images.test.limit(config.test_limit, seed))
-    return images
+    limits = {
+        "train": config.limit,
+        "validation": config.limit and max(1, round(config.limit * config.validation_share)),
+        "test": config.test_limit,
+    }
+    limited = {part: getattr(images, part).limit(limit, seed) for part, limit in limits.items() if limit}
+    return dataclasses.replace(images, **limited)
 
 
 def _batches(examples: data.Examples, config: Config, **options: Any) -> tf.data.Dataset:
@@ -204,6 +209,8 @@ def _train(stage: str, work: Callable[[], tuple[Networks, pd.DataFrame]], folder
     temporary.mkdir(parents=True)
     for name, network in networks.items():
         network.save(temporary / f"{name}.keras")
+    initial = {name: network.initial_weights for name, network in networks.items()}
+    _write(temporary / "initial_weights.json", json.dumps(initial, indent=2))
     history.to_csv(temporary / "history.csv", index=False)
     temporary.rename(final)
     print(f"{stage}: {len(history)} epochs in {time.monotonic() - began:.0f} s")
@@ -233,12 +240,12 @@ def _co_train(
     networks = {network: _load(folder, f"fine_tune/{network}", network) for network in config.networks}
     frozen = _frozen(config.networks)
     sources = resolve_sources(scheme.learns_from, networks, frozen)
-    used = {source for names in sources.values() for source in names}
+    used = {alias: network for alias, network in frozen.items() if any(alias in names for names in sources.values())}
     trainer = CoTraining(
         networks,
         attack=attack,
         learns_from=scheme.learns_from,
-        frozen={alias: _load(folder, f"fine_tune/{network}", network) for alias, network in frozen.items() if alias in used},
+        frozen={alias: _load(folder, f"fine_tune/{network}", network) for alias, network in used.items()},
         domain_adaptation=scheme.domain_adaptation,
         adversarial_weight=scheme.adversarial_weight,
         seed=config.seed,
@@ -253,15 +260,16 @@ def _load(folder: Path, stage: str, name: str) -> ImageClassifier:
 def _fit(
     trainer: CoTraining, training: TrainingConfig, config: Config, images: data.ImageData, stage: str
 ) -> pd.DataFrame:
-    trainer.compile(optimizer=_optimizer(training))
     rates = {name: f"val_{name}_classification_rate" for name in trainer.networks}
     callbacks = [Progress(stage, {"val_loss": "val_loss", **rates}), keras.callbacks.TerminateOnNaN()]
     if training.patience is not None:
         callbacks.append(keras.callbacks.EarlyStopping(patience=training.patience, restore_best_weights=True))
     drop_remainder = len(images.train) >= training.batch_size
     options = {"batch_size": training.batch_size, "seed": config.seed, "drop_remainder": drop_remainder}
+    train = _batches(images.train, config, shuffle=True, **options)
+    trainer.compile(optimizer=_optimizer(training, training.epochs * len(train)))
     history = trainer.fit(
-        _batches(images.train, config, shuffle=True, **options),
+        train,
         validation_data=_batches(images.validation, config),
         epochs=training.epochs,
         shuffle=False,
@@ -304,9 +312,7 @@ def _evaluate(
     return pd.read_csv(path, keep_default_na=False, na_values={"one_off_rate": ""})
 
 
-def _print_tables(
-    results: pd.DataFrame, ordered: bool, evaluation_attacks: Mapping[str, attacks.Attack]
-) -> None:
+def _print_tables(results: pd.DataFrame, ordered: bool, evaluation_attacks: Mapping[str, attacks.Attack]) -> None:
     for name, attack in evaluation_attacks.items():
         for value in ("classification_rate", "one_off_rate") if ordered else ("classification_rate",):
             table = robustness_table(results, name, value)

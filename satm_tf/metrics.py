@@ -34,7 +34,7 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
             f"Received shapes: {labels.shape} and {predictions.shape}"
         )
     for name, values in (("labels", labels), ("predictions", predictions)):
-        if values.size and not (0 <= values.min() and values.max() < num_classes):
+        if values.size and not (values.min() >= 0 and values.max() < num_classes):
             raise ValueError(
                 f"{name} must lie in [0, {num_classes}). Received values from {values.min()} to {values.max()}"
             )

@@ -23,7 +23,7 @@ def _seeded():
 def make_network():
     """A factory of networks of a few hundred weights: no batch normalisation unless asked for."""
 
-    def make(name: str = "network", *, num_classes: int = 4, batch_norm: bool = False, dropout: float = 0.0, width: int = 6):
+    def make(name="network", *, num_classes=4, batch_norm=False, dropout=0.0, width=6):
         images = x = keras.Input(IMAGE_SHAPE)
         x = keras.layers.Conv2D(width, 3, 2, padding="same", activation="tanh", name="first")(x)
         if batch_norm:

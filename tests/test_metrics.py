@@ -22,7 +22,9 @@ def test_rates_of_a_hand_made_matrix():
     assert metrics.one_off_rate(MATRIX) == pytest.approx(19 / 24)
 
 
-@pytest.mark.parametrize(("label", "predicted", "hit"), [(0, 0, 1), (0, 1, 1), (0, 2, 0), (0, 3, 0), (3, 2, 1), (3, 0, 0)])
+@pytest.mark.parametrize(
+    ("label", "predicted", "hit"), [(0, 0, 1), (0, 1, 1), (0, 2, 0), (0, 3, 0), (3, 2, 1), (3, 0, 0)]
+)
 def test_one_off_at_the_edges_does_not_wrap_around(label, predicted, hit):
     matrix = metrics.confusion_matrix([label], [predicted], 4)
     assert metrics.one_off_rate(matrix) == hit

@@ -33,7 +33,9 @@ def robustness_table(results: pd.DataFrame, attack: str, value: str = "classific
     """
     rows = results[results.attack.isin([CLEAN, attack])].copy()
     if attack not in set(rows.attack):
-        raise ValueError(f"There are no results of this attack, only of {sorted(set(results.attack))}. Received: {attack}")
+        raise ValueError(
+            f"There are no results of this attack, only of {sorted(set(results.attack))}. Received: {attack}"
+        )
     rows[["scheme", "network"]] = rows.target.str.split("/", expand=True)
     source = rows.source.str.split("/")
     rows["source_scheme"], rows["source_network"] = source.str[0], source.str[-1]

@@ -39,7 +39,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         found = {short: f"{logs[key]:.3f}" for short, key in self.figures.items() if key in (logs or {})}
-        self.bar.set_postfix(epoch=f"{epoch + 1}/{self.params['epochs']}", **found)
+        self.bar.set_postfix({"epoch": f"{epoch + 1}/{self.params['epochs']}", **found})
 
     def on_train_end(self, logs: Any = None) -> None:
         self.bar.close()

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -29,9 +29,9 @@ class CoTraining(keras.Model):
     standard or ensemble adversarial training, or plain fine-tuning; see `resolve_sources`.
 
     `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. One optimizer serves all
-    networks; their variables are disjoint, so this equals an optimizer each, but for `global_clipnorm`, which spans all.
-    The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. Sample and class weights
-    scale the clean and the adversarial cross-entropy.
+    networks; their variables are disjoint, so this equals an optimizer each, but for `global_clipnorm`, which spans
+    all. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. Sample and class
+    weights scale the clean and the adversarial cross-entropy.
 
     Args:
         networks: The networks that train, by name: same image shape, same number of classes.
@@ -145,7 +145,8 @@ class CoTraining(keras.Model):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The same losses in inference mode, with every source of every network and the same noise each time."""
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        crafted = self._craft(dict.fromkeys(s for sources in self.sources.values() for s in sources), images, labels, -1)
+        everyone = dict.fromkeys(source for sources in self.sources.values() for source in sources)
+        crafted = self._craft(everyone, images, labels, -1)
         total = sum(
             self._loss(name, images, labels, weights, [crafted[source] for source in sources], training=False)
             for name, sources in self.sources.items()
@@ -154,14 +155,17 @@ class CoTraining(keras.Model):
         return self.get_metrics_result()
 
     def _trained(self, name: str) -> list[keras.Variable]:
-        heads = [self.domain_heads[name]] if name in self.domain_heads else []
-        return [v for layer in (self.networks[name], *heads) for v in layer.trainable_variables]
+        layers: list[keras.layers.Layer] = [self.networks[name]]
+        if name in self.domain_heads:
+            layers.append(self.domain_heads[name])
+        return [variable for layer in layers for variable in layer.trainable_variables]
 
     def _craft(self, sources: Any, images: tf.Tensor, labels: tf.Tensor, step: Any) -> dict[str, tf.Tensor]:
         seed = tf.random.experimental.stateless_fold_in(tf.constant([self.seed, 0]), step)
-        everyone = {**self.networks, **self.frozen}
+        everyone: dict[str, Any] = {**self.networks, **self.frozen}
+        attack = cast(Attack, self.attack)  # the constructor has seen to it
         return {
-            source: self.attack(
+            source: attack(
                 everyone[source],
                 images,
                 labels,
@@ -253,7 +257,9 @@ def _check(
         raise ValueError("CoTraining needs at least one network. Received: none")
     common = set(networks) & set(frozen)
     if common or {id(network) for network in networks.values()} & {id(network) for network in frozen.values()}:
-        raise ValueError(f"A network is either trained or frozen, not both. Received: {sorted(common) or list(networks)}")
+        raise ValueError(
+            f"A network is either trained or frozen, not both. Received: {sorted(common) or list(networks)}"
+        )
     for fact in ("image_shape", "num_classes"):
         values = {name: getattr(network, fact) for name, network in networks.items()}
         if len(set(values.values())) > 1:

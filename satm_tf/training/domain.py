@@ -37,8 +37,8 @@ class DomainAdversarial:
     hidden: int = 256
 
     def __post_init__(self) -> None:
-        constant = not isinstance(self.strength, str)
-        if self.weight < 0 or self.hidden < 1 or (self.strength < 0 if constant else self.strength != "ganin"):
+        known = self.strength == "ganin" if isinstance(self.strength, str) else self.strength >= 0
+        if self.weight < 0 or self.hidden < 1 or not known:
             raise ValueError(
                 "weight must be non-negative, hidden positive, and strength a non-negative number or 'ganin'. "
                 f"Received: {self}"

@@ -26,7 +26,7 @@ def craft(network, images):
 
 
 def gradients_of(network, images, adversarial, labels, head=None, domain_weight=0.0, strength=0.0):
-    """Gradients of Algorithm 1's loss; the reversal is done by hand: the network gets minus `strength` times its part."""
+    """Gradients of Algorithm 1's loss, with the reversal by hand: the network gets minus `strength` times its part."""
     with tf.GradientTape(persistent=True) as tape:
         features = network.features(tf.concat([images, adversarial], 0), training=True)
         logits = network.classify(features, training=True)
@@ -48,7 +48,6 @@ def gradients_of(network, images, adversarial, labels, head=None, domain_weight=
     return [g - strength * r for g, r in zip(gradients, reversed_, strict=True)], tape.gradient(domain, head)
 
 
-
 def twin(make_network, network, **options):
     """A second network with the same weights."""
     other = make_network("twin", **options)
@@ -61,7 +60,9 @@ def assert_weights(network, expected, tolerance=TOLERANCE):
         np.testing.assert_allclose(variable, value, rtol=0, atol=tolerance, err_msg=variable.path)
 
 
-@pytest.mark.parametrize("adaptation", [None, DomainAdversarial(weight=0.5, strength=0.8, hidden=5)], ids=["plain", "domain"])
+@pytest.mark.parametrize(
+    "adaptation", [None, DomainAdversarial(weight=0.5, strength=0.8, hidden=5)], ids=["plain", "domain"]
+)
 def test_one_step_is_algorithm_1(make_network, images, labels, adaptation):
     a, b = make_network("a"), make_network("b", batch_norm=True, width=4)
     trainer = CoTraining(
@@ -90,7 +91,9 @@ def test_one_step_is_algorithm_1(make_network, images, labels, adaptation):
 
     for name, network in (("a", a), ("b", b)):
         assert_weights(network, expected[name])
-        for variable, value in zip(trainer.domain_heads[name].weights if adaptation else [], heads[name] or [], strict=True):
+        for variable, value in zip(
+            trainer.domain_heads[name].weights if adaptation else [], heads[name] or [], strict=True
+        ):
             np.testing.assert_allclose(variable, value, rtol=0, atol=TOLERANCE)
     assert int(trainer.step) == 1
 
@@ -106,7 +109,9 @@ def test_both_networks_attack_with_their_weights_from_before_the_step(make_netwo
     for name, source in (("a", "b"), ("b", "a")):
         old, _ = gradients_of(before[name], images, craft(before[source], images), labels)
         new, _ = gradients_of(before[name], images, craft(after[source], images), labels)
-        moved = [v.value - w for v, w in zip(before[name].trainable_variables, after[name].trainable_variables, strict=True)]
+        moved = [
+            v.value - w for v, w in zip(before[name].trainable_variables, after[name].trainable_variables, strict=True)
+        ]
         error = max(float(tf.reduce_max(tf.abs(m - g))) for m, g in zip(moved, old, strict=True))
         sequential = max(float(tf.reduce_max(tf.abs(m - g))) for m, g in zip(moved, new, strict=True))
         assert error < 10 * TOLERANCE  # the step is ten times that of the tests above
@@ -189,7 +194,9 @@ def test_class_weights_are_those_of_plain_fit(make_network, images, labels):
 
 def test_crafting_and_validating_leave_no_trace(make_network, images, labels, arrays):
     networks = {"a": make_network("a", batch_norm=True, dropout=0.5), "b": make_network("b", dropout=0.5)}
-    trainer = CoTraining(networks, attack=RandomisedStep(epsilon=EPSILON), domain_adaptation=DomainAdversarial(hidden=4))
+    trainer = CoTraining(
+        networks, attack=RandomisedStep(epsilon=EPSILON), domain_adaptation=DomainAdversarial(hidden=4)
+    )
     trainer.compile("sgd")
     state = [arrays(network) for network in networks.values()]
     first = trainer.evaluate(images, labels, verbose=0, return_dict=True)

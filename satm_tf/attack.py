@@ -1,0 +1,208 @@
+"""`python -m satm_tf.attack`: adversarial PNGs of a folder of images or a data set, a table and a picture of them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf import attacks, data, models  # noqa: F401  (models: so that .keras files of ours load)
+from satm_tf.attacks.gallery import write_gallery
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+
+
+def attack(
+    *,
+    model: str,
+    images: str,
+    output: str,
+    attack: str = "pgd",
+    epsilon: list[float] | None = None,
+    options: dict[str, Any] | None = None,
+    format: Literal["images", "folder", "adience", "idx"] = "images",
+    split: Literal["train", "validation", "test"] = "test",
+    target: int | None = None,
+    limit: int | None = 100,
+    image_size: int | None = None,
+    gives: Literal["logits", "probabilities"] = "logits",
+    model_output: str | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Attacks a model on images, and writes PNGs, results.csv and gallery.png.
+
+    The images are made 8-bit before the attack and the adversarial PNGs after it, inside the ball; all that the table
+    says is measured on the PNGs as written.
+
+    Args:
+        model: A .keras file, ours or any other, or the folder of a SavedModel whose graph can be differentiated.
+        images: The folder of the images.
+        output: The folder to write; it must not exist.
+        attack: The name of the attack.
+        epsilon: One or several, in units of images in [0, 1]; 16/256 if none, or no cap for minimum-distortion attacks.
+        options: The attack's other options, such as {"steps": 20, "norm": "l2"}.
+        format: What the folder holds. images: files without labels, so that the model's own predictions are left;
+            folder: a sub-folder a class; adience; idx: MNIST and its like.
+        split: Which split of a data set.
+        target: The class to be reached, for all images; none leaves the label.
+        limit: The most images; null for all.
+        image_size: Height and width; null asks the model.
+        gives: What the model's outputs are.
+        model_output: Which output of a SavedModel.
+        batch_size: Images in a batch.
+        seed: Seed of an attack that draws random numbers.
+
+    Returns:
+        The table, one row for each image and epsilon.
+
+    Raises:
+        ValueError: If the model's outputs are not what `gives` says, or the size is neither given nor known.
+        FileExistsError: If the output exists.
+    """
+    folder = Path(output)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another --output.")
+    configured = _configure(attack, options or {}, epsilon, target, format, seed)
+    network, size, channels = _load_model(model, model_output)
+    if size is None and image_size is None:
+        raise ValueError(f"This model takes images of any size; give --image_size. Received: model={model!r}")
+    examples, names = _load_images(images, format, split, limit)
+    edges = image_size or size
+    batches = list(data.batches(examples, image_size=edges, batch_size=batch_size))  # type: ignore[arg-type]
+    clean = attacks.quantise(np.concatenate([batch for batch, _ in batches]))
+    clean = clean if channels == 3 else attacks.quantise(clean.mean(-1, keepdims=True))
+    labels = np.concatenate([batch for _, batch in batches])
+    _check_outputs(network, clean[:batch_size], gives)
+    network = attacks.FromProbabilities(network) if gives == "probabilities" else network
+
+    wanted = np.full_like(labels, target) if target is not None else labels
+    epsilons = epsilon or [configured.epsilon]
+    crafted = configured.craft(network, clean, wanted, epsilons=epsilons, batch_size=batch_size)
+    before = _predict(network, clean, batch_size)
+    sought = np.asarray(configured.classes(lambda *_, **__: tf.constant(before), tf.constant(clean), wanted))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        here = Path(temporary) / "result"
+        frames = []
+        for radius, adversarial in zip(epsilons, crafted, strict=True):
+            part = here / f"{configured.name}-{radius:g}"
+            written = _write_pngs(part, attacks.as_uint8(adversarial, clean))
+            after = _predict(network, written, batch_size)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "attack": configured.name,
+                        "epsilon": radius,
+                        "file": [f"{part.name}/{index:05d}.png" for index in range(len(clean))],
+                        "source": examples.paths if examples.paths is not None else "",
+                        "label": [names[label] for label in labels] if names else "",
+                        "before": [_name(names, logits) for logits in before],
+                        "after": [_name(names, logits) for logits in after],
+                        **attacks.distortion(written, clean),
+                        "success": np.asarray(configured.succeeds(tf.constant(after), tf.constant(sought))),
+                    }
+                )
+            )
+            title = f"{configured.name}, {configured.norm}, epsilon {radius:g}"
+            columns = [frames[-1][column].tolist() for column in ("before", "after")]
+            write_gallery(part / "gallery.png", clean, written, *columns, title=title)
+        table = pd.concat(frames, ignore_index=True)
+        table.to_csv(here / "results.csv", index=False)
+        here.rename(folder)
+    for radius, group in table.groupby("epsilon"):
+        print(f"epsilon {radius:g}: {group['success'].mean():.1%} of {len(group)} written PNGs fool the model")
+    print(f"written: {folder}")
+    return table
+
+
+def _configure(
+    name: str, options: dict[str, Any], epsilon: list[float] | None, target: int | None, format: str, seed: int
+) -> attacks.Attack:
+    kind = attacks.Attack.members.get(name)
+    given = {"epsilon": max(epsilon)} if epsilon else {"epsilon": 16 / 256} if kind is None or kind.bounded else {}  # type: ignore[attr-defined]
+    # Files without labels have none to leave.
+    source = {"label_source": "target"} if target is not None else {}
+    if not source and format == "images":
+        source = {"label_source": "predicted"}
+    return attacks.get(name, **{**given, **source, "seed": seed, **options})
+
+
+def _load_model(path: str, output: str | None) -> tuple[Any, int | None, int]:
+    """The network, the height and width that it takes if it takes only one, and its number of channels."""
+    if (Path(path) / "saved_model.pb").exists():
+        network: Any = attacks.FromSavedModel(path, output)
+        shape = network.image_shape
+    elif path.endswith(".keras"):
+        network = keras.saving.load_model(path, compile=False)
+        shape = getattr(network, "image_shape", None) or network.input_shape[1:]
+    else:
+        raise ValueError(f"A model is a .keras file or a folder with a saved_model.pb. Received: {path!r}")
+    if shape[0] != shape[1]:
+        raise ValueError(f"Only models of square images are attacked from the command line. Received: shape={shape}")
+    return network, shape[0], shape[-1]
+
+
+def _load_images(root: str, format: str, split: str, limit: int | None) -> tuple[data.Examples, tuple[str, ...]]:
+    if format == "images":
+        paths = sorted(str(path) for path in Path(root).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        if not paths:
+            raise FileNotFoundError(f"No image ({', '.join(_SUFFIXES)}) in the folder. Received: {root}")
+        examples, names = data.Examples(labels=np.zeros(len(paths), "int32"), paths=paths), ()
+    else:
+        whole = {"folder": data.folder, "adience": data.adience, "idx": data.idx}[format].load(root)
+        print(whole.account)
+        examples, names = getattr(whole, split), whole.class_names
+    return (examples if limit is None else examples.limit(limit)), names
+
+
+def _check_outputs(network: Any, images: np.ndarray, gives: str) -> None:
+    outputs = np.asarray(network(tf.constant(images), training=False), "float64")
+    look_like = "probabilities" if np.all(outputs >= 0) and np.allclose(outputs.sum(-1), 1, atol=1e-2) else "logits"
+    if look_like != gives:
+        raise ValueError(
+            f"The model's outputs look like {look_like}: run again with --gives {look_like}"
+            f"{'' if look_like == 'probabilities' else ', or choose another --model_output'}. Received: --gives {gives}"
+        )
+
+
+def _predict(network: Any, images: np.ndarray, batch_size: int) -> np.ndarray:
+    starts = range(0, len(images), batch_size)
+    batches = (tf.constant(images[start : start + batch_size]) for start in starts)
+    return np.concatenate([np.asarray(network(batch, training=False), "float32") for batch in batches])
+
+
+def _write_pngs(folder: Path, images: np.ndarray) -> np.ndarray:
+    """Writes the images, reads them again, and gives what was read, in [0, 1]."""
+    folder.mkdir(parents=True)
+    read = []
+    for index, image in enumerate(images):
+        path = str(folder / f"{index:05d}.png")
+        tf.io.write_file(path, tf.io.encode_png(image))
+        read.append(tf.io.decode_png(tf.io.read_file(path)).numpy() / np.float32(255))
+    return np.stack(read).astype("float32")
+
+
+def _name(names: tuple[str, ...], logits: np.ndarray) -> str:
+    return names[logits.argmax()] if names else str(logits.argmax())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        jsonargparse.CLI(attack, args=arguments, as_positional=False, description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

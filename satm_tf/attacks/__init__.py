@@ -1,0 +1,55 @@
+"""Attacks: an image batch and a network in, an adversarial batch out."""
+
+from satm_tf.attacks.auto import APGD, APGDTargeted, AutoAttack
+from satm_tf.attacks.base import LABEL_SOURCES, Attack, Outcome, available_attacks, get, serialize
+from satm_tf.attacks.carlini_wagner import CarliniWagnerL0, CarliniWagnerL2, CarliniWagnerLinf
+from satm_tf.attacks.deepfool import DeepFool, MinimumDistortion
+from satm_tf.attacks.hop_skip_jump import HopSkipJump
+from satm_tf.attacks.iterative import BIM, MIFGSM, NIFGSM, PGD, VMIFGSM, IterativeAttack, IterativeLL
+from satm_tf.attacks.perceptual import as_uint8, distortion, quantise
+from satm_tf.attacks.single_step import FGSM, FastGradientValue, HotCold, RandomisedStep, StepLL
+from satm_tf.attacks.sources import Ensemble, FromProbabilities, FromSavedModel, InTurn
+from satm_tf.attacks.square import SquareAttack
+from satm_tf.attacks.transforms import InputDiversity, ScaleInvariance, Transform, TranslationInvariance
+
+__all__ = [
+    "APGD",
+    "BIM",
+    "FGSM",
+    "LABEL_SOURCES",
+    "MIFGSM",
+    "NIFGSM",
+    "PGD",
+    "VMIFGSM",
+    "APGDTargeted",
+    "Attack",
+    "AutoAttack",
+    "CarliniWagnerL0",
+    "CarliniWagnerL2",
+    "CarliniWagnerLinf",
+    "DeepFool",
+    "Ensemble",
+    "FastGradientValue",
+    "FromProbabilities",
+    "FromSavedModel",
+    "HopSkipJump",
+    "HotCold",
+    "InTurn",
+    "InputDiversity",
+    "IterativeAttack",
+    "IterativeLL",
+    "MinimumDistortion",
+    "Outcome",
+    "RandomisedStep",
+    "ScaleInvariance",
+    "SquareAttack",
+    "StepLL",
+    "Transform",
+    "TranslationInvariance",
+    "as_uint8",
+    "available_attacks",
+    "distortion",
+    "get",
+    "quantise",
+    "serialize",
+]

@@ -1,0 +1,381 @@
+"""What every attack has in common: bounds, ball, label source, targeting, batching, seed, configuration, names."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from satm_tf.attacks.configuration import Configured, serialize
+from satm_tf.attacks.losses import cross_entropy
+from satm_tf.attacks.norms import NORMS
+from satm_tf.attacks.sources import Model, logits_of
+from satm_tf.errors import unknown_name
+
+__all__ = ["LABEL_SOURCES", "Attack", "LabelSource", "Model", "Outcome", "available_attacks", "get", "serialize"]
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Which class an attack moves away from or toward.
+
+    Attributes:
+        choose: Takes the labels `[batch]` and a function that gives logits `[batch, classes]`, called only if they
+            matter, to int32 classes `[batch]`.
+        direction: +1.0 ascends the loss of that class (away from it), -1.0 descends it (toward it).
+    """
+
+    choose: Callable[[tf.Tensor, Callable[[], tf.Tensor]], tf.Tensor]
+    direction: float
+
+
+LABEL_SOURCES = {
+    "true": LabelSource(lambda labels, logits: labels, +1.0),
+    "predicted": LabelSource(lambda labels, logits: tf.argmax(logits(), -1, tf.int32), +1.0),
+    "least_likely": LabelSource(lambda labels, logits: tf.argmin(logits(), -1, tf.int32), -1.0),
+    "target": LabelSource(lambda labels, logits: labels, -1.0),
+}
+
+
+class Outcome(NamedTuple):
+    """What an attack made of a batch.
+
+    Attributes:
+        images: float32 `[batch, height, width, channels]`, the adversarial images.
+        before: int32 `[batch]`, the classes predicted for the clean images.
+        after: int32 `[batch]`, the classes predicted for the adversarial images.
+        success: bool `[batch]`: the class that the attack left is left, or the one that it sought is reached.
+        distortion: float32 `[batch]`, the perturbations in the attack's norm.
+    """
+
+    images: tf.Tensor
+    before: tf.Tensor
+    after: tf.Tensor
+    success: tf.Tensor
+    distortion: tf.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Configured, abc.ABC, kind="attack"):
+    """An immutable configuration that turns a batch of images and a network into adversarial images.
+
+    A call is traceable inside a `tf.function` and leaves no trace in the network: it runs in inference mode and watches
+    nothing but the images. The result has its gradient stopped, lies inside [0, 1] and within `epsilon` of the images.
+    A subclass writes `perturb` and gets the rest from here; `class Mine(Attack, name="mine")` makes it known to `get`.
+
+    A call outside a `tf.function` runs eagerly, at less than half the speed; `compiled` gives the fast form.
+
+    Attributes:
+        epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
+        norm: "linf" or "l2".
+        label_source: "true" ascends the loss of the labels given; "predicted" that of the network's own prediction;
+            "least_likely" descends the loss of the least likely class; "target" that of the labels given.
+        seed: Seed of an attack that draws random numbers, used when a call brings none.
+
+    Raises:
+        ValueError: If epsilon is negative, or above 1 where no L-infinity perturbation of a [0, 1] image can reach;
+            or if norm or label source is unknown.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Brighter(Attack, name="brighter"):
+        ...     def perturb(self, model, images, labels, epsilon, seed):
+        ...         return images + epsilon
+        >>> adversarial = get("brighter", epsilon=0.1)(network, images, labels)
+    """
+
+    norms: ClassVar[Sequence[str]] = ("linf", "l2")
+    label_sources: ClassVar[Sequence[str]] = tuple(LABEL_SOURCES)
+    bounded: ClassVar[bool] = True
+
+    epsilon: float
+    norm: str = "linf"
+    label_source: str = "true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise unknown_name("norm", self.norm, self.norms)
+        if self.norm not in self.norms:
+            raise ValueError(
+                f"Attack {self.name!r} is defined for norm {_either(self.norms)} only. Received: norm={self.norm!r}"
+            )
+        if self.label_source not in LABEL_SOURCES:
+            raise unknown_name("label source", self.label_source, LABEL_SOURCES)
+        if self.label_source not in self.label_sources:
+            raise ValueError(
+                f"Attack {self.name!r} takes label source {_either(self.label_sources)} only. "
+                f"Received: label_source={self.label_source!r}"
+            )
+        largest = 1.0 if self.norm == "linf" else math.inf
+        no_ball = self.epsilon == math.inf
+        if not (0 <= self.epsilon <= largest and not no_ball) and not (no_ball and not self.bounded):
+            hint = f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if self.epsilon > 1 else ""
+            raise ValueError(
+                f"epsilon is in units of images in [0, 1] and not negative{hint} Received: epsilon={self.epsilon}"
+            )
+
+    def __call__(
+        self,
+        model: Model,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        *,
+        epsilon: tf.Tensor | float | None = None,
+        seed: tf.Tensor | int | None = None,
+    ) -> tf.Tensor:
+        """Crafts adversarial images.
+
+        Args:
+            model: Keras model (or a callable that takes `training`) from images to logits `[batch, classes]`; one that
+                gives probabilities goes in a `FromProbabilities`, a SavedModel in a `FromSavedModel`.
+            images: Floats `[batch, height, width, channels]` in [0, 1].
+            labels: Integers `[batch]`: true classes, or the targets where the label source is "target".
+            epsilon: In place of the attack's own: a scalar, or one per image `[batch]`.
+            seed: In place of the attack's own: an integer, or two of them `[2]` as stateless random ops take.
+
+        Returns:
+            Adversarial images, float32 like `images`.
+
+        Raises:
+            ValueError: If the images, in eager mode, do not lie in [0, 1]; if the model gives probabilities and does
+                not say so; or if no gradient reaches the images.
+        """
+        images = tf.cast(images, tf.float32)
+        labels = tf.cast(labels, tf.int32)
+        _check_range(images)
+        radius = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
+        if radius.shape.rank == 1:
+            radius = tf.reshape(radius, [-1, 1, 1, 1])
+        key = tf.cast(self.seed if seed is None else seed, tf.int32)
+        key = key if key.shape.rank == 1 else tf.stack([0, key])
+        perturbed = self.perturb(model, images, labels, radius, key)
+        return tf.stop_gradient(self.project(perturbed, images, radius))
+
+    @abc.abstractmethod
+    def perturb(
+        self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """The attack itself; bounds and ball are seen to afterwards.
+
+        Args:
+            model: The network.
+            images: float32 `[batch, height, width, channels]` in [0, 1].
+            labels: int32 `[batch]`.
+            epsilon: float32 scalar or `[batch, 1, 1, 1]`.
+            seed: int32 `[2]`.
+
+        Returns:
+            float32 images.
+        """
+
+    def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
+        """This attack on this model as one compiled function, for those who are not inside a `tf.function` already.
+
+        It holds the model for as long as it is held itself, and sees the model's weights as they are at each call.
+
+        Args:
+            model: As for a call.
+
+        Returns:
+            A function of `(images, labels, *, epsilon=None, seed=None)` that gives what a call gives. Neither another
+            epsilon nor another seed compiles it anew; another batch size does so once.
+
+        Example:
+            >>> craft = PGD(epsilon=8 / 255).compiled(network)
+            >>> for images, labels in dataset:
+            ...     adversarial = craft(images, labels)
+        """
+
+        @tf.function(reduce_retracing=True)
+        def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            return self(model, images, labels, epsilon=epsilon, seed=seed)
+
+        def call(
+            images: tf.Tensor,
+            labels: tf.Tensor,
+            *,
+            epsilon: tf.Tensor | float | None = None,
+            seed: tf.Tensor | int | None = None,
+        ) -> tf.Tensor:
+            images = tf.cast(images, tf.float32)
+            _check_range(images)
+            epsilon = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
+            return craft(
+                images, tf.cast(labels, tf.int32), epsilon, tf.cast(self.seed if seed is None else seed, tf.int32)
+            )
+
+        return call
+
+    def craft(
+        self,
+        model: Model,
+        images: Any,
+        labels: Any,
+        *,
+        epsilons: Sequence[float] | None = None,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Crafts from whole arrays, batch by batch, compiled, at one epsilon or at several at once.
+
+        Args:
+            model: As for a call.
+            images: Floats `[images, height, width, channels]` in [0, 1].
+            labels: Integers `[images]`.
+            epsilons: Several epsilons in place of the attack's own.
+            batch_size: How many adversarial images are crafted together. Each batch draws its own random numbers.
+
+        Returns:
+            float32 like `images`; with `epsilons`, one more axis in front, `[epsilons, images, ...]`.
+
+        Example:
+            >>> FGSM(epsilon=0.1).craft(network, images, labels, epsilons=[2 / 256, 4 / 256, 8 / 256]).shape
+            (3, 1000, 48, 48, 3)
+        """
+        images, labels = np.asarray(images, "float32"), np.asarray(labels, "int32")
+        radii = np.asarray([self.epsilon] if epsilons is None else epsilons, "float32")
+        # Every epsilon of an image side by side, so that a batch holds them all at once.
+        pairs = np.indices([len(images), len(radii)]).reshape(2, -1)
+        compiled = self.compiled(model)
+        crafted = [
+            compiled(images[image], labels[image], epsilon=radii[radius], seed=[batch, self.seed])
+            for batch, (image, radius) in enumerate(_batches(pairs, batch_size))
+        ]
+        by_image = np.concatenate([np.zeros([0, *images.shape[1:]], "float32"), *crafted])
+        result = by_image.reshape(len(images), len(radii), *images.shape[1:]).swapaxes(0, 1)
+        return result[0] if epsilons is None else result
+
+    def outcome(self, model: Model, images: tf.Tensor, labels: tf.Tensor, **call: Any) -> Outcome:
+        """Crafts, and says of each image whether that succeeded and how far it went.
+
+        Args:
+            model: As for a call.
+            images: As for a call.
+            labels: As for a call.
+            **call: `epsilon` and `seed`, as for a call.
+
+        Example:
+            >>> outcome = DeepFool().outcome(network, images, labels)
+            >>> float(tf.reduce_mean(outcome.distortion[outcome.success]))
+        """
+        images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+        adversarial = self(model, images, labels, **call)
+        clean, crafted = logits_of(model, images), logits_of(model, adversarial)
+        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(clean))
+        return Outcome(
+            adversarial,
+            tf.argmax(consensus(clean), -1, tf.int32),
+            tf.argmax(consensus(crafted), -1, tf.int32),
+            self.succeeds(consensus(crafted), classes),
+            tf.reshape(NORMS[self.norm].length(adversarial - images), [-1]),
+        )
+
+    def project(self, perturbed: tf.Tensor, images: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+        """The images nearest to `perturbed` in the ball of radius `epsilon` around `images`, clipped to [0, 1]."""
+        return tf.clip_by_value(images + NORMS[self.norm].project(perturbed - images, epsilon), 0.0, 1.0)
+
+    def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The int32 classes `[batch]` that the label source chooses at these images."""
+        return LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(logits_of(model, images)))
+
+    def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """What the attack ascends, `[..., batch]`, from logits `[..., batch, classes]` and classes `[batch]`."""
+        return LABEL_SOURCES[self.label_source].direction * cross_entropy(classes, logits)
+
+    def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """Whether logits `[batch, classes]` have left the classes `[batch]`, or reached them if they are sought."""
+        reached = tf.argmax(logits, -1, tf.int32) == classes
+        return reached if LABEL_SOURCES[self.label_source].direction < 0 else ~reached
+
+    def gradient(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The gradient, on the pixels, of what the attack ascends: one forward and one backward pass.
+
+        The label source chooses at these images.
+        """
+        source = LABEL_SOURCES[self.label_source]
+
+        def objective(logits: tf.Tensor) -> tf.Tensor:
+            fixed = tf.stop_gradient(logits)
+            return self.objective(logits, source.choose(labels, lambda: consensus(fixed)))
+
+        return input_gradient(model, images, objective)[0]
+
+
+def input_gradient(
+    model: Model, images: tf.Tensor, objective: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradient, on the pixels, of a function of the logits: one forward and one backward pass.
+
+    The objective is summed over the batch, not averaged: the sign is the same, and a mean in float16 underflows.
+
+    Args:
+        model: The network.
+        images: float32 `[batch, height, width, channels]`.
+        objective: Takes logits `[..., batch, classes]` to one number for each image, `[..., batch]`.
+
+    Returns:
+        The gradients, like `images`; the objectives, `[..., batch]`; the logits.
+
+    Raises:
+        ValueError: If the objective does not depend on the images through differentiable operations.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        logits = logits_of(model, images)
+        values = objective(logits)
+        total = tf.reduce_sum(values)
+    gradient = tape.gradient(total, images)
+    if gradient is None:
+        raise ValueError(
+            "No gradient reaches the images: the model's outputs do not depend on them through differentiable "
+            f"operations. Attacks without gradients, such as 'square', do not need one. Received: model={model!r}"
+        )
+    return gradient, values, logits
+
+
+def consensus(logits: tf.Tensor) -> tf.Tensor:
+    """The mean over all leading axes of logits `[..., batch, classes]`."""
+    return logits if logits.shape.rank == 2 else tf.reduce_mean(logits, axis=range(logits.shape.rank - 2))
+
+
+def available_attacks() -> list[str]:
+    """The names that `get` takes."""
+    return sorted(Attack.members)
+
+
+def get(identifier: str | Mapping[str, Any] | Attack, **config: Any) -> Attack:
+    """An attack from its name, or from a mapping as `serialize` gives; an attack passes through.
+
+    Args:
+        identifier: A name such as "fgsm", a mapping with a "name" and the constructor's arguments, or an attack.
+        **config: Constructor's arguments; they take precedence over the mapping's.
+
+    Raises:
+        ValueError: If the name or an argument is unknown; the message gives the nearest.
+
+    Example:
+        >>> get("fgsm", epsilon=0.1).epsilon
+        0.1
+    """
+    return Attack.get(identifier, **config)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _check_range(images: tf.Tensor) -> None:
+    if tf.executing_eagerly() and not bool(tf.reduce_all((images >= 0) & (images <= 1))):
+        raise ValueError(
+            "Attacks take images in [0, 1]; divide 8-bit images by 255. "
+            f"Received values from {tf.reduce_min(images):g} to {tf.reduce_max(images):g}"
+        )
+
+
+def _batches(pairs: np.ndarray, size: int) -> list[np.ndarray]:
+    return [pairs[:, start : start + size] for start in range(0, pairs.shape[1], size)]

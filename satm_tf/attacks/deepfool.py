@@ -1,0 +1,109 @@
+"""Attacks that look for the smallest perturbation that works, and the first of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tensorflow as tf
+
+from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
+from satm_tf.attacks.losses import margin
+from satm_tf.attacks.norms import NORMS
+from satm_tf.attacks.sources import logits_of
+
+# As in the authors' code: where pixels are held at the ends of the range, steps would otherwise get ever shorter.
+_BEYOND = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumDistortion(Attack):
+    """An attack that looks for the smallest perturbation that works; `outcome` tells of each image whether one did.
+
+    An image for which none is found comes back as near to one as the attack got. An image that needs no perturbation
+    gets none.
+
+    Attributes:
+        epsilon: A cap: a perturbation that is found beyond it is brought back to it, and may then work no more.
+            Infinity is none.
+    """
+
+    bounded: ClassVar[bool] = False
+
+    epsilon: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool(MinimumDistortion, name="deepfool"):
+    """DeepFool: steps onto the nearest of the linearised boundaries, until one is crossed.
+
+    Attributes:
+        norm: "l2", or "linf".
+        steps: The most steps, at least 1.
+        candidates: How many rival classes are looked at, those with the largest logits at the clean image.
+        overshoot: By what share the perturbation is made longer, so as to cross a boundary and not lie on it.
+
+    Raises:
+        ValueError: If steps or candidates are below 1 or the overshoot is negative.
+
+    Example:
+        >>> outcome = DeepFool().outcome(network, images, labels)
+        >>> outcome.distortion  # L2, of each image
+
+    Source:
+        Moosavi-Dezfooli et al., "DeepFool: A Simple and Accurate Method to Fool Deep Neural Networks", CVPR 2016,
+        Algorithm 2; toward a target, the one boundary with the strongest other class.
+    """
+
+    norm: str = "l2"
+    steps: int = 50
+    candidates: int = 10
+    overshoot: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.candidates < 1 or self.overshoot < 0:
+            raise ValueError(f"DeepFool needs steps, candidates, and no negative overshoot. Received: {self}")
+
+    def perturb(
+        self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """Steps until every image is across, or there have been enough."""
+        clean = consensus(logits_of(model, images))
+        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
+        mine = tf.one_hot(classes, clean.shape[-1], on_value=math.inf, off_value=0.0)
+        rivals = tf.math.top_k(clean - mine, min(self.candidates, clean.shape[-1] - 1)).indices
+
+        def step(
+            index: tf.Tensor, total: tf.Tensor, x: tf.Tensor, done: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            nearest = self._onto_the_nearest(model, x, classes, rivals)
+            total = tf.where(done[:, None, None, None], total, total + nearest)
+            x = tf.clip_by_value(images + (1 + self.overshoot) * total, 0.0, 1.0)
+            return index + 1, total, x, self.succeeds(consensus(logits_of(model, x)), classes)
+
+        start = (0, tf.zeros_like(images), images, self.succeeds(clean, classes))
+        return tf.while_loop(lambda index, *others: (index < self.steps) & ~tf.reduce_all(others[-1]), step, start)[2]
+
+    def _onto_the_nearest(self, model: Model, x: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> tf.Tensor:
+        # One forward pass serves every rival; a persistent tape goes back once for each.
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            tape.watch(x)
+            gaps = self._gaps(consensus(logits_of(model, x)), classes, rivals)
+        gradients = tf.stack([tape.gradient(gap, x) for gap in gaps])
+        sizes = tf.abs(gradients) if self.norm == "linf" else tf.square(gradients)
+        dual = tf.reduce_sum(sizes, axis=(2, 3, 4))
+        # The length of the way to each boundary, and the way itself.
+        length = tf.abs(tf.stack(gaps)) / tf.maximum(dual if self.norm == "linf" else tf.sqrt(dual), 1e-20)
+        best = tf.argmin(length, axis=0, output_type=tf.int32)
+        index = tf.stack([best, tf.range(tf.shape(x)[0])], axis=-1)
+        direction = NORMS[self.norm].steepest(tf.gather_nd(gradients, index))
+        return tf.where(direction == 0, 0.0, (tf.gather_nd(length, index) + _BEYOND)[:, None, None, None] * direction)
+
+    def _gaps(self, logits: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> list[tf.Tensor]:
+        """What has to rise to zero, for each way across: `[batch]` each."""
+        if LABEL_SOURCES[self.label_source].direction < 0:
+            return [-margin(classes, logits)]
+        own = tf.gather(logits, classes, batch_dims=1)
+        return [tf.gather(logits, rival, batch_dims=1) - own for rival in tf.unstack(rivals, axis=1)]

@@ -1,0 +1,212 @@
+"""Attacks of many gradient steps: one loop, whose settings are the methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tensorflow as tf
+
+from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus, input_gradient
+from satm_tf.attacks.losses import LOSSES
+from satm_tf.attacks.norms import NORMS
+from satm_tf.attacks.sources import at_step, logits_of
+from satm_tf.attacks.transforms import Transform
+from satm_tf.errors import unknown_name
+
+_fold_in = tf.random.experimental.stateless_fold_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeAttack(Attack, name="iterative"):
+    """Steps of steepest ascent, each followed by the way back into the ball; the settings make the known methods.
+
+    With `g` the gradient, `v` the velocity and `m` the momentum, a step is `v <- m v + g / mean|g|` and
+    `x <- project(x + step_size * steepest(v))`. A class that the network has to choose (label source "predicted" or
+    "least_likely") is chosen once, at the clean image. The loop is a graph's, so its length costs no tracing.
+
+    Attributes:
+        steps: Number of gradient steps, at least 1.
+        step_size: Length of a step in units of images in [0, 1]; None is `epsilon / steps` (2.5 times that for PGD).
+        random_start: Whether to start from a point uniform in the ball, not from the image.
+        restarts: From how many starts to go; each image keeps the result of the highest loss.
+        momentum: The share of the velocity that lasts, mu in Dong et al.; 0 forgets.
+        nesterov: Whether the gradient is taken where the velocity leads, `x + step_size * m v`.
+        neighbours: Variance tuning: how many random neighbours correct the next gradient by what theirs differ from
+            it; 0 is none. Each costs one gradient a step.
+        neighbourhood: Half the width of the cube that they are drawn from, in units of epsilon; beta in Wang and He.
+        transforms: Parts that make it transfer, as objects, names or mappings.
+        loss: "cross_entropy", "margin", "dlr" or "hot_cold".
+
+    Raises:
+        ValueError: If a number is out of range, a name unknown, or restarts would all be the same.
+
+    Example:
+        >>> mi_di_ti = MIFGSM(epsilon=16 / 256, transforms=(InputDiversity(), TranslationInvariance()))
+        >>> adversarial = mi_di_ti(network, images, labels)
+    """
+
+    reach: ClassVar[float] = 1.0
+
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = False
+    restarts: int = 1
+    momentum: float = 0.0
+    nesterov: bool = False
+    neighbours: int = 0
+    neighbourhood: float = 1.5
+    transforms: tuple[Transform, ...] = ()
+    loss: str = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "transforms", tuple(Transform.get(part) for part in self.transforms))
+        for option, least in (("steps", 1), ("restarts", 1), ("momentum", 0), ("neighbours", 0), ("neighbourhood", 0)):
+            if getattr(self, option) < least:
+                raise ValueError(f"{option} must be at least {least}. Received: {option}={getattr(self, option)}")
+        if self.step_size is not None and self.step_size <= 0:
+            raise ValueError(f"step_size must be positive. Received: step_size={self.step_size}")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"Restarts differ by random_start=True only. Received: restarts={self.restarts}")
+        if self.loss not in LOSSES:
+            raise unknown_name("loss", self.loss, LOSSES)
+
+    def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """The loss of that name, ascended or descended."""
+        return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
+
+    def perturb(
+        self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """As many attempts as there are starts, and of each image the best."""
+        classes = self.classes(model, images, labels)
+        if self.restarts == 1:
+            return self._attempt(model, images, classes, epsilon, seed)
+
+        def restart(index: tf.Tensor, best: tf.Tensor, highest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            found = self._attempt(model, images, classes, epsilon, _fold_in(seed, index))
+            value = consensus(self.objective(logits_of(model, found), classes)[..., None])[..., 0]
+            better = value > highest
+            return (
+                index + 1,
+                tf.where(better[:, None, None, None], found, best),
+                tf.where(better, value, highest),
+            )
+
+        nothing = tf.fill(tf.shape(classes), -tf.float32.max)
+        return tf.while_loop(lambda index, *_: index < self.restarts, restart, (0, images, nothing))[1]
+
+    def _attempt(
+        self, model: Model, images: tf.Tensor, classes: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        norm = NORMS[self.norm]
+        step_size = epsilon * self.reach / self.steps if self.step_size is None else self.step_size
+
+        def step(index: tf.Tensor, x: tf.Tensor, velocity: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            key = _fold_in(seed, index)
+            network = at_step(model, index)
+            point = x + step_size * self.momentum * velocity if self.nesterov else x
+            gradient = self._gradient(network, point, classes, key)
+            direction = gradient + variance
+            for part in self.transforms:
+                direction = part.gradient(direction)
+            size = tf.reduce_mean(tf.abs(direction), axis=(1, 2, 3), keepdims=True)
+            velocity = self.momentum * velocity + tf.math.divide_no_nan(direction, size)
+            if self.neighbours:
+                variance = self._around(network, point, classes, epsilon, key) - gradient
+            return index + 1, self.project(x + step_size * norm.steepest(velocity), images, epsilon), velocity, variance
+
+        start = images
+        if self.random_start:
+            start = self.project(images + epsilon * norm.random(tf.shape(images), seed), images, epsilon)
+        still = tf.zeros_like(images)
+        return tf.while_loop(lambda index, *_: index < self.steps, step, (0, start, still, still))[1]
+
+    def _gradient(self, network: Model, point: tf.Tensor, classes: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        # The last part wraps first, so that images pass the parts in their order.
+        for place, part in reversed(list(enumerate(self.transforms))):
+            network = part.network(network, _fold_in(key, place))
+        return input_gradient(network, point, lambda logits: self.objective(logits, classes))[0]
+
+    def _around(
+        self, network: Model, point: tf.Tensor, classes: tf.Tensor, epsilon: tf.Tensor, key: tf.Tensor
+    ) -> tf.Tensor:
+        """The mean gradient of random neighbours."""
+
+        def add(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            own = _fold_in(key, index + len(self.transforms))
+            offset = epsilon * self.neighbourhood * tf.random.stateless_uniform(tf.shape(point), own, -1.0, 1.0)
+            return index + 1, total + self._gradient(network, point + offset, classes, own)
+
+        total = tf.while_loop(lambda index, _: index < self.neighbours, add, (0, tf.zeros_like(point)))[1]
+        return total / self.neighbours
+
+
+@dataclass(frozen=True, kw_only=True)
+class BIM(IterativeAttack, name="bim"):
+    """Basic iterative method, iterative FGSM: `steps` steps of `epsilon / steps` from the image itself.
+
+    Source:
+        Kurakin et al., "Adversarial Examples in the Physical World", ICLR Workshops 2017, section 2.2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeLL(IterativeAttack, name="iterative_ll"):
+    """Iterative least likely class: BIM toward the class that is least likely at the clean image.
+
+    Source:
+        Kurakin et al., "Adversarial Examples in the Physical World", ICLR Workshops 2017, section 2.3.
+    """
+
+    label_source: str = "least_likely"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(IterativeAttack, name="pgd"):
+    """Projected gradient descent: a random start, and steps that together could cross the ball.
+
+    Source:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+
+    reach: ClassVar[float] = 2.5
+
+    random_start: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIFGSM(IterativeAttack, name="mi_fgsm"):
+    """Momentum iterative FGSM.
+
+    Source:
+        Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, Algorithm 1.
+    """
+
+    momentum: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NIFGSM(MIFGSM, name="ni_fgsm"):
+    """Nesterov iterative FGSM; with `transforms=("scale_invariance",)` SI-NI-FGSM.
+
+    Gradients are divided by their mean absolute value, as the authors' code does, not by their L1 norm, as the paper
+    prints: with the norm, the point where the velocity leads would not differ from `x`.
+
+    Source:
+        Lin et al., "Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks", ICLR 2020, Eq. 4-5.
+    """
+
+    nesterov: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class VMIFGSM(MIFGSM, name="vmi_fgsm"):
+    """Variance-tuned momentum iterative FGSM.
+
+    Source:
+        Wang and He, "Enhancing the Transferability of Adversarial Attacks through Variance Tuning", CVPR 2021.
+    """
+
+    neighbours: int = 20

@@ -1,0 +1,74 @@
+"""What attacks ascend to leave a class, or descend to reach it.
+
+Each function takes int32 classes `[batch]` and float32 logits `[..., batch, classes]`, and gives the loss
+`[..., batch]` of each image. Leading axes hold several answers about the same images, such as an ensemble's.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def cross_entropy(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The negative logarithm of the class's probability."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(_for_each(classes, logits), logits)
+
+
+def margin(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The strongest other logit minus the class's own: positive where the class has lost.
+
+    Source:
+        Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, f_6 without its bound.
+    """
+    own, other = own_and_other(classes, logits)
+    return other - own
+
+
+def difference_of_logits_ratio(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The margin over the distance from the first to the third logit, so that the scale of the logits is gone.
+
+    With two classes, where there is no third logit, the distance is to the second.
+
+    Source:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness", ICML 2020, Eq. 6.
+    """
+    ordered = tf.math.top_k(logits, min(3, logits.shape[-1])).values
+    return tf.math.divide_no_nan(margin(classes, logits), ordered[..., 0] - ordered[..., -1])
+
+
+def targeted_ratio(classes: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The target's logit minus the class's, over the distance from the first to the mean of the third and fourth logit.
+
+    Where there are fewer than four classes, the distance is to the mean of those after the second, or to the second.
+
+    Source:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness", ICML 2020, Eq. 7.
+    """
+    ordered = tf.math.top_k(logits, min(4, logits.shape[-1])).values
+    far = tf.reduce_mean(ordered[..., min(2, logits.shape[-1] - 1) :], axis=-1)
+    gap = own_and_other(targets, logits)[0] - own_and_other(classes, logits)[0]
+    return tf.math.divide_no_nan(gap, ordered[..., 0] - far)
+
+
+def hot_cold(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Has the gradient that puts plus the strongest other logit at that class, and minus its own at the class.
+
+    Source:
+        Rozsa et al., "Adversarial Diversity and Hard Positive Generation", CVPR Workshops 2016.
+    """
+    own, other = own_and_other(classes, logits)
+    return tf.stop_gradient(tf.abs(other)) * other - tf.stop_gradient(tf.abs(own)) * own
+
+
+def own_and_other(classes: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The logit of the class and the strongest of the others, each `[..., batch]`."""
+    mask = tf.one_hot(_for_each(classes, logits), tf.shape(logits)[-1], on_value=True, off_value=False)
+    own = tf.reduce_max(tf.where(mask, logits, -tf.float32.max), axis=-1)
+    return own, tf.reduce_max(tf.where(mask, -tf.float32.max, logits), axis=-1)
+
+
+def _for_each(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.broadcast_to(classes, tf.shape(logits)[:-1])
+
+
+LOSSES = {"cross_entropy": cross_entropy, "dlr": difference_of_logits_ratio, "margin": margin, "hot_cold": hot_cold}

@@ -1,0 +1,98 @@
+"""Square attack: random search, from the logits alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tensorflow as tf
+
+from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
+from satm_tf.attacks.losses import margin
+from satm_tf.attacks.sources import logits_of
+
+_fold_in = tf.random.experimental.stateless_fold_in
+
+# After which share of the queries the squares' area halves.
+_HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareAttack(Attack, name="square"):
+    """Squares of `+epsilon` or `-epsilon` at random places, kept if the margin falls. It needs no gradient.
+
+    An image that has been fooled is left as it is, and the search ends when all are.
+
+    Attributes:
+        queries: The most queries of the network for each image, at least 1.
+        share: The share of the image that the first squares cover, in (0, 1]; p in the paper.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> adversarial = SquareAttack(epsilon=8 / 255, queries=1000)(network, images, labels)
+
+    Source:
+        Andriushchenko et al., "Square Attack: A Query-efficient Black-box Adversarial Attack via Random Search", ECCV
+        2020, Algorithms 1 and 2.
+    """
+
+    norms: ClassVar[Sequence[str]] = ("linf",)
+
+    queries: int = 5000
+    share: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.queries < 1 or not 0 < self.share <= 1:
+            raise ValueError(f"queries must be at least 1, and share in (0, 1]. Received: {self}")
+
+    def perturb(
+        self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """Query after query."""
+        classes = self.classes(model, images, labels)
+        batch, height, width, channels = tf.unstack(tf.shape(images))
+        rows, columns = tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
+
+        def look(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            logits = consensus(logits_of(model, x))
+            value = LABEL_SOURCES[self.label_source].direction * margin(classes, logits)
+            return value, self.succeeds(logits, classes)
+
+        def signs(shape: list[tf.Tensor | int], key: tf.Tensor) -> tf.Tensor:
+            return tf.sign(tf.random.stateless_uniform(shape, key) - 0.5)
+
+        def query(
+            index: tf.Tensor, best: tf.Tensor, highest: tf.Tensor, done: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            key = _fold_in(seed, index)
+            progress = tf.cast(index, tf.float32) / self.queries
+            halvings = tf.reduce_sum(tf.cast(progress > tf.constant(_HALVINGS), tf.float32))
+            area = self.share * 0.5**halvings * tf.cast(height * width, tf.float32)
+            side = tf.clip_by_value(tf.cast(tf.round(tf.sqrt(area)), tf.int32), 1, tf.minimum(height, width))
+            room = tf.cast(tf.stack([height - side, width - side])[:, None] + 1, tf.float32)
+            corner = tf.cast(tf.floor(tf.random.stateless_uniform([2, batch], key) * room), tf.int32)
+            top, left = corner[0, :, None, None, None], corner[1, :, None, None, None]
+            inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+            flipped = images + epsilon * signs([batch, 1, 1, channels], _fold_in(key, 1))
+            x = tf.clip_by_value(tf.where(inside, flipped, best), 0.0, 1.0)
+            value, success = look(x)
+            better = (value > highest) & ~done
+            return (
+                index + 1,
+                tf.where(better[:, None, None, None], x, best),
+                tf.where(better, value, highest),
+                done | (better & success),
+            )
+
+        clean_value, done = look(images)
+        stripes = tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
+        value, success = look(stripes)
+        start = tf.where(done[:, None, None, None], images, stripes)
+        state = (1, start, tf.where(done, clean_value, value), done | success)
+        return tf.while_loop(lambda index, *others: (index < self.queries) & ~tf.reduce_all(others[-1]), query, state)[
+            1
+        ]

@@ -1,0 +1,134 @@
+"""What makes an iterative attack transfer: parts that change what the network sees, or the gradient that comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from satm_tf.attacks.configuration import Configured
+from satm_tf.attacks.sources import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(Configured, kind="transform"):
+    """One part. Parts combine: images pass them in the order given, and so does the gradient on its way back.
+
+    Example:
+        >>> MIFGSM(epsilon=16 / 256, transforms=(InputDiversity(), TranslationInvariance(size=5)))  # MI-DI-TI
+        >>> get("mi_fgsm", epsilon=16 / 256, transforms=["input_diversity", {"name": "scale_invariance", "copies": 3}])
+    """
+
+    def network(self, model: Model, seed: tf.Tensor) -> Model:
+        """What stands in for the network at one step; `seed` is int32 `[2]`. It may answer several times, in front."""
+        return model
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        """What is used for a gradient `[batch, height, width, channels]`."""
+        return gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDiversity(Transform, name="input_diversity"):
+    """DI: the network sees each image shrunk at random and placed at random on black, or with luck as it is.
+
+    The paper enlarges 299 pixels to at most 330; here the images shrink by as much, so that they keep the size that a
+    network of fixed input takes. Each image, at each step, has its own size and place.
+
+    Attributes:
+        probability: That an image is changed.
+        smallest: The smallest size, as a share of the image's, in (0, 1].
+
+    Raises:
+        ValueError: If either lies outside its range.
+
+    Source:
+        Xie et al., "Improving Transferability of Adversarial Examples with Input Diversity", CVPR 2019.
+    """
+
+    probability: float = 0.5
+    smallest: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.probability <= 1 and 0 < self.smallest <= 1):
+            raise ValueError(f"probability must lie in [0, 1] and smallest in (0, 1]. Received: {self}")
+
+    def network(self, model: Model, seed: tf.Tensor) -> Model:
+        """The network behind the random shrinking."""
+
+        def diverse(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+            shape = tf.shape(images)
+            size, top, left, luck = tf.unstack(tf.random.stateless_uniform([4, shape[0]], seed))
+            size = self.smallest + (1 - self.smallest) * size
+            top, left = top * (1 - size), left * (1 - size)
+            # A box larger than the image shrinks it: what lies outside of the image is black.
+            shrunk = tf.stack([-top, -left, 1 - top, 1 - left], axis=-1) / size[:, None]
+            boxes = tf.where(luck[:, None] < self.probability, shrunk, [0.0, 0.0, 1.0, 1.0])
+            seen = tf.image.crop_and_resize(images, boxes, tf.range(shape[0]), shape[1:3])
+            return model(tf.ensure_shape(seen, images.shape), training=training)
+
+        return diverse
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationInvariance(Transform, name="translation_invariance"):
+    """TI: the gradient blurred by a Gaussian, which stands for the mean gradient of shifted images.
+
+    Attributes:
+        size: Width of the kernel in pixels, odd. The paper takes 15 for images of 299; small images want less.
+
+    Raises:
+        ValueError: If the size is not odd and positive.
+
+    Source:
+        Dong et al., "Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks", CVPR
+        2019; the deviation is its `k / sqrt(3)` for a kernel of size `2 k + 1`.
+    """
+
+    size: int = 7
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.size % 2 == 0:
+            raise ValueError(f"A kernel has an odd, positive size. Received: size={self.size}")
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        """The gradient, blurred."""
+        reach = self.size // 2
+        offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
+        weights = tf.nn.softmax(-1.5 * tf.square(offsets / max(reach, 1)))
+        channels = gradient.shape[-1]
+        # A Gaussian is a column of one times a row of one.
+        for shape in ([self.size, 1, 1, 1], [1, self.size, 1, 1]):
+            kernel = tf.tile(tf.reshape(weights, shape), [1, 1, channels, 1])
+            gradient = tf.nn.depthwise_conv2d(gradient, kernel, [1, 1, 1, 1], "SAME")
+        return gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleInvariance(Transform, name="scale_invariance"):
+    """SI: the network sees each image at several brightnesses, `x / 2^i`, and the losses are averaged.
+
+    Attributes:
+        copies: How many, from `i = 0`. Each costs one more gradient.
+
+    Raises:
+        ValueError: If there is no copy.
+
+    Source:
+        Lin et al., "Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks", ICLR 2020, Eq. 6.
+    """
+
+    copies: int = 5
+
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise ValueError(f"Scale invariance needs at least one copy. Received: copies={self.copies}")
+
+    def network(self, model: Model, seed: tf.Tensor) -> Model:
+        """The network, which answers once for each copy: `[copies, batch, classes]`."""
+
+        def scaled(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+            logits = model(tf.concat([images / 2**i for i in range(self.copies)], axis=0), training=training)
+            return tf.reshape(logits, [-1, tf.shape(images)[0], logits.shape[-1]])
+
+        return scaled

@@ -1,0 +1,22 @@
+"""From a folder to a `tf.data.Dataset` of images and labels."""
+
+from satm_tf.data import adience, folder, idx, imagenet, prepared, synthetic_faces, tables
+from satm_tf.data.account import Account
+from satm_tf.data.augmentation import Augmentation
+from satm_tf.data.examples import Examples, ImageData
+from satm_tf.data.pipeline import batches
+
+__all__ = [
+    "Account",
+    "Augmentation",
+    "Examples",
+    "ImageData",
+    "adience",
+    "batches",
+    "folder",
+    "idx",
+    "imagenet",
+    "prepared",
+    "synthetic_faces",
+    "tables",
+]

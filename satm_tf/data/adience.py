@@ -1,0 +1,140 @@
+"""Adience: unfiltered faces for age and gender classification, read from the user's licensed copy.
+
+Expected under `root`, as the data set is published:
+
+    fold_0_data.txt ... fold_4_data.txt                                        tab-separated, one face a row
+    aligned/<user_id>/landmark_aligned_face.<face_id>.<original_image>         816 x 816 JPEGs
+    faces/<user_id>/coarse_tilt_aligned_face.<face_id>.<original_image>
+
+Source:
+    Eidinger, Enbar and Hassner, "Age and Gender Estimation of Unfiltered Faces", IEEE TIFS 2014.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from satm_tf.data import intake, splits
+from satm_tf.data.examples import ImageData
+from satm_tf.errors import unknown_name
+
+AGE_GROUPS = ((0, 2), (4, 6), (8, 12), (15, 20), (25, 32), (38, 43), (48, 53), (60, 100))
+"""The eight age groups, first and last year of each, youngest first."""
+
+LABELS = tuple(f"{first}-{last}" for first, last in AGE_GROUPS)
+"""The names of the age groups, in the order of their labels."""
+
+GENDERS = ("female", "male")
+"""The names of the genders, in the order of their labels."""
+
+FOLDS = range(5)
+
+_COLUMNS = ("user_id", "original_image", "face_id", "age", "gender")
+_VARIANTS = {"aligned": "landmark_aligned_face", "faces": "coarse_tilt_aligned_face"}
+_AGES = {f"({first}, {last})": label for label, (first, last) in enumerate(AGE_GROUPS)}
+_OTHER_AGES = {"(38, 42)": 5, "(38, 48)": 5, "(27, 32)": 4, "(8, 23)": 2}
+_YEARS = range(101)
+
+
+class _Target(NamedTuple):
+    class_names: tuple[str, ...]
+    ordered: bool
+    published: dict[str, int]
+    others: dict[str, int]
+
+
+def _nearest_group(year: int) -> int:
+    distances = [max(first - year, year - last, 0) for first, last in AGE_GROUPS]
+    return distances.index(min(distances))
+
+
+_TARGETS = {
+    "age": _Target(LABELS, True, _AGES, _OTHER_AGES | {str(year): _nearest_group(year) for year in _YEARS}),
+    "gender": _Target(GENDERS, False, {"f": 0, "m": 1}, {}),
+}
+
+
+def load(
+    root: str | os.PathLike[str],
+    *,
+    fold: int = 0,
+    target: str = "age",
+    variant: str = "aligned",
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Reads Adience, with one fold to test on and the other four to learn from.
+
+    Labels that are none of the eight groups are read as one of them or left out, always counted in the account: a
+    single year belongs to the group that holds it or else to the nearest (to the younger of two equally near), the
+    ranges `(38, 42)`, `(38, 48)`, `(27, 32)` and `(8, 23)` to 38-43, 38-43, 25-32 and 8-12; any other is left out, as
+    are unknown genders when the target is the gender.
+
+    Args:
+        root: The folder with the fold files and the images.
+        fold: The fold to test on, 0 to 4.
+        target: `"age"` (eight ordered groups) or `"gender"`.
+        variant: `"aligned"` or `"faces"`, the two crops that the data set comes in.
+        validation_share: The part of the other four folds' images to validate on, in (0, 1), drawn by subject.
+        seed: What the draw of the validation subjects follows from.
+
+    Returns:
+        The data set; no subject is in two of its splits.
+
+    Raises:
+        FileNotFoundError: if the folder, or one of the five fold files, is missing.
+        ValueError: for an unknown option, a fold file that lacks a column, a subject or an image in two folds, no
+            usable image, or fewer than two classes to learn.
+
+    Example:
+        >>> data = adience.load("~/adience", fold=0)
+        >>> print(data.account)
+    """
+    if fold not in FOLDS:
+        raise ValueError(f"`fold` must be 0 to 4, one of Adience's five. Received: {fold!r}")
+    for kind, received, known in (("target", target, _TARGETS), ("variant", variant, _VARIANTS)):
+        if received not in known:
+            raise unknown_name(kind, received, known)
+    root = Path(root).expanduser()
+    table = pd.concat([_read_fold(root, side) for side in FOLDS], ignore_index=True)
+    names = variant + "/" + table["user_id"] + f"/{_VARIANTS[variant]}." + table["face_id"]
+    table["path"] = names + "." + table["original_image"]
+    rows, account = intake.admit(root, _read_labels(table, target, _TARGETS[target]))
+    splits.check_exclusive(rows["side"], subject=rows["subject"], image=rows["file"])
+    sides = rows["side"].eq(fold).map({True: "test", False: "train"})
+    sides = splits.carve(sides, rows["subject"], {"validation": validation_share}, seed)
+    return splits.assemble(rows, account, sides, _TARGETS[target].class_names, _TARGETS[target].ordered)
+
+
+def _read_fold(root: Path, fold: int) -> pd.DataFrame:
+    path = root / f"fold_{fold}_data.txt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Adience has five fold files, fold_0_data.txt to fold_4_data.txt, beside the folders aligned/ and faces/. "
+            f"Point `root` to the folder that holds them. Received: {root}, without {path.name}"
+        )
+    # No quoting: the files know none, so a quotation mark in a name is a character like any other.
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8")
+    lacking = [name for name in _COLUMNS if name not in table]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {lacking}. Received: {list(table.columns)}")
+    return table[list(_COLUMNS)].assign(side=fold)
+
+
+def _read_labels(table: pd.DataFrame, name: str, target: _Target) -> pd.DataFrame:
+    text = table[name].str.strip()
+    label = text.map(target.published | target.others)
+    read_as = label.map(dict(enumerate(target.class_names)))
+    return table.assign(
+        subject=table["user_id"],
+        label=label.fillna(-1).astype(np.int32),
+        left_out=(f"{name} " + text.map(repr)).where(label.isna(), ""),
+        raw=text.mask(text.isin(list(target.published)), read_as),
+        read_as=read_as,
+    )

@@ -1,0 +1,148 @@
+"""The examples of a data set, not yet decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from satm_tf.data.account import Account
+
+
+class ImageArray(Protocol):
+    """Decoded images of one size that are fetched by row: an array, or anything that is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n, height, width, 3)`."""
+
+    def __getitem__(self, rows: Any, /) -> NDArray[np.uint8]:
+        """The images of `rows` (int64 `[k]`), uint8 RGB `[k, height, width, 3]`."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of an image array, without a copy of their pixels."""
+
+    images: ImageArray
+    rows: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.images.shape[1:])
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.images[self.rows[rows]]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Examples:
+    """The labelled images of one split: files still to be decoded, or pixels already there.
+
+    Args:
+        labels: int `[n]`, each in `[0, classes)`; kept as int32.
+        paths: The image files, str `[n]`. Exactly one of `paths` and `images` is given.
+        images: The decoded images, uint8 RGB `[n, height, width, 3]`: an array, or an `ImageArray`.
+        subjects: Who or what each image shows, str `[n]`, or None where the data set does not say.
+        orientations: The EXIF orientation of each file, 1 to 8, int `[n]`; None when all are upright.
+
+    Raises:
+        ValueError: if the lengths differ, or if not exactly one of `paths` and `images` is given.
+
+    Example:
+        >>> len(Examples(labels=[0, 1], paths=["a.jpg", "b.jpg"]).limit(1))
+        1
+    """
+
+    labels: NDArray[np.int32]
+    paths: NDArray[np.str_] | None = None
+    images: ImageArray | None = None
+    subjects: NDArray[np.str_] | None = None
+    orientations: NDArray[np.uint8] | None = None
+
+    def __init__(
+        self,
+        labels: ArrayLike,
+        paths: Sequence[str] | NDArray[Any] | None = None,
+        images: ImageArray | None = None,
+        subjects: Sequence[str] | NDArray[Any] | None = None,
+        orientations: ArrayLike | None = None,
+    ) -> None:
+        if (paths is None) == (images is None):
+            raise ValueError(
+                "Examples are either files or decoded images: give exactly one of `paths` and `images`. "
+                f"Received: {'neither' if paths is None else 'both'}"
+            )
+        columns: dict[str, Any] = {
+            "labels": np.asarray(labels, np.int32),
+            "paths": None if paths is None else np.asarray(paths, np.str_),
+            "images": images,
+            "subjects": None if subjects is None else np.asarray(subjects, np.str_),
+            "orientations": None if orientations is None else np.asarray(orientations, np.uint8),
+        }
+        lengths = {name: column.shape[0] for name, column in columns.items() if column is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"The columns of Examples must be of one length. Received: {lengths}")
+        if images is not None and (len(images.shape) != 4 or images.shape[-1] != 3):
+            raise ValueError(f"`images` must be RGB, [n, height, width, 3]. Received: shape {tuple(images.shape)}")
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: ArrayLike) -> Examples:
+        """The examples at `rows` (int `[k]`, or bool `[n]`), in that order."""
+        chosen = np.asarray(rows)
+        index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+
+        def some(column: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if column is None else column[index]
+
+        return Examples(
+            labels=self.labels[index],
+            paths=some(self.paths),
+            images=None if self.images is None else _Rows(self.images, index),
+            subjects=some(self.subjects),
+            orientations=some(self.orientations),
+        )
+
+    def limit(self, n: int, seed: int = 0) -> Examples:
+        """At most `n` of the examples, chosen by `seed`, in their old order."""
+        if n >= len(self):
+            return self
+        return self.select(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set, split and accounted for.
+
+    Args:
+        train: What is learnt from.
+        validation: What training is stopped by: of other subjects than `train`.
+        test: What is measured on: of other subjects than both.
+        class_names: The name of each label.
+        ordered: Whether neighbouring labels are neighbouring classes, as age groups are. If not, the one-off rate has
+            no meaning.
+        account: What became of every row.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    ordered: bool
+    account: Account
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def limit(self, n: int, seed: int = 0) -> ImageData:
+        """At most `n` examples of each split, chosen by `seed`; the account stays that of the whole."""
+        return replace(self, **{name: getattr(self, name).limit(n, seed) for name in ("train", "validation", "test")})

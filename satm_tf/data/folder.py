@@ -1,0 +1,102 @@
+"""Any folder of images with one sub-folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from satm_tf.data import intake, splits
+from satm_tf.data.examples import ImageData
+from satm_tf.errors import unknown_name
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
+"""How the names of image files end, in either case."""
+
+_SIDES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+
+
+def load(
+    root: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    ordered: bool = False,
+    test_share: float = 0.1,
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Reads a folder of images, `<class>/...` or `train/<class>/...`, `test/<class>/...` and so on.
+
+    Where there are `train` and `test` folders they are the splits; a `validation` (or `val`) folder too, or else a
+    part of `train` is drawn. Where there are none, both parts are drawn. Each image counts as a subject of its own: if
+    a data set shows a subject more than once, name the subjects in a table and use `tables.load`.
+
+    Args:
+        root: The folder.
+        class_names: The sub-folders in the order of their labels; None for the alphabetical one.
+        ordered: Whether that order is one of the classes, as of age groups, so that a one-off rate has a meaning.
+        test_share: The part of the images to test on, in (0, 1), if the folder itself does not say.
+        validation_share: The part of the other images to validate on, in (0, 1), if the folder does not say.
+        seed: What the draws follow from.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or has no sub-folder.
+        ValueError: if the sub-folders are not `class_names`, no image can be used, or there are fewer than two classes.
+
+    Example:
+        >>> data = folder.load("faces", class_names=("child", "adult", "elder"), ordered=True)
+    """
+    root = Path(root).expanduser()
+    tops = _folders(root)
+    given = {top: _SIDES[top] for top in tops if top in _SIDES} if {"train", "test"} <= set(tops) else {"": "train"}
+    found = sorted({name for top in given for name in _folders(root / top)})
+    names = tuple(class_names or found)
+    if ordered and class_names is None:
+        raise ValueError("Alphabetical is not the order of classes: with `ordered`, give `class_names`. Received: None")
+    for name in found:
+        if name not in names:
+            raise unknown_name("class folder", name, names)
+    if lacking := set(names) - set(found):
+        raise FileNotFoundError(f"Each class needs a folder under {root}. Received: none for {sorted(lacking)}")
+    table = pd.DataFrame(
+        [
+            (path, names.index(name), name, side)
+            for top, side in given.items()
+            for name in _folders(root / top)
+            for path in _files(root, Path(top, name))
+        ],
+        columns=["path", "label", "raw", "side"],
+    )
+    named_so = table["path"].str.lower().str.endswith(SUFFIXES).astype(bool)
+    table = table.assign(
+        read_as=table["raw"], subject=table["path"], left_out=named_so.map({True: "", False: "no image by its name"})
+    )
+    rows, account = intake.admit(root, table)
+    rows["subject"] = rows["file"]  # two names for one file, by a link, are one subject
+    shares = {"test": test_share, "validation": validation_share}
+    sides = splits.carve(
+        rows["side"], rows["subject"], {side: shares[side] for side in shares if side not in given.values()}, seed
+    )
+    return splits.assemble(rows, account, sides, names, ordered)
+
+
+def _folders(root: Path) -> list[str]:
+    names = (
+        [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
+        if root.is_dir()
+        else []
+    )
+    if not names:
+        raise FileNotFoundError(f"A folder of images needs one sub-folder a class. Received: {root}, which has none")
+    return sorted(names)
+
+
+def _files(root: Path, folder: Path) -> Iterator[str]:
+    for place, folders, files in os.walk(root / folder):
+        folders.sort()
+        yield from (os.path.relpath(os.path.join(place, name), root) for name in sorted(files))

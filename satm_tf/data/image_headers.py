@@ -1,0 +1,164 @@
+"""What an image file says of itself, read without decoding it.
+
+Every file of a data set passes through here before training. The header gives the size, so that a decompression bomb is
+refused while it is still small, and the orientation; the end tells whether the file is whole. Looking at both takes
+tens of microseconds where a decode takes milliseconds, and finds the files that break off, are empty or are something
+else. What it does not find is damage in the middle of a JPEG. Most of that decodes to a damaged image without an
+error; the rest stops the pipeline with an error that names the file, and is counted by `prepared.pack`, which decodes
+every file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+MAX_PIXELS = 2**26
+"""The most pixels that an image may have, all frames together: 67 million, 200 MB once decoded."""
+
+_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_STANDALONE = {0x01, *range(0xD0, 0xD8)}
+
+
+class UnreadableImageError(ValueError):
+    """Why a file cannot be used as an image."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself.
+
+    Args:
+        height: In pixels, as stored.
+        width: In pixels, as stored.
+        orientation: The EXIF orientation, 1 (upright) to 8. Read from JPEGs; 1 for all else.
+        whole: Whether the file ends as its format ends. One that does not may still decode: some cameras append to it.
+        pixels: How many pixels decoding it makes, all frames of an animation together.
+    """
+
+    height: int
+    width: int
+    orientation: int
+    whole: bool
+    pixels: int
+
+
+def read_header(path: str | os.PathLike[str]) -> ImageHeader:
+    """The header of a JPEG, PNG or GIF, recognised by its content and not by its name.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its header.
+
+    Raises:
+        UnreadableImageError: if the file is empty, of another format, damaged, or larger than `MAX_PIXELS`.
+        OSError: if it cannot be opened.
+
+    Source:
+        ITU-T T.81 (JPEG) annex B; CIPA DC-008 (EXIF) 4.6; PNG specification 5 and 11; GIF89a specification.
+    """
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if not start:
+            raise UnreadableImageError("empty file")
+        reader = next((reader for magic, reader in _READERS.items() if start.startswith(magic)), None)
+        if reader is None:
+            raise UnreadableImageError("not a JPEG, PNG or GIF")
+        try:
+            header = reader(file)
+        except (struct.error, IndexError):
+            raise UnreadableImageError("broken off in its header") from None
+    if not 0 < header.pixels <= MAX_PIXELS:
+        raise UnreadableImageError(f"{header.width} x {header.height} pixels; must be 1 to {MAX_PIXELS:,} in all")
+    return header
+
+
+def _ends_with(file: BinaryIO, ending: bytes) -> bool:
+    file.seek(-len(ending), os.SEEK_END)
+    return file.read() == ending
+
+
+def _jpeg(file: BinaryIO) -> ImageHeader:
+    file.seek(2)
+    orientation = 1
+    while True:
+        fill, marker = struct.unpack("BB", file.read(2))
+        while marker == 0xFF:
+            marker = file.read(1)[0]
+        if fill != 0xFF:
+            raise UnreadableImageError("broken off in its header")
+        if marker in _STANDALONE:
+            continue
+        (length,) = struct.unpack(">H", file.read(2))
+        if length < 2:
+            raise UnreadableImageError("broken off in its header")
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack(">xHH", file.read(5))
+            return ImageHeader(height, width, orientation, _ends_with(file, b"\xff\xd9"), height * width)
+        if marker == 0xE1:
+            orientation = _exif_orientation(file.read(length - 2)) or orientation
+        else:
+            file.seek(length - 2, os.SEEK_CUR)
+
+
+def _exif_orientation(segment: bytes) -> int | None:
+    # A broken EXIF block says nothing of the pixels, so it is no reason to refuse the image.
+    order = {b"Exif\0\0II": "<", b"Exif\0\0MM": ">"}.get(segment[:8])
+    if order is None:
+        return None
+    tiff = segment[6:]
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(entries):
+            tag, value = struct.unpack_from(order + "H6xH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else None
+    except struct.error:
+        return None
+    return None
+
+
+def _png(file: BinaryIO) -> ImageHeader:
+    # A flipped bit makes the decoder give up, and each chunk's checksum tells at a tenth of a decode's cost.
+    width, height = struct.unpack(">8x2I", file.read(16))
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        (length,) = struct.unpack(">I", file.read(4))
+        chunk = file.read(length + 4)
+        (checksum,) = struct.unpack(">I", file.read(4))
+        kind = chunk[:4]
+        if zlib.crc32(chunk) != checksum:
+            raise UnreadableImageError("damaged: a checksum does not fit")
+    return ImageHeader(height, width, 1, True, height * width)
+
+
+def _gif(file: BinaryIO) -> ImageHeader:
+    # The decoder unpacks every frame to show the first, so the bound is on all of them.
+    file.seek(6)
+    width, height, flags = struct.unpack("<HHB2x", file.read(7))
+    _skip_colours(file, flags)
+    pixels = 0
+    while (block := file.read(1)) not in (b";", b""):
+        if block == b",":
+            frame_width, frame_height, flags = struct.unpack("<4xHHB", file.read(9))
+            pixels += frame_width * frame_height
+            _skip_colours(file, flags)
+        file.seek(1, os.SEEK_CUR)
+        while size := file.read(1)[0]:
+            file.seek(size, os.SEEK_CUR)
+    return ImageHeader(height, width, 1, block == b";", max(pixels, height * width))
+
+
+def _skip_colours(file: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        file.seek(3 * 2 ** ((flags & 7) + 1), os.SEEK_CUR)
+
+
+_READERS = {b"\xff\xd8\xff": _jpeg, b"\x89PNG\r\n\x1a\n": _png, b"GIF87a": _gif, b"GIF89a": _gif}

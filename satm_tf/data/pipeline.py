@@ -1,0 +1,149 @@
+"""From examples to batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from satm_tf.data.examples import Examples
+from satm_tf.data.reading import array_reader, decoded, read_files
+
+
+def order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which a shuffled epoch visits `n` examples: it follows from `seed` and `epoch` alone.
+
+    Args:
+        n: How many examples there are.
+        seed: Non-negative.
+        epoch: Non-negative.
+
+    Returns:
+        A permutation of 0 to n - 1, int64 `[n]`.
+
+    Example:
+        >>> order(8, seed=0, epoch=0)
+        array([2, 4, 3, 6, 5, 0, 1, 7])
+    """
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def batches(
+    examples: Examples,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    first_epoch: int = 0,
+    drop_remainder: bool = False,
+    augmentation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    crop: float | None = None,
+    cache: bool = False,
+    input_context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Batches of images and labels, the same ones every time for the same `seed` and epoch.
+
+    The n-th iteration over the data set is epoch `first_epoch + n`. A resumed run that gives the number of epochs it
+    has behind it sees the batches, augmented alike, that an uninterrupted one would have seen. Files are read and
+    decoded in parallel, at reduced scale where the format allows it, while the batch before is being trained on.
+
+    Args:
+        examples: What to batch. All images of files are decoded again each epoch unless `cache`.
+        image_size: Height and width, or one number for both.
+        batch_size: Images a batch; the global batch where `input_context` is given.
+        shuffle: Whether each epoch has an order of its own; else it is that of `examples`.
+        seed: What order and augmentation follow from, non-negative.
+        first_epoch: The number of the first iteration's epoch.
+        drop_remainder: Whether to leave out a last, smaller batch. For training; never for measuring.
+        augmentation: Called with float32 images `[batch, height, width, 3]` in [0, 1] and a seed, int32 `[2]`; returns
+            images of the same kind. Such as `Augmentation`.
+        crop: The side of the central square to use of each file, as a share of its shorter side, in (0, 1]; None
+            for all of it, stretched to `image_size`. `imagenet.CROP` is what networks for ImageNet are measured with.
+        cache: Whether to decode all files now and keep them in memory, 3 bytes a pixel. For small sets.
+        input_context: Which part of each global batch this process reads, as
+            `strategy.distribute_datasets_from_function` gives it. Only that part is decoded.
+
+    Returns:
+        A data set of known length whose elements are float32 RGB images `[batch, height, width, 3]` in [0, 1] and
+        int32 labels `[batch]`.
+
+    Raises:
+        ValueError: if there are no examples, a number is outside its range, or `drop_remainder` would leave nothing.
+        tf.errors.InvalidArgumentError: while iterating, if a file has become unreadable since it was loaded. It is
+            named, and nothing takes its place.
+
+    Example:
+        >>> train = batches(data.train, image_size=224, batch_size=8, shuffle=True, drop_remainder=True)
+        >>> model.fit(train, validation_data=batches(data.validation, image_size=224, batch_size=32))
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = (height, width)
+    n = len(examples)
+    if min(seed, first_epoch) < 0:
+        raise ValueError(f"Seed and epoch must be non-negative. Received: seed={seed!r}, first_epoch={first_epoch!r}")
+    _check(examples, size, batch_size, drop_remainder, crop)
+    if cache and examples.images is None:
+        examples = decoded(examples, size, crop)
+    context = input_context or tf.distribute.InputContext()
+    local_batch = context.get_per_replica_batch_size(batch_size)
+    # Every k-th row, in batches a k-th as large, is a pipeline's part of what one process would batch.
+    part = slice(context.input_pipeline_id, n - n % batch_size if drop_remainder else n, context.num_input_pipelines)
+    rows_read = len(range(n)[part])
+    labels = tf.constant(examples.labels)
+    epochs = itertools.count(first_epoch)
+
+    def start_epoch() -> Iterator[tuple[int, NDArray[np.int64]]]:
+        epoch = next(epochs)
+        yield epoch, (order(n, seed=seed, epoch=epoch) if shuffle else np.arange(n))[part]
+
+    def read_epoch(epoch: tf.Tensor, rows: tf.Tensor) -> tf.data.Dataset:
+        batched = tf.data.Dataset.from_tensor_slices(rows).batch(local_batch, drop_remainder=drop_remainder)
+        if examples.images is None:
+            pixels = read_files(rows, examples, size, crop).batch(local_batch, drop_remainder=drop_remainder)
+        else:
+            pixels = batched.map(array_reader(examples, size), num_parallel_calls=tf.data.AUTOTUNE)
+
+        def finish(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            images = tf.cast(batch[1], tf.float32) / 255.0
+            if augmentation is not None:
+                key = tf.constant([seed, context.input_pipeline_id], tf.int32)
+                for number in (epoch, step):
+                    key = tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int32))
+                images = tf.ensure_shape(augmentation(images, key), images.shape)
+            return images, tf.gather(labels, batch[0])
+
+        steps = tf.data.Dataset.zip((batched, pixels)).enumerate()
+        return steps.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+
+    dataset = tf.data.Dataset.from_generator(
+        start_epoch, output_signature=(tf.TensorSpec([], tf.int64), tf.TensorSpec([rows_read], tf.int64))
+    ).flat_map(read_epoch)
+    steps = rows_read // local_batch if drop_remainder else -(-rows_read // local_batch)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = True
+    # By default tf.distribute looks for files to share out among workers, and there are none in this graph.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options)
+
+
+def _check(
+    examples: Examples, size: tuple[int, int], batch_size: int, drop_remainder: bool, crop: float | None
+) -> None:
+    n = len(examples)
+    if min(*size, batch_size) < 1:
+        raise ValueError(f"Sizes must be positive. Received: image_size={size}, batch_size={batch_size!r}")
+    if n < (batch_size if drop_remainder else 1):
+        raise ValueError(
+            "There are too few examples to make one batch. "
+            f"Received: {n} examples, batch_size={batch_size}, drop_remainder={drop_remainder}"
+        )
+    if crop is not None and (examples.images is not None or not 0 < crop <= 1):
+        raise ValueError(
+            "`crop` is a share of the side of image files, above 0 and at most 1. "
+            f"Received: {crop!r} for {'files' if examples.images is None else 'decoded images'}"
+        )

@@ -1,0 +1,133 @@
+"""Any table of images: for data sets whose labels are in a file, or in the names of the images.
+
+UTKFace, for instance, writes age, gender and ethnicity into the names, `<age>_<gender>_<race>_<time>.jpg.chip.jpg`:
+
+    names = pd.Series(sorted(os.listdir("UTKFace")))
+    ages = pd.to_numeric(names.str.extract(r"^(\\d+)_\\d_", expand=False))
+    last_years = [-1, 2, 6, 12, 20, 32, 43, 53, 116]
+    groups = pd.cut(ages, last_years, labels=list(adience.LABELS))
+    data = tables.load(
+        pd.DataFrame({"path": names, "label": groups}), "UTKFace", class_names=adience.LABELS, ordered=True
+    )
+
+A few of its names lack a part; their label is empty, and the account says how many were left out. FairFace comes with a
+table whose columns `file` and `age` are to be renamed `path` and `label`; IMDB-WIKI exports have the person's name,
+which belongs into `subject`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from satm_tf.data import intake, splits
+from satm_tf.data.examples import ImageData
+from satm_tf.errors import unknown_name
+
+
+def load(
+    table: str | os.PathLike[str] | pd.DataFrame,
+    root: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    ordered: bool = False,
+    fold: str | int | None = None,
+    test_share: float = 0.1,
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Reads the images that a table names.
+
+    Args:
+        table: A CSV file or a data frame with the columns `path` (below `root`) and `label` (a class name, or the
+            place of one in `class_names`, from 0), and, where they are known, `subject` (who or what the image shows)
+            and `fold`. Other columns are ignored. A row without label, or subject where there is that column, is left
+            out and counted.
+        root: The folder of the images.
+        class_names: The classes in the order of their labels; None for those in the table, in order of number or
+            alphabet.
+        ordered: Whether that order is one of the classes, as of age groups, so that a one-off rate has a meaning.
+        fold: The fold to test on: to be given if the table has folds, and only then.
+        test_share: The part of the images to test on, in (0, 1), drawn by subject if the table has no folds.
+        validation_share: The part of the other images to validate on, in (0, 1), drawn by subject.
+        seed: What the draws follow from.
+
+    Returns:
+        The data set; no subject is in two of its splits.
+
+    Raises:
+        FileNotFoundError: if the CSV file or the folder is missing.
+        ValueError: if a column is missing, a label is no class, the fold is unknown, a subject or an image is in two
+            folds, no image can be used, or there are fewer than two classes.
+
+    Example:
+        >>> data = tables.load("labels.csv", "images", class_names=("young", "old"), ordered=True)
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"The folder of the images is missing. Received: {root}")
+    frame = _read(table)
+    names, label = _labels(frame["label"], class_names)
+    if ordered and class_names is None:
+        raise ValueError("The order of classes is yours to say: with `ordered`, give `class_names`. Received: None")
+    folds = sorted(set(frame["fold"])) if "fold" in frame else ["None"]
+    if str(fold) not in folds:
+        raise unknown_name("fold", fold, folds)
+    read_as = label.map(dict(enumerate(names)))
+    subject = frame.get("subject", frame["path"])
+    rows, account = intake.admit(
+        root,
+        pd.DataFrame(
+            {
+                "path": frame["path"],
+                "label": label,
+                "left_out": np.select([label.lt(0), subject.eq("")], ["no label", "no subject"], ""),
+                "raw": read_as,
+                "read_as": read_as,
+                "subject": subject,
+                "side": frame.get("fold", ""),
+            }
+        ),
+    )
+    if "subject" not in frame:
+        rows["subject"] = rows["file"]  # two names for one file, by a link, are one subject
+    splits.check_exclusive(rows["side"], subject=rows["subject"], image=rows["file"])
+    sides = rows["side"].eq(str(fold)).map({True: "test", False: "train"})
+    shares = (
+        {"validation": validation_share} if "fold" in frame else {"test": test_share, "validation": validation_share}
+    )
+    sides = splits.carve(sides, rows["subject"], shares, seed)
+    return splits.assemble(rows, account, sides, names, ordered)
+
+
+def _read(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    if isinstance(table, pd.DataFrame):
+        frame = table.astype(object).where(table.notna(), "").astype(str)
+    elif Path(table).expanduser().is_file():
+        frame = pd.read_csv(Path(table).expanduser(), dtype=str, keep_default_na=False)
+    else:
+        raise FileNotFoundError(f"The table is missing. Received: {table}")
+    for column in ("path", "label"):
+        if column not in frame:
+            raise ValueError(f"A table of images needs the columns path and label. Received: {list(frame.columns)}")
+    return frame.apply(lambda column: column.str.strip())
+
+
+def _labels(text: pd.Series, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], pd.Series]:
+    written = sorted(set(text) - {""})
+    numeric = all(name.isdecimal() for name in written)
+    names = tuple(class_names or (sorted(written, key=int) if numeric else written))
+    labels = {name: label for label, name in enumerate(names)}
+    if numeric and not set(written) <= set(names):
+        labels = {name: int(name) for name in written if int(name) < len(names)}
+    for name in written:
+        if name not in labels:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"Each label must be one of {len(names)} classes. {hint}Received: {name!r}")
+    return names, text.map(labels).fillna(-1).astype(np.int32)

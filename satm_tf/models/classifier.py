@@ -1,0 +1,228 @@
+"""The image classifier that everything else in the package trains, attacks, measures and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from satm_tf.errors import unknown_name
+from satm_tf.models.preprocessing import Preprocessing
+from satm_tf.models.registry import get_backbone
+from satm_tf.models.weights import find_weights, weights_record
+
+_POOLING = {
+    "avg": keras.layers.GlobalAveragePooling2D,
+    "max": keras.layers.GlobalMaxPooling2D,
+    "flatten": keras.layers.Flatten,
+}
+
+
+@keras.saving.register_keras_serializable(package="satm_tf")
+class ImageClassifier(keras.Model):
+    """A backbone between its own preprocessing and a linear classification layer: images in [0, 1] to logits.
+
+    `preprocessing -> backbone -> pooling = features -> dropout -> classification layer = logits`. The features are
+    what feeds the classification layer; domain adaptation taps them there. All but the backbone is float32 whatever the
+    dtype policy.
+
+    Args:
+        backbone: Keras model from preprocessed images `[batch, height, width, 3]` to a feature map
+            `[batch, h, w, channels]` or to features `[batch, channels]`.
+        num_classes: Number of classes, at least 2.
+        image_shape: `(height, width, 3)` of the images.
+        preprocessing: The layer that the images pass first; None passes them on as they are.
+        pooling: "avg", "max" or "flatten" turns a feature map into features; None if the backbone gives features.
+        dropout: Rate of the dropout before the classification layer, in [0, 1).
+        initial_weights: What the backbone started from, for the run's record: `weights` as asked for, the name of the
+            `file` and its `sha256`; None if it started fresh. It changes nothing and survives saving.
+        **kwargs: `name`, `dtype`, `trainable`, as any Keras model takes.
+
+    Raises:
+        ValueError: If there are fewer than two classes, the pooling is unknown, or it does not fit the backbone.
+
+    Example:
+        >>> network = ImageClassifier.from_backbone("compact_resnet", num_classes=8, image_shape=(48, 48, 3))
+        >>> network(tf.zeros([2, 48, 48, 3])).shape
+        TensorShape([2, 8])
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        num_classes: int,
+        *,
+        image_shape: tuple[int, int, int],
+        preprocessing: keras.layers.Layer | None = None,
+        pooling: str | None = "avg",
+        dropout: float = 0.0,
+        initial_weights: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ):
+        # Under mixed precision Keras would round the images before the preprocessing sees them, and perturbations with
+        # them: each layer within casts for itself.
+        super().__init__(autocast=False, **kwargs)
+        if num_classes < 2:
+            raise ValueError(f"A classifier needs at least two classes. Received: num_classes={num_classes}")
+        if pooling is not None and pooling not in _POOLING:
+            raise unknown_name("pooling", pooling, _POOLING)
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.image_shape = tuple(image_shape)
+        self.preprocessing = preprocessing or Preprocessing()
+        self.pooling = pooling
+        self.dropout = dropout
+        self.initial_weights = dict(initial_weights) if initial_weights else None
+        self._pool = _POOLING[pooling](dtype="float32", name="pooling") if pooling else None
+        self._dropout = keras.layers.Dropout(dropout, dtype="float32", name="dropout")
+        self._classification = keras.layers.Dense(num_classes, dtype="float32", name="classification")
+        self.build((None, *self.image_shape))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights; the constructor has done it."""
+        if self.built:
+            return
+        shape = self.backbone.compute_output_shape(self.preprocessing.compute_output_shape(input_shape))
+        if (len(shape) == 4) != (self._pool is not None):
+            raise ValueError(
+                "A backbone that gives a feature map needs a pooling, one that gives features none. "
+                f"Received: pooling={self.pooling!r} and a backbone with output shape {tuple(shape)}"
+            )
+        features = prod(shape[1:]) if self.pooling == "flatten" else shape[-1]
+        self._classification.build((None, features))
+        self.feature_size = int(features)
+        super().build(input_shape)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str,
+        /,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, int, int] | None = None,
+        weights: str | None = None,
+        dropout: float | None = None,
+        resize_to: int | None = None,
+        **kwargs: Any,
+    ) -> ImageClassifier:
+        """A classifier on a registered backbone, with that backbone's own preprocessing and pooling.
+
+        Args:
+            backbone: One of `available_backbones()`.
+            num_classes: Number of classes, at least 2.
+            image_shape: `(height, width, 3)`; None takes the backbone's default size.
+            weights: What the backbone starts from: the name of published weights ("vggface", "imagenet"), which are
+                downloaded once; the path of an HDF5 file of its weights; or None for a fresh start.
+            dropout: Rate of the dropout before the classification layer, in [0, 1); None takes the backbone's, which
+                is 0 but for the networks published with one.
+            resize_to: Height and width at which the backbone sees the images, resized in the graph; None leaves them
+                as they are, unless the backbone cannot work below some size.
+            **kwargs: `name` (the backbone's if not given) and the like, as any Keras model takes.
+
+        Raises:
+            ValueError: If the backbone is unknown, the images are too small for it, or the weights do not fit it.
+            OSError: If published weights cannot be downloaded.
+        """
+        spec = get_backbone(backbone)
+        shape = tuple(image_shape or (spec.default_size, spec.default_size, 3))
+        if len(shape) != 3 or shape[2] != 3 or min(shape[:2]) < spec.minimum_size:
+            raise ValueError(
+                f"Backbone {backbone!r} takes images of shape (height, width, 3), "
+                f"of at least {spec.minimum_size} x {spec.minimum_size}. Received: image_shape={shape}"
+            )
+        if resize_to is None and min(shape[:2]) < spec.resize_below:
+            resize_to = spec.default_size
+        if resize_to is not None and resize_to < max(spec.minimum_size, spec.resize_below):
+            raise ValueError(
+                f"Backbone {backbone!r} works on at least {max(spec.minimum_size, spec.resize_below)} pixels a side. "
+                f"Received: resize_to={resize_to}"
+            )
+        size = (resize_to, resize_to) if resize_to else None
+        file = find_weights(backbone, weights, spec.published) if weights is not None else None
+        network = spec.build((*(size or shape[:2]), 3))
+        if weights is not None and file is not None:
+            spec.load(network, file)
+            kwargs["initial_weights"] = weights_record(weights, file)
+        return cls(
+            network,
+            num_classes,
+            image_shape=shape,
+            preprocessing=Preprocessing(**spec.preprocessing, size=size),
+            pooling=spec.pooling,
+            dropout=spec.dropout if dropout is None else dropout,
+            **{"name": backbone, **kwargs},
+        )
+
+    def features(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The float32 features `[batch, feature_size]` of float images `[batch, height, width, 3]` in [0, 1]."""
+        outputs = tf.cast(self.backbone(self.preprocessing(images), training=training), tf.float32)
+        return self._pool(outputs) if self._pool else outputs
+
+    def classify(self, features: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The float32 logits `[batch, num_classes]` of features `[batch, feature_size]`."""
+        return self._classification(self._dropout(features, training=training))
+
+    def call(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The float32 logits `[batch, num_classes]` of float images `[batch, height, width, 3]` in [0, 1]."""
+        return self.classify(self.features(images, training=training), training=training)
+
+    def freeze_backbone(self) -> None:
+        """Leaves only the classification layer to train, the first of the two usual stages of fine-tuning.
+
+        Frozen batch normalisation runs on its moving statistics and leaves them as they are, whatever `training` says,
+        so the backbone computes in training what it computes in inference but for its dropout. Compile after this: a
+        compiled model keeps training what it was compiled with. `network.backbone.trainable = True` undoes it.
+        """
+        self.backbone.trainable = False
+
+    def fine_tune_from(self, layer: str, *, freeze_batch_norm: bool = False) -> None:
+        """Trains the backbone from one of its layers on, in the order of `backbone.layers`; those before are frozen.
+
+        Frozen layers behave as `freeze_backbone` says. Compile after this.
+
+        Args:
+            layer: Name of the first layer to train, such as `"conv5_1"`.
+            freeze_batch_norm: Whether batch normalisation stays frozen in the trained layers too, which keeps
+                pre-trained statistics when batches are small.
+
+        Raises:
+            ValueError: If the backbone has no such layer.
+
+        Example:
+            >>> network = ImageClassifier.from_backbone("vgg16_face", num_classes=8)
+            >>> network.freeze_backbone()  # then compile and fit
+            >>> network.fine_tune_from("conv5_1")  # then compile again, with a smaller learning rate, and fit
+        """
+        names = [each.name for each in self.backbone.layers]
+        if layer not in names:
+            weighted = [each.name for each in self.backbone.layers if each.weights]
+            raise unknown_name(f"layer of {self.name!r}", layer, weighted)
+        self.backbone.trainable = True
+        for index, each in enumerate(self.backbone.layers):
+            batch_norm = isinstance(each, keras.layers.BatchNormalization)
+            each.trainable = index >= names.index(layer) and not (freeze_batch_norm and batch_norm)
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "backbone": serialize(self.backbone),
+            "num_classes": self.num_classes,
+            "image_shape": self.image_shape,
+            "preprocessing": serialize(self.preprocessing),
+            "pooling": self.pooling,
+            "dropout": self.dropout,
+            "initial_weights": self.initial_weights,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
+        layers = {
+            key: keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+            for key in ("backbone", "preprocessing")
+        }
+        return cls(**{**config, **layers})

@@ -1,0 +1,92 @@
+"""The backbones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from satm_tf.errors import unknown_name
+from satm_tf.models.weights import PublishedWeights, load_weights
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one backbone, and what stands before and after it.
+
+    Attributes:
+        build: Function of `input_shape`, `(height, width, 3)`, that gives a Keras model from preprocessed images
+            `[batch, height, width, 3]` to a feature map `[batch, h, w, channels]` or to features `[batch, channels]`.
+        preprocessing: Arguments of `Preprocessing`: what the backbone was trained on.
+        pooling: What turns a feature map into features: "avg", "max" or "flatten"; None if the backbone gives features.
+        dropout: Rate of the dropout before the classification layer when the user names none.
+        default_size: Height and width of the images when the user names none.
+        minimum_size: The smallest height and width of images that it takes.
+        resize_below: Images with a side smaller than this are resized to `default_size` in the graph, because the
+            backbone cannot work on them as they are.
+        published: Published weights by the name that asks for them.
+        load: Function of the built backbone and a path that loads a weights file or refuses it.
+    """
+
+    build: Callable[[tuple[int, int, int]], keras.Model]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    pooling: str | None = "avg"
+    dropout: float = 0.0
+    default_size: int = 224
+    minimum_size: int = 32
+    resize_below: int = 0
+    published: Mapping[str, PublishedWeights] = field(default_factory=dict)
+    load: Callable[[keras.Model, Path], None] = load_weights
+
+
+_BACKBONES: dict[str, Backbone] = {}
+
+
+def register_backbone(name: str, **facts: Any) -> Callable[[Callable[..., keras.Model]], Callable[..., keras.Model]]:
+    """Makes a function that builds a backbone known by name, to `ImageClassifier.from_backbone` and configurations.
+
+    Args:
+        name: The name.
+        **facts: The attributes of `Backbone` other than `build`.
+
+    Returns:
+        A decorator that gives the function back unchanged.
+
+    Raises:
+        ValueError: If the name is taken.
+
+    Example:
+        >>> @register_backbone("tiny", preprocessing={"scale": 2.0, "offset": -1.0}, default_size=16, minimum_size=8)
+        ... def tiny(input_shape):
+        ...     images = keras.Input(input_shape)
+        ...     return keras.Model(images, keras.layers.Conv2D(8, 3, activation="relu")(images))
+        >>> "tiny" in available_backbones()
+        True
+    """
+
+    def register(build: Callable[..., keras.Model]) -> Callable[..., keras.Model]:
+        if name in _BACKBONES:
+            raise ValueError(f"A backbone of this name is registered already; choose another name. Received: {name!r}")
+        _BACKBONES[name] = Backbone(build, **facts)
+        return build
+
+    return register
+
+
+def available_backbones() -> list[str]:
+    """The names that `ImageClassifier.from_backbone` takes."""
+    return sorted(_BACKBONES)
+
+
+def get_backbone(name: str) -> Backbone:
+    """The backbone of this name.
+
+    Raises:
+        ValueError: If there is none; the message gives the nearest name.
+    """
+    if name not in _BACKBONES:
+        raise unknown_name("backbone", name, _BACKBONES)
+    return _BACKBONES[name]

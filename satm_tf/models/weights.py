@@ -1,0 +1,162 @@
+"""Weights from files: fetched once, checked whole, recorded by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Where the weights of a backbone are published.
+
+    Attributes:
+        url: Address of the file; its last part is the name of the file.
+        folder: Folder below Keras's own (`~/.keras`, or `$KERAS_HOME`) in which the file is kept.
+        checksum: MD5 or SHA-256 of the file, if its publishers give one.
+    """
+
+    url: str
+    folder: str = "models"
+    checksum: str | None = None
+
+
+def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedWeights]) -> Path:
+    """The file that `weights` stands for; published ones are downloaded once.
+
+    Args:
+        backbone: Name of the backbone, for the messages.
+        weights: One of `published`, or the path of a file.
+        published: Published weights by name.
+
+    Raises:
+        ValueError: If `weights` is neither.
+        OSError: If the download fails; the message says which file to fetch and where to put it.
+    """
+    if weights in published:
+        return _download(published[weights])
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path
+    known = ", ".join(repr(name) for name in published) or "none"
+    raise ValueError(
+        f"No weights for backbone {backbone!r}: neither a file nor published weights of it (published: {known}). "
+        f"Give the path of an HDF5 file, or None for a fresh start. Received: weights={weights!r}"
+    )
+
+
+def _download(weights: PublishedWeights) -> Path:
+    name = weights.url.rsplit("/", 1)[-1]
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    try:
+        path = keras.utils.get_file(
+            name, weights.url, cache_dir=home, cache_subdir=weights.folder, file_hash=weights.checksum
+        )
+    except Exception as error:  # get_file raises nothing narrower
+        raise OSError(
+            f"Could not download {weights.url} ({error}). Fetch that file on a machine with a network and put it at "
+            f"{home / weights.folder / name}, or give its path as weights=."
+        ) from error
+    return Path(path)
+
+
+def weights_record(weights: str, path: Path) -> dict[str, str]:
+    """What a run notes of the weights that it started from: as asked for, the file's name, and its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"weights": weights, "file": path.name, "sha256": digest.hexdigest()}
+
+
+def load_weights(backbone: keras.Model, path: Path) -> None:
+    """Loads a whole backbone from a weights file as Keras 2 or Keras 3 writes it, matching layers in order.
+
+    Raises:
+        ValueError: If the file is damaged or is not that of this architecture.
+    """
+    with _opened(path):
+        pass
+    try:
+        backbone.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of {backbone.name!r} without its classification layer: {error}"
+        ) from error
+
+
+def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
+    """Loads a whole backbone from a Keras 2 weights file, whose layer names may have "/" where Keras 3 has ".".
+
+    Every weighted layer of the backbone must be in the file, with the same shapes; more layers there, such as those of
+    a classification head, are left. Where the file shares no name with the backbone, layers are matched in order, as
+    Keras 2 did by default, and the counts must agree. Nothing is unpickled, and nothing is set before all is checked.
+
+    Args:
+        backbone: The model to load into.
+        path: The HDF5 file. One that Keras 3 wrote is loaded too.
+
+    Raises:
+        ValueError: If the file is damaged, a layer is missing, or a weight has another shape; the first is named.
+    """
+    with _opened(path) as file:
+        group = file.get("model_weights", file)
+        if "layer_names" in group.attrs:
+            values = _read_keras2(backbone, group, path)
+            for layer, arrays in values.items():
+                layer.set_weights(arrays)
+            return
+    load_weights(backbone, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    if path.suffix not in (".h5", ".hdf5"):
+        raise ValueError(f"Weights are read from HDF5 files (.h5, .hdf5, .weights.h5). Received: {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, or its download was cut short. Fetch it again. ({error})"
+        ) from error
+
+
+def _read_keras2(backbone: keras.Model, group: h5py.Group, path: Path) -> dict[keras.layers.Layer, list[np.ndarray]]:
+    layers = [layer for layer in backbone.layers if layer.weights]
+    saved: dict[str, list[str]] = {}
+    for name in _names(group, "layer_names"):
+        if weights := _names(group[name], "weight_names"):
+            saved[name.replace("/", ".")] = [f"{name}/{weight}" for weight in weights]
+    wanted = [layer.name for layer in layers]
+    if len(saved) == len(layers) and not saved.keys() & set(wanted):
+        wanted = list(saved)
+    missing = [name for name in wanted if name not in saved]
+    if missing:
+        raise ValueError(
+            f"{path} holds {len(layers) - len(missing)} of the {len(layers)} weighted layers of {backbone.name!r}; "
+            f"the first missing is {missing[0]!r}. Nothing was loaded."
+        )
+    values = {}
+    for layer, name in zip(layers, wanted, strict=True):
+        arrays = [np.asarray(group[weight]) for weight in saved[name]]
+        expected, received = ([tuple(x.shape) for x in weights] for weights in (layer.weights, arrays))
+        if expected != received:
+            raise ValueError(
+                f"Layer {name!r} in {path} has weights of other shapes than in {backbone.name!r}. Nothing was loaded. "
+                f"Expected: {expected}. Received: {received}"
+            )
+        values[layer] = arrays
+    return values
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]

@@ -1,0 +1,119 @@
+"""`python -m satm_tf.attack`, from files to files."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from satm_tf import attack
+
+
+@pytest.fixture(scope="module")
+def files(make_network, tmp_path_factory):
+    """A folder with a .keras file, a SavedModel that gives probabilities, and images, flat and by class."""
+    folder = tmp_path_factory.mktemp("files")
+    network = make_network(1)
+    network.save(folder / "network.keras")
+    keras.Sequential([keras.Input([8, 8, 3]), network, keras.layers.Softmax()]).save(folder / "softmax.keras")
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: {"probabilities": tf.nn.softmax(network(images)), "class_id": tf.argmax(network(images), -1)},
+        input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="images")],
+    )
+    archive.write_out(str(folder / "saved"), verbose=False)
+    generator = np.random.default_rng(4)
+    for index in range(50):
+        for place in (folder / "flat", folder / "classes" / f"class_{index % 5}"):
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, [8, 8, 3], dtype="uint8")
+            Image.fromarray(pixels).save(place / f"{index:03d}.png")
+    return folder
+
+
+def _run(files, tmp_path, *arguments, images="flat", model="network.keras"):
+    output = tmp_path / "out"
+    given = ["--model", str(files / model), "--images", str(files / images), "--output", str(output)]
+    return attack.main([*given, *arguments]), output
+
+
+def test_pngs_table_and_gallery_agree_with_each_other(files, tmp_path):
+    code, output = _run(files, tmp_path, "--epsilon", "[0.02, 0.0625]", "--options", '{"steps": 3}', "--limit", "9")
+    assert code == 0
+    table = pd.read_csv(output / "results.csv")
+    assert table.groupby("epsilon").size().to_dict() == {0.02: 9, 0.0625: 9}
+    network = keras.saving.load_model(files / "network.keras")
+    for row in table.itertuples():
+        source = np.asarray(Image.open(row.source)).astype(int)
+        written = np.asarray(Image.open(output / row.file))
+        difference = np.abs(written.astype(int) - source)
+        # 8-bit levels inside the ball: 0.0625 is 15.9 of them.
+        assert difference.max() <= row.epsilon * 255
+        assert difference.max() == pytest.approx(row.linf * 255, abs=1e-3)
+        assert np.count_nonzero(difference.max(-1)) == row.l0
+        predicted = network(written[None] / np.float32(255), training=False).numpy().argmax()
+        assert predicted == row.after
+        assert row.success == (row.after != row.before)
+    assert table.success.any()
+    galleries = list(output.glob("pgd-*/gallery.png"))
+    assert len(galleries) == 2
+    assert all(min(Image.open(path).size) > 300 for path in galleries)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_saved_model_of_probabilities_and_images_by_class(files, tmp_path):
+    arguments = [
+        "--model_output",
+        "probabilities",
+        "--gives",
+        "probabilities",
+        "--format",
+        "folder",
+        "--split",
+        "train",
+    ]
+    code, output = _run(files, tmp_path, *arguments, "--attack", "fgsm", images="classes", model="saved")
+    assert code == 0
+    table = pd.read_csv(output / "results.csv")
+    assert set(table.label) == {f"class_{index}" for index in range(5)}
+    assert set(table.after) <= set(table.label)
+    np.testing.assert_array_equal(table.success, table.after != table.label)
+
+
+def test_toward_a_target_and_without_a_cap(files, tmp_path):
+    code, output = _run(files, tmp_path, "--attack", "deepfool", "--target", "2", "--limit", "5")
+    assert code == 0
+    table = pd.read_csv(output / "results.csv")
+    np.testing.assert_array_equal(table.success, table.after == 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attack", "pdg"], "Unknown attack. Did you mean 'pgd'"),
+        (["--epsilon", "[16]"], "did you mean 16/256"),
+        (["--gives", "probabilities"], "look like logits"),
+        (["--options", '{"step": 3}'], "Unknown option of attack 'pgd'. Did you mean 'steps'"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, capsys, arguments, message):
+    code, output = _run(files, tmp_path, *arguments)
+    assert code == 1
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_softmax_that_is_not_owned_up_to_is_refused(files, tmp_path, capsys):
+    code, _ = _run(files, tmp_path, model="softmax.keras")
+    assert code == 1
+    assert "--gives probabilities" in capsys.readouterr().err
+    code, output = _run(files, tmp_path, "--gives", "probabilities", "--limit", "2", model="softmax.keras")
+    assert code == 0
+    code, _ = _run(files, tmp_path, "--gives", "probabilities", model="softmax.keras")
+    assert code == 1
+    assert f"{output} exists" in capsys.readouterr().err

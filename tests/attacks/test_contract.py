@@ -1,0 +1,84 @@
+"""What every attack promises, whatever it does: each registered attack goes through it in each of its norms."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from satm_tf import attacks
+from tests.attacks.conftest import operations_that_run
+
+# Enough for every part of an attack to run.
+BUDGET = {"steps": 4, "neighbours": 2, "queries": 10, "targets": 2, "rounds": 3, "evaluations": 4, "starts": 3}
+
+
+def _cases():
+    for name, attack in attacks.Attack.members.items():
+        defaults = {field.name: field.default for field in fields(attack)}
+        budget = {option: least for option, least in BUDGET.items() if defaults.get(option)}
+        for norm in attack.norms:
+            yield pytest.param(
+                attacks.get(name, epsilon=3.0 if norm == "l0" else 0.1, norm=norm, **budget), id=f"{name}-{norm}"
+            )
+
+
+def _length(difference: np.ndarray, norm: str) -> np.ndarray:
+    flat = difference.reshape(len(difference), -1)
+    pixels = np.count_nonzero(np.abs(difference).max(-1), axis=(1, 2))
+    return {"linf": np.abs(flat).max(1), "l2": np.linalg.norm(flat, axis=1), "l0": pixels}[norm]
+
+
+every_attack = pytest.mark.parametrize("attack", list(_cases()))
+
+
+@every_attack
+def test_what_every_attack_promises(attack, network, images, labels, state_of):
+    """Eagerly: inside bounds and ball, repeatable, the network and the images untouched."""
+    before, given = state_of(network), images.copy()
+    adversarial = attack(network, images, labels, seed=4).numpy()
+    assert (adversarial.shape, adversarial.dtype) == (images.shape, np.float32)
+    assert np.all((adversarial >= 0) & (adversarial <= 1))
+    assert np.all(_length(adversarial - images, attack.norm) <= attack.epsilon + 1e-6)
+    np.testing.assert_array_equal(images, given)
+    np.testing.assert_array_equal(adversarial, attack(network, images, labels, seed=4))
+    for old, new in zip(before, state_of(network), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@every_attack
+def test_the_same_promises_compiled(attack, network, images, labels, state_of):
+    """In one graph: one image or seven, any epsilon, the same result, and no weight's gradient anywhere in it."""
+    before = state_of(network)
+    craft = tf.function(
+        lambda images, labels, epsilon: attack(network, images, labels, epsilon=epsilon),
+        input_signature=[
+            tf.TensorSpec([None, 8, 8, 3], tf.float32),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([], tf.float32),
+        ],
+    )
+    compiled = craft(images, labels, attack.epsilon).numpy()
+    # Another order of summation may turn the sign of a gradient that is all but zero; a search then goes elsewhere.
+    assert np.mean(np.isclose(compiled, attack(network, images, labels), atol=1e-5)) > 0.95
+    single = craft(images[:1], labels[:1], attack.epsilon).numpy()
+    assert _length(single - images[:1], attack.norm)[0] <= attack.epsilon + 1e-6
+    np.testing.assert_allclose(craft(images, labels, 0.0), images, atol=1e-7)
+    assert "Conv2DBackpropFilter" not in operations_that_run(craft.get_concrete_function().graph)
+    for old, new in zip(before, state_of(network), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@every_attack
+def test_nothing_but_numbers_where_there_is_no_gradient(attack, make_network, images, labels):
+    """Once because the logits are constant, and once because the softmax is saturated."""
+    flat = make_network(1)
+    kernel = flat.layers[-1].kernel
+    craft, weights = attack.compiled(flat), kernel.numpy().copy()
+    for scale in (0.0, 1e6):
+        kernel.assign(weights * scale)
+        adversarial = craft(images, labels).numpy()
+        assert np.all(np.isfinite(adversarial))
+        assert np.all(_length(adversarial - images, attack.norm) <= attack.epsilon + 1e-6)

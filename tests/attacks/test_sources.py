@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from satm_tf import attacks
+
+FGSM = attacks.FGSM(epsilon=0.1)
+
+
+def _with_softmax(network: keras.Model, layer: keras.layers.Layer) -> keras.Model:
+    return keras.Sequential([keras.Input([8, 8, 3]), network, layer])
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Softmax(), keras.layers.Activation("softmax")])
+def test_a_model_that_ends_in_a_softmax_is_refused_until_it_is_said(network, images, labels, layer):
+    model = _with_softmax(network, layer)
+    with pytest.raises(ValueError, match="FromProbabilities"):
+        FGSM(model, images, labels)
+    adversarial = FGSM(attacks.FromProbabilities(model), images, labels)
+    # Through the logarithm of a softmax the gradient is the same but for rounding, which turns few signs.
+    assert np.mean(np.isclose(adversarial, FGSM(network, images, labels), atol=1e-6)) > 0.99
+
+
+def test_a_saved_model_is_attacked_like_the_model_it_was(network, images, labels, tmp_path):
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: {"logits": network(images), "classes": tf.argmax(network(images), -1)},
+        input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="images")],
+    )
+    archive.write_out(tmp_path / "model", verbose=False)
+    adversarial = FGSM(attacks.FromSavedModel(str(tmp_path / "model"), "logits"), images, labels)
+    assert np.mean(np.isclose(adversarial, FGSM(network, images, labels), atol=1e-6)) > 0.99
+    with pytest.raises(ValueError, match=r"several outputs; choose one of classes, logits"):
+        attacks.FromSavedModel(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"Unknown output of the SavedModel. Did you mean 'logits'"):
+        attacks.FromSavedModel(str(tmp_path / "model"), "logit")
+    with pytest.raises(ValueError, match="Unknown signature"):
+        attacks.FromSavedModel(str(tmp_path / "model"), "logits", signature="serving")
+
+
+def test_a_model_without_a_gradient_is_named(images, labels):
+    def rounded(images, training=False):
+        return tf.reduce_sum(tf.cast(tf.cast(images * 255, tf.int32), tf.float32), [1, 2]) @ tf.ones([3, 5])
+
+    with pytest.raises(ValueError, match="No gradient reaches the images"):
+        FGSM(rounded, images, labels)
+
+
+def test_any_callable_that_takes_training_is_a_model(network, images, labels):
+    seen = []
+
+    def call(images, training):
+        seen.append(training)
+        return network(images, training=training)
+
+    np.testing.assert_array_equal(FGSM(call, images, labels), FGSM(network, images, labels))
+    assert seen == [False]
+
+
+@pytest.fixture(scope="module")
+def networks(make_network):
+    return [make_network(seed) for seed in (1, 2, 3)]
+
+
+def _gradient(loss, images):
+    images = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = loss(images)
+    return tape.gradient(value, images).numpy()
+
+
+@pytest.mark.parametrize("fuse", ["logits", "probabilities", "losses"])
+def test_an_ensemble_averages_what_it_says(networks, images, labels, fuse):
+    rows = np.arange(7)
+
+    def loss(x):
+        logits = [network(x, training=False) for network in networks]
+        if fuse == "logits":
+            return -tf.reduce_sum(tf.gather_nd(tf.nn.log_softmax(sum(logits) / 3), np.stack([rows, labels], 1)))
+        own = [tf.gather_nd(tf.nn.softmax(z), np.stack([rows, labels], 1)) for z in logits]
+        if fuse == "probabilities":
+            return -tf.reduce_sum(tf.math.log(sum(own) / 3))
+        return -tf.reduce_sum(sum(tf.math.log(p) for p in own)) / 3
+
+    expected = np.clip(images + 0.1 * np.sign(_gradient(loss, images)), 0, 1)
+    ensemble = attacks.Ensemble(networks, fuse=fuse)
+    assert np.mean(np.isclose(FGSM(ensemble, images, labels), expected, atol=1e-6)) > 0.99
+    assert attacks.MIFGSM(epsilon=0.1)(ensemble, images, labels).shape == images.shape
+    assert attacks.FGSM(epsilon=0.1, label_source="least_likely").outcome(ensemble, images, labels).success.shape == [7]
+
+
+def test_an_ensemble_of_one_is_the_network(network, images, labels):
+    for fuse in ("logits", "probabilities", "losses"):
+        crafted = FGSM(attacks.Ensemble([network], fuse=fuse), images, labels)
+        assert np.mean(np.isclose(crafted, FGSM(network, images, labels), atol=1e-6)) > 0.99
+
+
+def test_networks_in_turn_are_used_one_a_step(networks, images, labels):
+    x = images
+    for step in range(5):
+        # One step of one network from where the last one ended, kept in the ball of the first image.
+        x = attacks.FGSM(epsilon=0.03)(networks[step % 3], x, labels)
+        x = np.clip(x, images - 0.1, images + 0.1)
+    attack = attacks.BIM(epsilon=0.1, steps=5, step_size=0.03)
+    for crafted in (
+        attack(attacks.InTurn(networks), images, labels),
+        attack.compiled(attacks.InTurn(networks))(images, labels),
+    ):
+        assert np.mean(np.isclose(crafted, x, atol=1e-5)) > 0.98
+
+
+def test_an_ensemble_needs_networks_and_a_known_fusion(network):
+    with pytest.raises(ValueError, match="at least one network"):
+        attacks.Ensemble([])
+    with pytest.raises(ValueError, match="at least one network"):
+        attacks.InTurn([])
+    with pytest.raises(ValueError, match=r"Unknown fusion. Did you mean 'logits'"):
+        attacks.Ensemble([network], fuse="logit")

@@ -1,0 +1,84 @@
+"""Small images and data sets, written as their owners would."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+HEADER = "user_id\toriginal_image\tface_id\tage\tgender\tx\ty\tdx\tdy\ttilt_ang\tfiducial_yaw_angle\tfiducial_score\n"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Nothing here draws from a global generator, and clearing Keras's session takes longer than most tests here."""
+
+
+@pytest.fixture
+def picture():
+    """A smooth picture, so that JPEG changes it little: uint8 `[height, width, 3]`, other for each seed."""
+
+    def make(seed: int = 0, height: int = 32, width: int = 32) -> np.ndarray:
+        coarse = np.random.default_rng(seed).integers(30, 226, (4, 4, 3), np.uint8)
+        return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+    return make
+
+
+@pytest.fixture
+def encode():
+    """A function that gives an array's or a Pillow image's bytes in a format."""
+
+    def make(image: np.ndarray | Image.Image, kind: str = "JPEG", **options) -> bytes:
+        buffer = io.BytesIO()
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        picture.save(buffer, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}), **options)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_image(picture, encode):
+    """A function that writes a small JPEG, its folders too."""
+
+    def write(path: Path, seed: int = 0, height: int = 32, width: int = 32) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(seed, height, width)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_adience(tmp_path, write_image):
+    """A function that writes an Adience tree from rows (fold, subject, image, face, age, gender), and their images."""
+
+    def write(rows, images: bool = True) -> Path:
+        root = tmp_path / "adience"
+        root.mkdir()
+        tables = [HEADER] * 5
+        for seed, (fold, subject, image, face, age, gender) in enumerate(rows):
+            tables[fold] += f"{subject}\t{image}\t{face}\t{age}\t{gender}" + "\t0" * 7 + "\n"
+            if images:
+                write_image(root / "aligned" / subject / f"landmark_aligned_face.{face}.{image}", seed)
+        for fold, table in enumerate(tables):
+            (root / f"fold_{fold}_data.txt").write_text(table)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def plain_adience(write_adience):
+    """Five folds of three subjects with two images each, four of the groups."""
+    ages = ("(0, 2)", "(15, 20)", "(25, 32)", "(60, 100)")
+    return write_adience(
+        (fold, f"{fold}{subject}@N", f"{image}.jpg", 7, ages[(fold + subject + image) % 4], "mf"[subject % 2])
+        for fold in range(5)
+        for subject in range(3)
+        for image in range(2)
+    )

@@ -1,0 +1,225 @@
+import itertools
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from satm_tf.data import Augmentation, Examples, batches
+from satm_tf.data.pipeline import order
+
+
+@pytest.fixture
+def files(tmp_path, write_image):
+    paths = [str(write_image(tmp_path / f"{number}.jpg", number)) for number in range(20)]
+    return Examples(labels=np.arange(20), paths=paths)
+
+
+@pytest.fixture
+def pixels(picture):
+    return Examples(labels=np.arange(20), images=np.stack([picture(number) for number in range(20)]))
+
+
+def _labels(dataset) -> list[list[int]]:
+    return [labels.numpy().tolist() for _, labels in dataset]
+
+
+def _flat(lists) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+@pytest.mark.parametrize("kind", ["files", "pixels"])
+def test_contract(request, kind, picture):
+    dataset = batches(request.getfixturevalue(kind), image_size=32, batch_size=8)
+    assert len(dataset) == 3
+    assert dataset.element_spec[0].shape.as_list() == [None, 32, 32, 3]
+    (images, labels), *_, last = list(dataset)
+    assert (images.dtype, labels.dtype, images.shape) == (tf.float32, tf.int32, (8, 32, 32, 3))
+    assert labels.numpy().tolist() == list(range(8))
+    assert last[0].shape == (4, 32, 32, 3)
+    expected = np.stack([picture(number) for number in range(8)]) / 255
+    assert np.abs(images - expected).mean() < 0.006  # JPEG is near; pixels are exact
+    if kind == "pixels":
+        np.testing.assert_array_equal(images, expected.astype(np.float32))
+
+
+def test_the_range_is_zero_to_one_to_the_bit():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    ((images, _),) = batches(Examples(labels=[0], images=levels), image_size=16, batch_size=1)
+    assert (float(tf.reduce_min(images)), float(tf.reduce_max(images))) == (0.0, 1.0)
+    np.testing.assert_array_equal(np.round(images * 255), levels)
+
+
+@pytest.mark.parametrize("kind", ["files", "pixels"])
+def test_order_follows_from_seed_and_epoch(request, kind):
+    examples = request.getfixturevalue(kind)
+    options = {"image_size": 8, "batch_size": 6, "shuffle": True, "seed": 4}
+    dataset = batches(examples, **options)
+    epochs = [_labels(dataset) for _ in range(4)]
+    for number, epoch in enumerate(epochs):
+        assert _flat(epoch) == order(20, seed=4, epoch=number).tolist()
+    assert len({str(epoch) for epoch in epochs}) == 4
+    resumed = batches(examples, **options, first_epoch=2)
+    assert [_labels(resumed) for _ in range(2)] == epochs[2:]
+    assert _labels(batches(examples, **{**options, "seed": 5})) != epochs[0]
+
+
+def test_an_epoch_that_is_broken_off_counts(files):
+    dataset = batches(files, image_size=8, batch_size=4, shuffle=True)
+    next(iter(dataset))
+    assert _flat(_labels(dataset)) == order(20, seed=0, epoch=1).tolist()
+
+
+def test_order_is_this_one_for_good():
+    """A run that resumes after an upgrade of NumPy must not find another order."""
+    assert order(8, seed=0, epoch=0).tolist() == [2, 4, 3, 6, 5, 0, 1, 7]
+    assert order(8, seed=7, epoch=3).tolist() == [3, 5, 0, 4, 2, 7, 1, 6]
+
+
+def test_drop_remainder(files):
+    dataset = batches(files, image_size=8, batch_size=6, shuffle=True, drop_remainder=True)
+    assert len(dataset) == 3
+    assert dataset.element_spec[0].shape.as_list() == [6, 8, 8, 3]
+    # The rows left over are other ones each epoch.
+    left = [set(range(20)) - set(_flat(_labels(dataset))) for _ in range(5)]
+    assert {len(rows) for rows in left} == {2}
+    assert len({tuple(rows) for rows in left}) > 1
+
+
+def test_cache_gives_the_same_batches(files):
+    options = {
+        "image_size": (20, 24),
+        "batch_size": 6,
+        "shuffle": True,
+        "augmentation": Augmentation(rotation=0, zoom=0),
+    }
+    straight, cached = (batches(files, **options, cache=cache) for cache in (False, True))
+    for _ in range(2):
+        for one, other in zip(straight, cached, strict=True):
+            np.testing.assert_array_equal(one[0], other[0])
+            np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_cache_reads_the_files_once(files, tmp_path):
+    dataset = batches(files, image_size=8, batch_size=5, cache=True)
+    for path in files.paths:
+        (tmp_path / path).unlink()
+    assert sum(map(len, _labels(dataset))) == 20
+
+
+def test_augmentation_follows_from_seed_epoch_and_step(pixels):
+    options = {"image_size": 32, "batch_size": 5, "augmentation": Augmentation(), "seed": 3}
+    dataset = batches(pixels, **options)
+    epochs = [np.concatenate([images for images, _ in dataset]) for _ in range(3)]
+    assert np.abs(epochs[0] - epochs[1]).mean() > 0.02
+    resumed = batches(pixels, **options, first_epoch=1)
+    for epoch in epochs[1:]:
+        np.testing.assert_array_equal(np.concatenate([images for images, _ in resumed]), epoch)
+    same = Examples(labels=np.zeros(10), images=np.stack([pixels.images[0]] * 10))
+    first, second = (images.numpy() for images, _ in batches(same, **options))
+    assert np.abs(first - second).mean() > 0.01  # another step
+    assert np.abs(first[0] - first[1]).mean() > 0.01  # another image of the batch
+
+
+def test_each_pipeline_reads_its_part_of_the_very_same_batches(files):
+    options = {"image_size": 8, "batch_size": 8, "shuffle": True, "drop_remainder": True}
+    whole = [sorted(labels) for labels in _labels(batches(files, **options))]
+    for pipelines, replicas in ((2, 4), (4, 4)):
+        parts = [
+            _labels(batches(files, **options, input_context=tf.distribute.InputContext(pipelines, number, replicas)))
+            for number in range(pipelines)
+        ]
+        local = replicas // pipelines
+        steps = [sorted(_flat(_flat(part[step * local : (step + 1) * local]) for part in parts)) for step in range(2)]
+        assert steps == whole
+        assert {len(labels) for part in parts for labels in part} == {8 // replicas}
+
+
+def test_only_the_own_part_is_decoded(files, tmp_path):
+    mine = order(20, seed=0, epoch=0)[::2]
+    for row in set(range(20)) - set(mine):
+        (tmp_path / f"{row}.jpg").unlink()
+    context = tf.distribute.InputContext(2, 0, 2)
+    labels = _labels(batches(files, image_size=8, batch_size=4, shuffle=True, input_context=context))
+    assert _flat(labels) == mine.tolist()
+
+
+def test_an_image_gone_bad_stops_with_its_name(files, tmp_path):
+    dataset = batches(files, image_size=8, batch_size=4)
+    whole = (tmp_path / "9.jpg").read_bytes()
+    for contents in (b"", b"text", whole[:400]):
+        (tmp_path / "9.jpg").write_bytes(contents)
+        iterator = iter(dataset)
+        assert _flat(next(iterator)[1].numpy().tolist() for _ in range(2)) == list(range(8))
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"whole when it was loaded.*[/\\]9\.jpg"):
+            next(iterator)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"must be positive. Received: image_size=\(8, 8\), batch_size=0"),
+        ({"image_size": (8, -1)}, r"must be positive. Received: image_size=\(8, -1\)"),
+        ({"batch_size": 21, "drop_remainder": True}, "too few examples.* Received: 20 examples, batch_size=21"),
+        ({"crop": 1.5}, "`crop` is a share.* Received: 1.5 for files"),
+        ({"seed": -1}, "non-negative. Received: seed=-1"),
+        ({"first_epoch": -1}, "non-negative. Received: .*first_epoch=-1"),
+    ],
+)
+def test_refuses(files, options, message):
+    with pytest.raises(ValueError, match=message):
+        batches(files, **{"image_size": 8, "batch_size": 4, **options})
+
+
+def test_refuses_no_examples_and_crop_of_pixels(files, pixels):
+    with pytest.raises(ValueError, match=r"too few examples.* Received: 0 examples"):
+        batches(files.select([]), image_size=8, batch_size=4)
+    with pytest.raises(ValueError, match=r"`crop` is a share.* Received: 0.5 for decoded images"):
+        batches(pixels, image_size=8, batch_size=4, crop=0.5)
+
+
+def test_keras_fit_and_mirrored_strategy_see_each_epoch_once():
+    """In a process of its own: the number of devices must be set before TensorFlow starts."""
+    script = textwrap.dedent("""
+        import keras, numpy as np, tensorflow as tf
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        from satm_tf.data import Augmentation, Examples, batches
+        from satm_tf.data.pipeline import order
+
+        images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * np.ones((4, 4, 3), np.uint8)
+        examples = Examples(labels=np.arange(20), images=images)
+        options = dict(image_size=4, batch_size=4, shuffle=True)
+
+        strategy = tf.distribute.MirroredStrategy(
+            ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
+        def flat(batch):
+            return np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch[1])]).tolist()
+        with strategy.scope():
+            dataset = batches(examples, **options, augmentation=Augmentation())
+        shared = strategy.experimental_distribute_dataset(dataset)
+        own = strategy.distribute_datasets_from_function(lambda c: batches(examples, **options, input_context=c))
+        for distributed in (shared, own):
+            for epoch in range(2):
+                assert sum(map(flat, distributed), []) == order(20, seed=0, epoch=epoch).tolist()
+
+        class Recorder(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.bias = self.add_weight(shape=())
+            def call(self, x):
+                tf.py_function(lambda seen: epochs.append(seen.numpy().tolist()), [tf.round(x[:, 0, 0, 0] * 255)], [])
+                return x[:, 0, 0, :1] + self.bias
+        epochs = []
+        model = Recorder()
+        model.compile(optimizer="sgd", loss="mse")
+        model.fit(batches(examples, **options, first_epoch=3), epochs=2, verbose=0)
+        expected = [order(20, seed=0, epoch=epoch).tolist() for epoch in (3, 4)]
+        assert sum(epochs, []) == sum(expected, []), (epochs, expected)
+        print("all batches were as they should be")
+    """)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert "all batches were as they should be" in run.stdout, run.stderr[-3000:]

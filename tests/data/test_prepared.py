@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from satm_tf import prepare
+from satm_tf.data import Augmentation, Examples, adience, batches, folder, prepared
+from satm_tf.data.prepared import attach, pack
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(prepared, "SHARD_SIZE", 8)
+
+
+@pytest.fixture
+def data(plain_adience):
+    return adience.load(plain_adience)
+
+
+def _splits(data):
+    return (data.train, data.validation, data.test)
+
+
+def _state(output: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in output.glob("images-*")}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_prepared_batches_are_the_straight_ones_to_the_bit(data, plain_adience, tmp_path):
+    account = pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=(20, 24))
+    assert (account.rows, account.used) == (30, 30)
+    assert len(list((tmp_path / "out").glob("*.tfrecord"))) == 4
+    fast = attach(data, tmp_path / "out", root=plain_adience)
+    options = {"image_size": (20, 24), "batch_size": 4, "shuffle": True}
+    for split, augmentation in (("train", Augmentation(rotation=0)), ("test", None)):
+        one, other = (batches(getattr(of, split), **options, augmentation=augmentation) for of in (data, fast))
+        for _ in range(2):
+            for straight, packed in zip(one, other, strict=True):
+                np.testing.assert_array_equal(straight[0], packed[0])
+                np.testing.assert_array_equal(straight[1], packed[1])
+
+
+def test_one_folder_serves_every_fold_and_target(plain_adience, tmp_path):
+    pack(_splits(adience.load(plain_adience)), tmp_path / "out", root=plain_adience, image_size=8)
+    for fold in range(5):
+        for target in ("age", "gender"):
+            data = adience.load(plain_adience, fold=fold, target=target)
+            fast = attach(data, tmp_path / "out", root=plain_adience)
+            assert fast.test.images.shape == (6, 8, 8, 3)
+            np.testing.assert_array_equal(fast.test.labels, data.test.labels)
+            np.testing.assert_array_equal(fast.test.subjects, data.test.subjects)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_again_changes_nothing_and_more_files_only_add(data, plain_adience, tmp_path):
+    output = tmp_path / "out"
+    pack([data.train], output, root=plain_adience, image_size=8)
+    first = _state(output)
+    pack([data.train, data.train], output, root=plain_adience, image_size=8)
+    assert _state(output) == first
+    account = pack(_splits(data), output, root=plain_adience, image_size=8)
+    assert account.used == 30
+    assert first.items() < _state(output).items()
+    attach(data, output, root=plain_adience)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("harm", ["flip", "shorten", "remove", "sidecar"])
+def test_a_harmed_shard_is_found_and_made_anew(data, plain_adience, tmp_path, harm):
+    output = tmp_path / "out"
+    pack(_splits(data), output, root=plain_adience, image_size=8)
+    shard = output / "images-00001.tfrecord"
+    whole = shard.read_bytes()
+    if harm == "flip":
+        shard.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    elif harm == "shorten":
+        shard.write_bytes(whole[:-1])
+    else:
+        (shard if harm == "remove" else shard.with_suffix(".json")).unlink()
+    if harm != "flip":
+        with pytest.raises(ValueError, match=r"8 of .* files are not in .* run prepare again"):
+            attach(data, output, root=plain_adience)
+    pack(_splits(data), output, root=plain_adience, image_size=8)
+    assert shard.read_bytes() == whole
+    attach(data, output, root=plain_adience)
+
+
+def test_a_changed_file_is_packed_anew(data, plain_adience, tmp_path, write_image):
+    output = tmp_path / "out"
+    pack(_splits(data), output, root=plain_adience, image_size=8)
+    write_image(Path(data.test.paths[0]), seed=99)
+    with pytest.raises(ValueError, match=r"1 of 6 files are not in .* as they are now: run prepare again"):
+        attach(data, output, root=plain_adience)
+    pack(_splits(data), output, root=plain_adience, image_size=8)
+    ((straight, _),) = batches(data.test, image_size=8, batch_size=6)
+    ((packed, _),) = batches(attach(data, output, root=plain_adience).test, image_size=8, batch_size=6)
+    np.testing.assert_array_equal(straight, packed)
+
+
+def _spoil(path: str, encode, picture) -> None:
+    """A JPEG with a whole header and a whole end that does not decode in between."""
+    contents = encode(picture(1, 64, 64))
+    Path(path).write_bytes(contents[:-900] + b"\xff\xcd" + bytes(40) + b"\xff\xd9")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_what_does_not_decode_is_counted(plain_adience, tmp_path, encode, picture):
+    for path in adience.load(plain_adience).train.paths[:9]:
+        _spoil(path, encode, picture)
+    data = adience.load(plain_adience)
+    assert data.account.used == 30  # a look at the header and the end does not show it
+    account = pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=8)
+    assert (account.used, len(account.unreadable)) == (21, 9)
+    fast = attach(data, tmp_path / "out", root=plain_adience)
+    assert (fast.account.used, len(fast.account.unreadable), fast.account.rows) == (21, 9, 30)
+    assert sum(map(len, _splits(fast))) == 21
+    assert set(fast.account.unreadable.values()) == {"does not decode"}
+    assert len(list(batches(fast.train, image_size=8, batch_size=4))) > 0
+    before = _state(tmp_path / "out")
+    pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=8)
+    assert _state(tmp_path / "out") == before
+
+
+def test_any_reader_of_tfrecords_reads_them(data, plain_adience, tmp_path):
+    pack([data.test], tmp_path / "out", root=plain_adience, image_size=(8, 10))
+    records = list(tf.data.TFRecordDataset(str(tmp_path / "out" / "images-00000.tfrecord")).as_numpy_iterator())
+    names = [path for path, _, _ in json.loads((tmp_path / "out" / "images-00000.json").read_text())["files"]]
+    ((images, _),) = batches(data.test, image_size=(8, 10), batch_size=6)
+    by_name = {os.path.relpath(path, plain_adience): image for path, image in zip(data.test.paths, images, strict=True)}
+    for name, record in zip(names, records, strict=True):
+        pixels = np.frombuffer(record, np.uint8).reshape(8, 10, 3)
+        np.testing.assert_array_equal(np.round(by_name[name] * 255), pixels)
+
+
+def test_orientation_and_crop_are_packed_in(tmp_path, encode, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(5):
+            contents = encode(picture(number, 30, 50), exif=exif if number % 2 else Image.Exif())
+            (tmp_path / "in" / name / f"{number}.jpg").write_bytes(contents)
+    data = folder.load(tmp_path / "in", test_share=0.4)
+    pack(_splits(data), tmp_path / "out", root=tmp_path / "in", image_size=16, crop=0.8)
+    fast = attach(data, tmp_path / "out", root=tmp_path / "in")
+    ((straight, _),) = batches(data.test, image_size=16, batch_size=4, crop=0.8)
+    ((packed, _),) = batches(fast.test, image_size=16, batch_size=4)
+    np.testing.assert_array_equal(straight, packed)
+
+
+def test_the_images_may_move_with_their_root(data, plain_adience, tmp_path):
+    pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=8)
+    moved = plain_adience.rename(tmp_path / "elsewhere")
+    assert attach(adience.load(moved), tmp_path / "out", root=moved).account.used == 30
+
+
+def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
+    root, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b"):
+        for number in range(60):
+            write_image(root / name / f"{number}.jpg", number, 300, 300)
+    script = (
+        "import time; from satm_tf.data import folder, prepared; prepared.SHARD_SIZE = 10\n"
+        "write = prepared.write_shard\n"
+        "prepared.write_shard = lambda *given: (write(*given), time.sleep(0.2))\n"
+        f"data = folder.load({str(root)!r})\n"
+        f"prepared.pack([data.train, data.validation, data.test], {str(output)!r}, root={str(root)!r}, image_size=32)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(list(output.glob("*.json"))) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {name: state for name, state in _state(output).items() if not name.endswith(".partial")}
+    assert 3 <= len(list(output.glob("images-*.json"))) < 12, process.stderr.read().decode()[-2000:]
+    data = folder.load(root)
+    with pytest.raises(ValueError, match="run prepare again"):
+        attach(data, output, root=root)
+    pack(_splits(data), output, root=root, image_size=32)
+    whole = {name: state for name, state in done.items() if (output / name).with_suffix(".json").name in done}
+    assert whole.items() <= _state(output).items()
+    assert attach(data, output, root=root).account.used == 120
+
+
+def test_refuses(data, plain_adience, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match=r"python -m satm_tf.prepare makes them. Received: .*out"):
+        attach(data, output, root=plain_adience)
+    pack([data.test], output, root=plain_adience, image_size=8)
+    with pytest.raises(ValueError, match=r"prepared otherwise.*\[8, 8\].* Received: .*\[9, 9\]"):
+        pack([data.test], output, root=plain_adience, image_size=9)
+    with pytest.raises(ValueError, match="below the root"):
+        pack([data.test], output, root=tmp_path / "other", image_size=8)
+    decoded = Examples(labels=[0], images=np.zeros((1, 2, 2, 3), np.uint8))
+    with pytest.raises(ValueError, match="Only image files can be prepared"):
+        pack([decoded], output, root=plain_adience, image_size=8)
+
+
+def test_command_line(plain_adience, tmp_path, capsys):
+    command = ["adience", "--root", str(plain_adience), "--output", str(tmp_path / "out"), "--image_size", "8"]
+    prepare.main(command)
+    assert capsys.readouterr().out.count("30 rows, 30 used") == 3  # the ages, the genders, the files
+    assert attach(adience.load(plain_adience), tmp_path / "out", root=plain_adience).train.images.shape[1:] == (8, 8, 3)
+    with pytest.raises(SystemExit):
+        prepare.main(["adience", "--root", str(plain_adience)])

@@ -1,0 +1,173 @@
+"""The whole job on a hundred tiny images: what it writes, that it repeats, goes on, and refuses."""
+
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import yaml
+
+from satm_tf import config as configuration
+from satm_tf import experiment, train
+from satm_tf.models import register_backbone
+
+SIZE, CLASSES = 16, 3
+
+
+@register_backbone("tiny_for_experiments", preprocessing={"scale": 2.0, "offset": -1.0}, minimum_size=8)
+def tiny(input_shape):
+    """A backbone that learns the tests' images within an epoch or two."""
+    images = keras.Input(input_shape)
+    return keras.Model(images, keras.layers.Conv2D(8, 5, 2, activation="relu")(images))
+
+
+@pytest.fixture(scope="module")
+def idx_folder(tmp_path_factory):
+    """Noise with a bright bar at one of three heights, as IDX files: 180 to train and validate, 60 to test."""
+    folder = tmp_path_factory.mktemp("idx")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 180), ("t10k", 60)):
+        labels = (np.arange(count) % CLASSES).astype(np.uint8)
+        images = rng.integers(0, 100, (count, SIZE, SIZE), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[5 * label : 5 * label + 4] += 120
+        for array, kind in ((images, "images-idx3"), (labels, "labels-idx1")):
+            header = b"\0\0\x08" + bytes([array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return folder
+
+
+@pytest.fixture
+def config(idx_folder, tmp_path):
+    """Two networks, a holdout, two schemes, one epoch of everything."""
+    network = configuration.NetworkConfig("tiny_for_experiments")
+    training = configuration.TrainingConfig(epochs=2, batch_size=32, learning_rate=0.01)
+    return configuration.Config(
+        name="tiny",
+        run_dir=str(tmp_path / "run"),
+        seed=1,
+        data=configuration.DataConfig(format="idx", root=str(idx_folder), image_size=SIZE, cache=True),
+        networks={"a": network, "b": dataclasses.replace(network, dropout=0.2)},
+        holdouts={"c": network},
+        fine_tune=training,
+        co_train=dataclasses.replace(training, epochs=1),
+        attack={"name": "randomised_step", "epsilon": 0.1},
+        schemes={
+            "ensemble": configuration.SchemeConfig({"a": "frozen_b", "b": "frozen_a"}),
+            "satm": configuration.SchemeConfig("others", domain_adaptation=configuration.DomainAdversarial(hidden=8)),
+        },
+        evaluation_attacks={"r+step_ll": {"name": "randomised_step"}, "r+fgsm": {"name": "fgsm", "epsilon": 0.2}},
+        export=configuration.ExportConfig("satm", str(tmp_path / "exported")),
+    )
+
+
+def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
+    results = experiment.run(config)
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml", "environment.json", "exports.json", "metrics.csv", "networks", "results.csv",
+    ]  # fmt: skip
+    measured = ["ensemble/a", "ensemble/b", "satm/a", "satm/b", "holdout/c"]
+    assert len(results) == 5 + 2 * 5 * 5
+    assert sorted(set(results.target)) == sorted(measured)
+    assert results[results.attack == "clean"].classification_rate.min() > 0.6, "the networks must have learnt"
+    assert results.groupby("attack").epsilon.first().to_dict() == {"clean": 0.0, "r+step_ll": 0.1, "r+fgsm": 0.2}
+    assert set(results.images) == {60}
+    assert results.one_off_rate.isna().all(), "digits have no order"
+
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics.groupby("stage", sort=False).size().to_dict() == {
+        "fine_tune/a": 2, "fine_tune/b": 2, "fine_tune/c": 2, "co_train/ensemble": 1, "co_train/satm": 1,
+    }  # fmt: skip
+    assert json.loads((run / "environment.json").read_text())["keras"] == keras.__version__
+    assert yaml.safe_load((run / "config.yaml").read_text())["attack"]["epsilon"] == 0.1
+
+    for name in "ab":
+        served = tf.saved_model.load(str(tmp_path / "exported" / name / "1")).signatures["serving_default"]
+        network = keras.saving.load_model(run / "networks" / "co_train" / "satm" / f"{name}.keras")
+        images = np.random.default_rng(0).uniform(size=(3, SIZE, SIZE, 3)).astype(np.float32)
+        np.testing.assert_allclose(
+            served(images=tf.constant(images))["probabilities"], tf.nn.softmax(network(images)), atol=1e-5
+        )
+
+    printed = capsys.readouterr().out
+    assert "classification rate, r+step_ll, epsilon 0.1" in printed
+    assert "Label leaking" in printed
+    assert "one off" not in printed
+
+    # The same command again: nothing is trained, measured or exported a second time, and the frame is the same.
+    stamps = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *(tmp_path / "exported").rglob("*")]}
+    pd.testing.assert_frame_equal(experiment.run(config), results)
+    changed = [
+        path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp and path.name != "metrics.csv"
+    ]
+    assert [path for path in changed if path != run] == []
+
+    # From between two stages on, in another folder: the same networks, figures and all.
+    resumed = dataclasses.replace(config, run_dir=str(tmp_path / "resumed"))
+    for name in ("config.yaml", "networks/fine_tune"):
+        source, target = run / name, tmp_path / "resumed" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    pd.testing.assert_frame_equal(experiment.run(resumed), results)
+
+    # Another seed is another configuration; in a folder of its own it gives other figures.
+    reseeded = dataclasses.replace(config, seed=2)
+    with pytest.raises(ValueError, match="Received: other values of seed"):
+        experiment.run(reseeded)
+
+
+def changed(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: changed(c, networks={}), "needs networks"),
+        (lambda c: changed(c, attack={"name": "fgms", "epsilon": 0.1}), "Did you mean 'fgsm'"),
+        (lambda c: changed(c, attack={"name": "fgsm", "epsilon": 16}), "16/256"),
+        (lambda c: changed(c, attack={"name": "fgsm", "epsilon": 0.1, "alfa": 1}), "option of attack"),
+        (lambda c: changed(c, evaluation_attacks={"x": {"name": "nothing"}}), "Unknown attack"),
+        (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
+        (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
+        (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "no dot or slash"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig("other")}), "Did you mean 'others'"),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig({"a": "frozen_z", "b": "a"})}),
+            "Unknown source",
+        ),
+        (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
+        (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
+        (lambda c: changed(c, data=dataclasses.replace(c.data, root=None)), "--data.root FOLDER"),
+        (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=4)), "at least 8 x 8"),
+    ],
+)
+def test_bad_configurations_are_refused_before_any_work(config, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(change(config))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_folder_is_refused_before_any_work(config, tmp_path):
+    missing = changed(config, data=dataclasses.replace(config.data, root=str(tmp_path / "nowhere")))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        experiment.run(missing)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    diverging = configuration.TrainingConfig(epochs=3, batch_size=32, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="fine_tune/a"):
+        experiment.run(changed(config, fine_tune=diverging))
+    assert not (tmp_path / "run" / "networks" / "fine_tune" / "a").exists()
+
+
+def test_the_command_line_prints_errors_and_no_traceback(tmp_path, capsys):
+    code = train.main(["--config", "fashion_mnist", "--run_dir", str(tmp_path / "run")])
+    assert code == 1
+    assert capsys.readouterr().err.startswith("error: Data of the format 'idx' must be given as --data.root FOLDER")
