@@ -27,13 +27,21 @@ setup(
         "keras>=3.8",
         "numpy>=1.26",
         "pandas>=2.1",
+        "h5py>=3.11",
         "pyyaml>=6.0",
         "jsonargparse[signatures]>=4.49",
         "tqdm>=4.66",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "foolbox>=3.3.4", "pillow>=10.0"],
+        "test": [
+            "pytest>=8.0",
+            "hypothesis>=6.100",
+            "foolbox>=3.3.4",
+            "keras-vggface==0.6",
+            "keras-applications==1.0.8",
+            "pillow>=10.0",
+        ],
         "dev": ["ruff>=0.9", "mypy>=1.11", "pandas-stubs", "types-PyYAML", "types-tqdm", "pre-commit", "build"],
     },
     classifiers=[

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jsonargparse
 
+from satm_tf.data import Augmentation
 from satm_tf.errors import unknown_name
 from satm_tf.training import DomainAdversarial
 
@@ -22,28 +23,43 @@ class DataConfig:
     """The images.
 
     Attributes:
-        format: What lies in the folder; synthetic_faces writes a set in Adience's format there first.
+        format: What lies in the folder; synthetic_faces writes a set in Adience's format there first; table is a CSV
+            file with the columns path and label.
         root: The folder. null is allowed for synthetic_faces, which then writes into the run folder.
         image_size: Height and width, in pixels, that the networks see.
+        table: The CSV file, where the format is table.
+        prepared: Folder into which satm_tf.prepare has packed these images; null decodes the files themselves.
+        variant: Which of Adience's two crops.
         target: What to classify, where the data has both.
-        fold: The fold of Adience that is the test set.
+        fold: The fold that is the test set, where there are folds; null draws one by test_share.
+        class_names: The classes in their order; null takes those that are found. Adience has its own.
+        ordered: Whether the class_names given are in a meaningful order, as age groups are.
+        test_share: Share of the images to test on, where the data does not say which.
         validation_share: Share of the training images (Adience: of the subjects) kept for validation.
         limit: Use at most this many training images, and validation images in proportion.
         test_limit: Use at most this many test images.
         cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
+        augmentation: Random changes to the clean training images; null leaves them as they are.
         num_subjects: Subjects to draw, for synthetic_faces.
         images_per_subject: Images of each subject, for synthetic_faces.
     """
 
-    format: Literal["synthetic_faces", "adience", "idx"] = "synthetic_faces"
+    format: Literal["synthetic_faces", "adience", "idx", "folder", "table"] = "synthetic_faces"
     root: str | None = None
     image_size: int = 48
+    table: str | None = None
+    prepared: str | None = None
+    variant: Literal["aligned", "faces"] = "aligned"
     target: Literal["age", "gender"] = "age"
-    fold: int = 0
+    fold: int | None = 0
+    class_names: list[str] | None = None
+    ordered: bool = False
+    test_share: float = 0.1
     validation_share: float = 0.1
     limit: int | None = None
     test_limit: int | None = None
     cache: bool = False
+    augmentation: Augmentation | None = None
     num_subjects: int = 480
     images_per_subject: int = 5
 

@@ -24,7 +24,6 @@ import yaml
 import satm_tf
 from satm_tf import attacks, data, serving
 from satm_tf.config import Config, DataConfig, TrainingConfig
-from satm_tf.data import synthetic_faces
 from satm_tf.evaluation import label_leaking, robustness_table, transfer_matrix
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.training import CoTraining, Progress, resolve_sources
@@ -139,15 +138,36 @@ def _load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
     if config.root is None and config.format != "synthetic_faces":
         raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
     root = Path(config.root or folder / "synthetic_faces")
-    shares: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
-    if config.format == "synthetic_faces":
-        synthetic_faces.write_adience(
+    split: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
+    classes: dict[str, Any] = {"class_names": config.class_names, **split}
+    unsplit: dict[str, Any] = {"ordered": config.ordered, "test_share": config.test_share, **classes}
+
+    def read_adience() -> data.ImageData:
+        if config.fold is None:
+            raise ValueError("Adience is tested on one of its folds, 0 to 4. Received: data.fold=null")
+        return data.adience.load(root, fold=config.fold, target=config.target, variant=config.variant, **split)
+
+    def write_faces() -> data.ImageData:
+        data.synthetic_faces.write_adience(
             root, num_subjects=config.num_subjects, images_per_subject=config.images_per_subject, seed=seed
         )
-    if config.format == "idx":
-        images = data.idx.load(root, **shares)
-    else:
-        images = data.adience.load(root, fold=config.fold, target=config.target, **shares)
+        return read_adience()
+
+    def read_table() -> data.ImageData:
+        if config.table is None:
+            raise ValueError("Data of the format 'table' needs the CSV file as --data.table FILE. Received: none")
+        return data.tables.load(config.table, root, fold=config.fold, **unsplit)
+
+    formats: dict[str, Callable[[], data.ImageData]] = {
+        "synthetic_faces": write_faces,
+        "adience": read_adience,
+        "idx": lambda: data.idx.load(root, **classes),
+        "folder": lambda: data.folder.load(root, **unsplit),
+        "table": read_table,
+    }
+    images = formats[config.format]()
+    if config.prepared:
+        images = data.prepared.attach(images, config.prepared, root=root)
     limits = {
         "train": config.limit,
         "validation": config.limit and max(1, round(config.limit * config.validation_share)),
@@ -266,7 +286,7 @@ def _fit(
         callbacks.append(keras.callbacks.EarlyStopping(patience=training.patience, restore_best_weights=True))
     drop_remainder = len(images.train) >= training.batch_size
     options = {"batch_size": training.batch_size, "seed": config.seed, "drop_remainder": drop_remainder}
-    train = _batches(images.train, config, shuffle=True, **options)
+    train = _batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options)
     trainer.compile(optimizer=_optimizer(training, training.epochs * len(train)))
     history = trainer.fit(
         train,

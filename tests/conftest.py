@@ -15,7 +15,6 @@ IMAGE_SHAPE = (16, 16, 3)
 @pytest.fixture(autouse=True)
 def _seeded():
     """Every test starts from the same seed, in any order."""
-    keras.utils.clear_session()
     keras.utils.set_random_seed(0)
 
 

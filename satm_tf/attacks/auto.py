@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ Objective = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AutoPGD(Attack, abc.ABC):
+class _AutoPGD(Attack):
     """Projected gradient descent with momentum whose step halves when it stops helping, for each image by itself.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(Configured, abc.ABC, kind="attack"):
+class Attack(Configured, kind="attack"):
     """An immutable configuration that turns a batch of images and a network into adversarial images.
 
     A call is traceable inside a `tf.function` and leaves no trace in the network: it runs in inference mode and watches
@@ -157,7 +156,7 @@ class Attack(Configured, abc.ABC, kind="attack"):
         perturbed = self.perturb(model, images, labels, radius, key)
         return tf.stop_gradient(self.project(perturbed, images, radius))
 
-    @abc.abstractmethod
+    # Not an abstract method: on Python 3.10 ABCMeta takes the keyword `name` of a class for its own.
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
@@ -173,6 +172,7 @@ class Attack(Configured, abc.ABC, kind="attack"):
         Returns:
             float32 images.
         """
+        raise NotImplementedError(f"{type(self).__name__} must say how it perturbs images: write `perturb`.")
 
     def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
         """This attack on this model as one compiled function, for those who are not inside a `tf.function` already.

@@ -231,7 +231,7 @@ class _Canvas:
     def paint(self, mask: Floats, colour: Floats) -> None:
         self.image += mask * (colour - self.image)
 
-    def inside(self, distance: Floats, softness: float = 1.0) -> Floats:
+    def inside(self, distance: Floats, softness: Floats | float = 1.0) -> Floats:
         """1 where a signed distance is negative, 0 where it is positive, a ramp of `softness` pixels between them."""
         return np.clip(0.5 - distance / (softness * self.edge), 0, 1)
 
@@ -330,7 +330,7 @@ def _hair_behind(c: _Canvas, t: SimpleNamespace) -> None:
     above = np.minimum(c.v + 0.05, 0) / (t.head_height * (1 + t.hair_volume))
     outline = (np.sqrt((c.u / grown) ** 2 + above * above) - 1) * grown
     mask = c.inside(np.maximum(outline, c.v - t.hair_length)) * np.clip(1.6 * t.hair_density - 0.6, 0, 1)
-    c.paint(mask * np.clip((t.hair_length - 0.0) * 6, 0, 1), t.hair_colour * (0.75 + 0.08 * c.grain))
+    c.paint(mask * np.clip(t.hair_length * 6, 0, 1), t.hair_colour * (0.75 + 0.08 * c.grain))
 
 
 def _shoulders(c: _Canvas, t: SimpleNamespace) -> None:
@@ -424,7 +424,7 @@ def _eyes(c: _Canvas, t: SimpleNamespace) -> None:
     beyond = np.clip(np.abs(across) - 1, 0, 1) * t.eye_size
     white = c.inside(np.abs(down) - lid + beyond)
     c.paint(white, _rgb(0.93, 0.92, 0.90) - 0.10 * t.texture)
-    look = _length(c.a - t.eye_x + np.sign(c.side) * t.gaze * t.eye_size * -1, down + 0.1 * t.eye_open)
+    look = _length(c.a - t.eye_x - np.sign(c.side) * t.gaze * t.eye_size, down + 0.1 * t.eye_open)
     radius = t.iris * t.eye_size
     c.paint(white * c.inside(look - radius), t.eye_colour)
     c.paint(white * c.inside(look - 0.5 * radius), _rgb(0.04, 0.03, 0.03))
@@ -489,7 +489,7 @@ def _hair_before(c: _Canvas, t: SimpleNamespace) -> None:
     line = t.hairline + drop - 0.24 * np.clip(t.recession * t.balding, 0, 1.1) * temples + parting
     line += 0.02 * c.grain
     bald = np.clip(t.recession * t.balding * 2.2 - 1.1, 0, 1) * np.clip(1.5 - 1.9 * across, 0, 1)
-    mask = c.inside(np.maximum(outline, c.v - line), 1.5 + 3 * (1 - t.hair_density.mean()))
+    mask = c.inside(np.maximum(outline, c.v - line), 1.5 + 3 * (1 - t.hair_density))
     strands = np.sin(c.u * (46 + 6 * t.hair_wave) + 5 * np.sin(3 * c.v + t.hair_wave) + 2 * c.grain)
     sheen = 0.10 * np.clip(1 - np.abs(outline + 0.16) / 0.12, 0, 1)
     colour = t.hair_colour * (0.92 + 0.10 * strands + sheen) + 0.10 * t.grey * (1 - t.grey) * c.grain

@@ -101,7 +101,7 @@ def write_adience(
         progress: Whether to show a progress bar, on terminals, if it takes more than a few seconds.
 
     Returns:
-        `root`.
+        `root`, as an absolute path.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -112,7 +112,7 @@ def write_adience(
         >>> sorted(path.name for path in root.iterdir())[:2]
         ['aligned', 'fold_0_data.txt']
     """
-    root = Path(root)
+    root = Path(root).expanduser().absolute()
     _check_number("num_subjects", num_subjects, _FOLDS * len(AGE_GROUPS))
     _check_number("images_per_subject", images_per_subject, 1)
     _check_number("image_size", image_size, 32, 816)

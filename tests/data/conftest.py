@@ -12,11 +12,6 @@ from PIL import Image
 HEADER = "user_id\toriginal_image\tface_id\tage\tgender\tx\ty\tdx\tdy\ttilt_ang\tfiducial_yaw_angle\tfiducial_score\n"
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    """Nothing here draws from a global generator, and clearing Keras's session takes longer than most tests here."""
-
-
 @pytest.fixture
 def picture():
     """A smooth picture, so that JPEG changes it little: uint8 `[height, width, 3]`, other for each seed."""

@@ -127,7 +127,8 @@ def test_a_person_does_not_depend_on_who_else_is_drawn():
 def test_gender_shows_and_may_be_a_string_or_a_list():
     women, men = (face_traits([28] * 200, gender * 200)["hair_length"] for gender in "fm")
     assert np.array_equal(men, face_traits([28] * 200, ["m"] * 200)["hair_length"])
-    assert women.mean() - men.mean() == pytest.approx(0.8)  # The same people but for the means in `IDENTITY`.
+    # The same people but for the means in `IDENTITY`, 0.8 apart, and a few who look too young for all of it.
+    assert women.mean() - men.mean() == pytest.approx(0.8, abs=0.03)
     assert women.min() < men.max()
 
 
