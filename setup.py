@@ -31,6 +31,7 @@ setup(
         "pyyaml>=6.0",
         "jsonargparse[signatures]>=4.49",
         "tqdm>=4.66",
+        "matplotlib>=3.8",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],

@@ -10,20 +10,31 @@ from satm_tf import evaluation, experiment
 
 @pytest.mark.slow
 def test_satm_defends_the_pair_against_each_other_without_label_leaking(tmp_path):
-    """The quickstart's pair, on fewer faces, without holdouts.
+    """The quickstart's pair without its holdouts, at the quickstart's epsilon, on 480 test faces.
 
-    Measured over seeds 0, 1 and 2: see MARGINS below. Half of the smallest gain seen is asserted.
+    Measured over three seeds: the gain in classification rate on the partner's R+Step-LL examples over training for as
+    long without any, in points, and how far that rate stays below the clean one afterwards:
+
+        seed   compact_resnet          compact_vgg
+        0      +18.3, 7.9 below        +8.3, 3.7 below
+        1      +28.3, 6.2 below        +12.5, 6.0 below
+        2      +27.9, 9.2 below        +8.5, 5.0 below
+
+    Asserted, for seed 0, is a mean gain of 8 points (the smallest seen is 13.3) and one of 4 for each network (8.3); the
+    standard error of a rate on 480 images is 2 points, and another processor rounds otherwise.
     """
-    quickstart = configuration.from_arguments(
-        [
-            *("--run_dir", str(tmp_path / "run"), "--export.scheme", "null", "--seed", "0"),
-            *("--data.num_subjects", "320", "--schemes", "{}", "--holdouts", "{}"),
-        ]
-    )
-    config = dataclasses.replace(
-        quickstart,
-        schemes={name: configuration.from_arguments([]).schemes[name] for name in ("undefended", "satm")},
-    )
-    results = experiment.run(config)
+    quickstart = configuration.from_arguments(["--run_dir", str(tmp_path / "run"), "--export.scheme", "null"])
+    compared = {name: quickstart.schemes[name] for name in ("undefended", "satm")}
+    results = experiment.run(dataclasses.replace(quickstart, holdouts={}, schemes=compared))
+
     table = evaluation.robustness_table(results, "r+step_ll")
-    print(table)
+    partners = table["partners"].unstack("scheme")
+    gain = partners["satm"] - partners["undefended"]
+    assert gain.mean() >= 0.08, table
+    assert gain.min() >= 0.04, table
+    clean = table["clean"].unstack("scheme")
+    assert (clean["undefended"] >= 0.6).all(), "the networks must have learnt"
+    assert (partners["satm"] <= clean["satm"]).all(), table
+    assert not evaluation.label_leaking(results).leaks.any()
+    white_box = table["white box"].unstack("scheme")
+    assert (white_box["undefended"] <= clean["undefended"] / 2).all(), "else there is nothing to defend against"
