@@ -16,7 +16,7 @@ import tensorflow as tf
 from satm_tf import attacks, data, models  # noqa: F401  (models: so that .keras files of ours load)
 from satm_tf.attacks.gallery import write_gallery
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
 
 
 def attack(

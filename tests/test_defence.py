@@ -20,8 +20,8 @@ def test_satm_defends_the_pair_against_each_other_without_label_leaking(tmp_path
         1      +28.3, 6.2 below        +12.5, 6.0 below
         2      +27.9, 9.2 below        +8.5, 5.0 below
 
-    Asserted, for seed 0, is a mean gain of 8 points (the smallest seen is 13.3) and one of 4 for each network (8.3); the
-    standard error of a rate on 480 images is 2 points, and another processor rounds otherwise.
+    Asserted, for seed 0, is a mean gain of 8 points (the smallest seen is 13.3) and one of 4 for each network (8.3).
+    The standard error of a rate on 480 images is 2 points, and another processor rounds otherwise.
     """
     quickstart = configuration.from_arguments(["--run_dir", str(tmp_path / "run"), "--export.scheme", "null"])
     compared = {name: quickstart.schemes[name] for name in ("undefended", "satm")}
