@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from satm_tf.data import adience, face_renderer, synthetic_faces
-from satm_tf.data.face_renderer import age_of_stage, face_traits, stage_of_age
+from satm_tf.data.face_traits import NUISANCES, age_of_stage, face_traits, stage_of_age
 
 SUBJECTS, EACH, SIZE = 80, 2, 32
 PUBLISHED_HEADER = (
@@ -119,7 +119,7 @@ def test_images_of_one_person_resemble_each_other_more_than_others():
 def test_a_person_does_not_depend_on_who_else_is_drawn():
     alone = face_traits([28], ["f"], identity=[7])
     together = face_traits([50, 28, 3], ["m", "f", "m"], identity=[2, 7, 30])
-    person = [name for name in alone if name not in face_renderer.NUISANCES]
+    person = [name for name in alone if name not in NUISANCES]
     assert len(person) > 40
     assert all(alone[name][0] == together[name][1] for name in person)
 
