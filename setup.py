@@ -25,8 +25,8 @@ setup(
     install_requires=[
         f"{TENSORFLOW}>=2.18",
         "keras>=3.8",
-        "numpy>=1.26",
-        "pandas>=2.1",
+        "numpy>=2.0",
+        "pandas>=2.2",
         "h5py>=3.11",
         "pyyaml>=6.0",
         "jsonargparse[signatures]>=4.49",
