@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus, input_gradient
-from satm_tf.attacks.losses import LOSSES, targeted_ratio
+from satm_tf.attacks.base import LABEL_SOURCES, Attack, LossAttack, Model, consensus, input_gradient
+from satm_tf.attacks.losses import targeted_ratio
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 from satm_tf.attacks.square import SquareAttack
-from satm_tf.errors import unknown_name
 
 _fold_in = tf.random.experimental.stateless_fold_in
 Objective = Callable[[tf.Tensor], tf.Tensor]
@@ -130,7 +129,7 @@ class _AutoPGD(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(_AutoPGD, name="apgd"):
+class APGD(_AutoPGD, LossAttack, name="apgd"):
     """APGD with cross-entropy or, `loss="dlr"`, the difference-of-logits ratio.
 
     Attributes:
@@ -139,17 +138,6 @@ class APGD(_AutoPGD, name="apgd"):
     Example:
         >>> adversarial = APGD(epsilon=8 / 255, loss="dlr")(network, images, labels)
     """
-
-    loss: str = "cross_entropy"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss not in LOSSES:
-            raise unknown_name("loss", self.loss, LOSSES)
-
-    def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The loss of that name, ascended or descended."""
-        return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

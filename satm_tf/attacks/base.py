@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from satm_tf.attacks.configuration import Configured, serialize
-from satm_tf.attacks.losses import cross_entropy
+from satm_tf.attacks.losses import LOSSES, cross_entropy
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import Model, logits_of
 from satm_tf.errors import unknown_name
@@ -304,6 +304,29 @@ class Attack(Configured, kind="attack"):
             return self.objective(logits, source.choose(labels, lambda: consensus(fixed)))
 
         return input_gradient(model, images, objective)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAttack(Attack):
+    """An attack that may ascend another loss than the cross-entropy.
+
+    Attributes:
+        loss: "cross_entropy", "margin", "dlr" or "hot_cold".
+
+    Raises:
+        ValueError: If the loss is unknown.
+    """
+
+    loss: str = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise unknown_name("loss", self.loss, LOSSES)
+
+    def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """The loss of that name, ascended or descended."""
+        return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
 
 
 def input_gradient(

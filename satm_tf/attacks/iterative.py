@@ -7,18 +7,16 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus, input_gradient
-from satm_tf.attacks.losses import LOSSES
+from satm_tf.attacks.base import LossAttack, Model, consensus, input_gradient
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import at_step, logits_of
 from satm_tf.attacks.transforms import Transform
-from satm_tf.errors import unknown_name
 
 _fold_in = tf.random.experimental.stateless_fold_in
 
 
 @dataclass(frozen=True, kw_only=True)
-class IterativeAttack(Attack, name="iterative"):
+class IterativeAttack(LossAttack, name="iterative"):
     """Steps of steepest ascent, each followed by the way back into the ball; the settings make the known methods.
 
     With `g` the gradient, `v` the velocity and `m` the momentum, a step is `v <- m v + g / mean|g|` and
@@ -57,7 +55,6 @@ class IterativeAttack(Attack, name="iterative"):
     neighbours: int = 0
     neighbourhood: float = 1.5
     transforms: tuple[Transform, ...] = ()
-    loss: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,12 +66,6 @@ class IterativeAttack(Attack, name="iterative"):
             raise ValueError(f"step_size must be positive. Received: step_size={self.step_size}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"Restarts differ by random_start=True only. Received: restarts={self.restarts}")
-        if self.loss not in LOSSES:
-            raise unknown_name("loss", self.loss, LOSSES)
-
-    def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The loss of that name, ascended or descended."""
-        return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

@@ -111,6 +111,8 @@ def test_the_seed_decides_the_random_numbers(make_network, images, labels):
         return transfer_matrix(**options, attacks={"r": RandomisedStep(epsilon=0.3)})
 
     pd.testing.assert_frame_equal(measure(1), measure(1))
+    rates = {measure(seed).classification_rate.iloc[-1] for seed in range(5)}
+    assert len(rates) > 1, "five seeds that all give one rate are not used"
 
 
 def test_bad_input(dataset):
