@@ -8,6 +8,10 @@ from typing import Any
 import keras
 from tqdm.auto import tqdm
 
+from satm_tf.training.checkpoint import Checkpoint
+
+__all__ = ["Checkpoint", "Progress"]
+
 
 class Progress(keras.callbacks.Callback):
     """One progress bar for a whole `fit`, named after its stage, with the figures worth watching.
