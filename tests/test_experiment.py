@@ -57,8 +57,10 @@ def config(idx_folder, tmp_path):
         co_train=dataclasses.replace(training, epochs=1),
         attack={"name": "randomised_step", "epsilon": 0.1},
         schemes={
-            "ensemble": configuration.SchemeConfig({"a": "frozen_b", "b": "frozen_a"}),
-            "satm": configuration.SchemeConfig("others", domain_adaptation=configuration.DomainAdversarial(hidden=8)),
+            "ensemble": configuration.SchemeConfig(learns_from={"a": "frozen_b", "b": "frozen_a"}),
+            "satm": configuration.SchemeConfig(
+                preset="satm", domain_adaptation={"name": "domain_adversarial", "hidden": 8}
+            ),
         },
         evaluation_attacks={"r+step_ll": {"name": "randomised_step"}, "r+fgsm": {"name": "fgsm", "epsilon": 0.2}},
         export=configuration.ExportConfig("satm", str(tmp_path / "exported")),
@@ -69,7 +71,7 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     results = experiment.run(config)
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.yaml", "environment.json", "exports.json", "metrics.csv", "networks", "results.csv",
+        "config.yaml", "environment.json", "exports.json", "logs", "metrics.csv", "networks", "results.csv",
     ]  # fmt: skip
     measured = ["ensemble/a", "ensemble/b", "satm/a", "satm/b", "holdout/c"]
     assert len(results) == 5 + 2 * 5 * 5
@@ -136,9 +138,9 @@ def changed(config, **changes):
         (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
         (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
         (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "no dot or slash"),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig("other")}), "Did you mean 'others'"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from="other")}), "Did you mean 'others'"),
         (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig({"a": "frozen_z", "b": "a"})}),
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from={"a": "frozen_z", "b": "a"})}),
             "Unknown source",
         ),
         (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
@@ -196,7 +198,7 @@ def test_a_table_that_is_not_named_is_asked_for(config, pictures, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     diverging = configuration.TrainingConfig(epochs=3, batch_size=32, optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match="fine_tune/a"):
+    with pytest.raises(FloatingPointError, match=r"clean_loss of a is not a finite number at step [1-9]"):
         experiment.run(changed(config, fine_tune=diverging))
     assert not (tmp_path / "run" / "networks" / "fine_tune" / "a").exists()
 

@@ -1,9 +1,9 @@
 """Co-training and domain adaptation."""
 
-from satm_tf.training.callbacks import Checkpoint, Progress
+from satm_tf.training.callbacks import Checkpoint, Pictures, Progress
 from satm_tf.training.checkpoint import Interrupted
 from satm_tf.training.co_training import CoTraining
-from satm_tf.training.distribution import STRATEGIES, devices_for, get_strategy, is_chief
+from satm_tf.training.distribution import STRATEGIES, devices_for, get_strategy, is_chief, wait_for_all
 from satm_tf.training.domain import (
     DomainAdaptation,
     DomainAdversarial,
@@ -30,6 +30,7 @@ __all__ = [
     "DomainHead",
     "EpsilonSchedule",
     "Interrupted",
+    "Pictures",
     "Progress",
     "RampedEpsilon",
     "Scheme",
@@ -41,4 +42,5 @@ __all__ = [
     "is_chief",
     "resolve_precision",
     "resolve_sources",
+    "wait_for_all",
 ]

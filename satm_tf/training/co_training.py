@@ -328,6 +328,12 @@ class CoTraining(MultiWorkerFit, keras.Model):
         self._means["loss"].update_state(total)
         return self.get_metrics_result()
 
+    def craft(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The adversarial images `[batch, height, width, 3]` of each source, as validation uses them."""
+        pairs = [(name, source) for name in self._learners for source in self.sources[name]]
+        crafted = self._craft(pairs, images, labels, tf.constant(-1, tf.int64), training=False)
+        return {source: adversarial for (_, source), adversarial in crafted.items()}
+
     def _device(self, name: str) -> Any:
         return tf.device(self.devices.get(name))
 

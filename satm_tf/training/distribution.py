@@ -77,6 +77,15 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return bool(resolver.task_id == 0)
 
 
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns once every worker has called this; at once where there is only one."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        here = strategy.run(
+            tf.function(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(1.0)))
+        )
+        strategy.experimental_local_results(here)[0].numpy()
+
+
 class MultiWorkerFit(keras.Model):
     """What Keras 3's `fit` lacks for `MultiWorkerMirroredStrategy`, and for data that begins in the middle.
 
