@@ -37,13 +37,8 @@ def test_overrides_at_any_depth():
     assert config.networks["compact_resnet"] == quickstart.networks["compact_resnet"]
     attack = make_attack(config.attack)
     satm = config.schemes["satm"].scheme(attack)
-    assert satm == Scheme.get(
-        "satm",
-        domain_adaptation=UnifiedEmbedding(weight=0.2),
-        adversarial_weight=0.5,
-        attack=attack,
-        epsilon=satm.epsilon,
-    )
+    own = {"domain_adaptation": UnifiedEmbedding(weight=0.2), "adversarial_weight": 0.5}
+    assert satm == Scheme.get("satm", attack=attack, **own)
     assert config.schemes["ensemble"].scheme(attack).domain_adaptation is None
 
 

@@ -111,7 +111,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.rows = found.facts["rows"]
         self._position = Position(*found.facts["position"])
         self._found = Snapshot(found.arrays[len(expected) :], found.facts)
-        self._metric_values = [np.asarray(variable) for variable in _metric_variables(model)]
+        # Copies: NumPy shares the memory of a variable on a CPU.
+        self._metric_values = [np.array(keras.ops.convert_to_numpy(each)) for each in _metric_variables(model)]
         return self._position
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -177,7 +178,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save(self, position: Position, best: bool = False) -> None:
         self._saved_at = time.monotonic()
-        arrays = [np.asarray(variable) for variable in self.model.state()]
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in self.model.state()]
         facts: dict[str, Any] = {"position": position, "rows": self.rows, "early_stopping": {}}
         if self._early_stopping is not None:
             facts["early_stopping"] = {key: _plain(getattr(self._early_stopping, key)) for key in _EARLY_STOPPING}

@@ -216,7 +216,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
         Weights, counters, metrics, dropout's seeds and the optimizers' own; not those of frozen networks, which stay.
         """
         optimizers = [self.optimizer, *(each.optimizer for each in self.optimizers.values())]
-        return [*self.variables, *(variable for each in optimizers for variable in each.variables)]
+        return [variable for each in (self, *self.metrics, *optimizers) for variable in each.variables]
 
     def fit(
         self,

@@ -28,8 +28,8 @@ class Scheme:
     Attributes:
         learns_from: Whose adversarial examples each network learns from, as `resolve_sources` takes it.
         attack: What the sources craft with; or one for each, by the source's name or by "itself", "others" (another
-            network that trains) and "frozen". An attack may be given as a mapping with its name. None only where nobody
-            learns from anybody.
+            network that trains) and "frozen". An attack may be given as a mapping with its name. None is the paper's,
+            R+Step-LL at 16/256.
         all_sources: Whether a step uses every source of a network; if not, they take turns, one a step, so that half of
             what a network sees is clean at the same cost whatever their number. The adversarial parts of the loss are
             means over the sources of the step in either case.
@@ -129,11 +129,13 @@ class Scheme:
         Raises:
             ValueError: If there is none.
         """
+        if self.attack is None:
+            return _PAPERS_ATTACK
         if isinstance(self.attack, Attack):
             return self.attack
         relation = "itself" if source == learner else "others" if trained else "frozen"
         for key in (source, relation):
-            if key in (self.attack or {}):
+            if key in self.attack:
                 return self.attack[key]
         raise ValueError(
             f"An attack is needed where networks learn from adversarial examples: {learner!r} learns from {source!r}. "
@@ -150,36 +152,29 @@ def _made(family: Any, value: Any) -> Any:
 
 _EPSILON = 16 / 256  # the paper's
 
+_PAPERS_ATTACK = RandomisedStep(epsilon=_EPSILON)
+
 _PGD = PGD(epsilon=_EPSILON, steps=10)
 
 SCHEMES: dict[str, Scheme] = {
     "undefended": Scheme(learns_from="nobody"),
-    "adversarial": Scheme(learns_from="itself", attack=RandomisedStep(epsilon=_EPSILON)),
+    "adversarial": Scheme(learns_from="itself"),
     "pgd": Scheme(learns_from="itself", attack=_PGD, clean_weight=0.0),
     "trades": Scheme(
         learns_from="itself", attack=KLPGD(epsilon=_EPSILON), adversarial_loss="divergence", adversarial_weight=6.0
     ),
-    "ensemble": Scheme(learns_from="frozen", attack=RandomisedStep(epsilon=_EPSILON)),
-    "ensemble_with_itself": Scheme(learns_from=("itself", "frozen"), attack=RandomisedStep(epsilon=_EPSILON)),
+    "ensemble": Scheme(learns_from="frozen"),
+    "ensemble_with_itself": Scheme(learns_from=("itself", "frozen")),
     "cascade": Scheme(
         learns_from=("itself", "frozen"),
         attack={"itself": StepLL(epsilon=_EPSILON), "frozen": IterativeLL(epsilon=_EPSILON)},
         domain_adaptation=UnifiedEmbedding(),
     ),
-    "satm": Scheme(
-        learns_from="others", attack=RandomisedStep(epsilon=_EPSILON), domain_adaptation=DomainAdversarial()
-    ),
+    "satm": Scheme(learns_from="others", domain_adaptation=DomainAdversarial()),
     "satm_all_sources": Scheme(
-        learns_from="others",
-        attack=RandomisedStep(epsilon=_EPSILON),
-        domain_adaptation=DomainAdversarial(domains="sources"),
-        all_sources=True,
+        learns_from="others", domain_adaptation=DomainAdversarial(domains="sources"), all_sources=True
     ),
-    "satm_white_box": Scheme(
-        learns_from=("others", "itself"),
-        attack=RandomisedStep(epsilon=_EPSILON),
-        domain_adaptation=DomainAdversarial(),
-    ),
+    "satm_white_box": Scheme(learns_from=("others", "itself"), domain_adaptation=DomainAdversarial()),
     "mutual": Scheme(
         learns_from=("itself", "others"), attack=_PGD, all_sources=True, clean_weight=0.0, peer_weight=1.0
     ),
