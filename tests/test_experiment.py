@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ import yaml
 
 from satm_tf import config as configuration
 from satm_tf import experiment, train
+from satm_tf.data import Augmentation
 from satm_tf.models import register_backbone
 
 SIZE, CLASSES = 16, 3
@@ -207,3 +211,41 @@ def test_the_command_line_prints_errors_and_no_traceback(tmp_path, capsys):
     code = train.main(["--config", "fashion_mnist", "--run_dir", str(tmp_path / "run")])
     assert code == 1
     assert capsys.readouterr().err.startswith("error: Data of the format 'idx' must be given as --data.root FOLDER")
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(config, tmp_path):
+    """A real process, killed without warning while it co-trains, and the same command again."""
+    config = dataclasses.replace(
+        config,
+        networks={"a": configuration.NetworkConfig("compact_vgg", dropout=0.2)},
+        holdouts={},
+        schemes={"pgd": configuration.SchemeConfig(preset="pgd", attack={"name": "pgd", "steps": 2})},
+        data=dataclasses.replace(config.data, augmentation=Augmentation(flip=False)),
+        co_train=configuration.TrainingConfig(epochs=2, batch_size=8, checkpoint_seconds=0.0, patience=1),
+        export=configuration.ExportConfig(),
+    )
+    described = tmp_path / "described.yaml"
+    killed = tmp_path / "killed"
+    described.write_text(yaml.safe_dump(dataclasses.asdict(dataclasses.replace(config, run_dir=str(killed)))))
+    command = [sys.executable, "-m", "satm_tf.train", "--config", str(described)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = killed / "checkpoints" / "co_train" / "pgd" / "previous.ckpt"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists():
+        assert process.poll() is None, "it must not end by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (killed / "networks" / "co_train").exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+    experiment.run(config)
+    for name in ("metrics.csv", "results.csv"):
+        assert (killed / name).read_text() == (tmp_path / "run" / name).read_text()
+    for stage in ("fine_tune/a", "co_train/pgd"):
+        paths = [folder / "networks" / stage / "a.keras" for folder in (killed, tmp_path / "run")]
+        weights = [keras.saving.load_model(path).get_weights() for path in paths]
+        for found, expected in zip(*weights, strict=True):
+            np.testing.assert_array_equal(found, expected)
