@@ -227,7 +227,9 @@ def test_a_killed_run_ends_as_one_that_was_not(config, tmp_path):
     )
     described = tmp_path / "described.yaml"
     killed = tmp_path / "killed"
-    described.write_text(yaml.safe_dump(dataclasses.asdict(dataclasses.replace(config, run_dir=str(killed)))))
+    described.write_text(
+        yaml.safe_dump(dataclasses.asdict(dataclasses.replace(config, run_dir=str(killed))), sort_keys=False)
+    )
     command = [sys.executable, "-m", "satm_tf.train", "--config", str(described)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = killed / "checkpoints" / "co_train" / "pgd" / "previous.ckpt"
