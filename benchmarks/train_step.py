@@ -5,8 +5,8 @@
 - parts: what no trainer can do without unless it shares something: for each network a compiled input-gradient pass, and
   a compiled `train_on_batch` of the clean and the adversarial batch together.
 - eager: the same step as a loop of TensorFlow calls that nothing compiles.
-- art: `AdversarialTrainer` of the Adversarial Robustness Toolbox (left out with a word if it is not installed), once for
-  each network, with FGSM on both: half of each batch is adversarial, from images crafted once for the whole set.
+- art: `AdversarialTrainer` of the Adversarial Robustness Toolbox, once for each network, with FGSM on both: half of each
+  batch is adversarial, from images crafted once for the whole set. Left out with a word if it is not installed.
 - bfloat16: SATM in `mixed_bfloat16`.
 
 The rounds of all go in turn, and the fastest counts: what other work on the machine adds is not the step's. `--memory`
@@ -176,17 +176,18 @@ def main() -> None:
             for _ in range(given.steps):
                 step()
             fastest[name] = min(fastest[name], (time.perf_counter() - began) / given.steps)
-    memory = {name: "" for name in steps}
+    memory = dict.fromkeys(steps, "")
     if given.memory and len(steps) > 1:
         for name in steps:
             command = [sys.executable, __file__, "--pair", given.pair, "--rounds", "1", "--only", name, "--memory"]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             memory[name] = output.split()[-2]
-    print(f"\n{given.pair}: {' and '.join(PAIRS[given.pair][0])}, {PAIRS[given.pair][2]} images of {PAIRS[given.pair][1]}")
+    backbones, size, count = PAIRS[given.pair]
+    print(f"\n{given.pair}: {' and '.join(backbones)}, {count} images of {size} x {size}")
     print(f"{'':10}{'images/s':>10}{'satm/this':>12}{'peak MiB':>10}")
     for name, seconds in fastest.items():
         ratio = f"{seconds / fastest['satm']:.2f}" if "satm" in fastest else ""
-        print(f"{name:10}{PAIRS[given.pair][2] / seconds:10.1f}{ratio:>12}{memory[name]:>10}")
+        print(f"{name:10}{count / seconds:10.1f}{ratio:>12}{memory[name]:>10}")
     if given.memory and len(steps) == 1:
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
