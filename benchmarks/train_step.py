@@ -5,8 +5,8 @@
 - parts: what no trainer can do without unless it shares something: for each network a compiled input-gradient pass, and
   a compiled `train_on_batch` of the clean and the adversarial batch together.
 - eager: the same step as a loop of TensorFlow calls that nothing compiles.
-- art: `AdversarialTrainer` of the Adversarial Robustness Toolbox, once for each network, with FGSM on both: half of each
-  batch is adversarial, from images crafted once for the whole set. Left out with a word if it is not installed.
+- art: `AdversarialTrainer` of the Adversarial Robustness Toolbox, once for each network, with FGSM on both: half of
+  each batch is adversarial, from images crafted once for the whole set. Left out with a word if it is not installed.
 - bfloat16: SATM in `mixed_bfloat16`.
 
 The rounds of all go in turn, and the fastest counts: what other work on the machine adds is not the step's. `--memory`

@@ -126,6 +126,7 @@ class SchemeConfig:
 
     Attributes:
         preset: One of satm_tf.training.SCHEMES; null starts from a scheme's defaults.
+        networks: Which of the experiment's networks it trains; null is all.
         learns_from: others, itself, frozen, nobody; or several; or for each network one or more of these words or
             names. The frozen networks are known as frozen_<name>.
         frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
@@ -144,6 +145,7 @@ class SchemeConfig:
     """
 
     preset: str | None = None
+    networks: list[str] | None = None
     learns_from: str | list[str] | dict[str, str | list[str]] | None = None
     frozen_from: str | None = None
     attack: dict[str, Any] | None = None
@@ -164,7 +166,7 @@ class SchemeConfig:
         Raises:
             ValueError: If a name is unknown or a number out of range.
         """
-        given = {key: value for key, value in vars(self).items() if value is not None and key != "frozen_from"}
+        given = {key: value for key, value in vars(self).items() if value is not None and key in _SCHEME_FIELDS}
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         if self.attack is not None:
@@ -248,6 +250,9 @@ class Config:
     schemes: dict[str, SchemeConfig] = field(default_factory=dict)
     evaluation_attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     export: ExportConfig = field(default_factory=ExportConfig)
+
+
+_SCHEME_FIELDS = {"preset", *(field.name for field in dataclasses.fields(Scheme))}
 
 
 class _PresetOrFile(jsonargparse.ActionConfigFile):

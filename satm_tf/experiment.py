@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import yaml
 import satm_tf
 from satm_tf import attacks, data, serving
 from satm_tf.config import Config, DataConfig, TrainingConfig, make_attack
+from satm_tf.errors import unknown_name
 from satm_tf.evaluation import label_leaking, robustness_table, transfer_matrix
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.training import (
@@ -149,13 +150,17 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
     training_attack = make_attack(config.attack)
     trained: list[str] = []
     for name, described in config.schemes.items():
-        resolve_sources(described.scheme(training_attack).learns_from, config.networks, _frozen(config.networks))
+        unknown = [each for each in described.networks or () if each not in config.networks]
+        if unknown:
+            raise unknown_name(f"network in schemes.{name}.networks", unknown[0], config.networks)
+        resolve_sources(described.scheme(training_attack).learns_from, _trained(config, name), _frozen(config.networks))
         if described.frozen_from is not None and described.frozen_from not in trained:
             raise ValueError(
                 f"schemes.{name}.frozen_from must be a scheme that is trained before it: "
                 f"{', '.join(trained) or 'there is none'}. Received: {described.frozen_from!r}"
             )
         trained.append(name)
+        resolve_sources(described.scheme(training_attack).learns_from, _trained(config, name), _frozen(config, name))
     if config.export.scheme is not None and config.export.scheme not in config.schemes:
         raise ValueError(
             f"export.scheme must be one of the schemes, {list(config.schemes)}. Received: {config.export.scheme!r}"
@@ -211,9 +216,15 @@ def _optimizer(training: TrainingConfig, steps: int = 1) -> keras.optimizers.Opt
     return type(optimizer)(learning_rate=rate, **training.optimizer_options)
 
 
-def _frozen(networks: Iterable[str]) -> dict[str, str]:
-    """The names by which schemes know the fine-tuned networks as they were."""
-    return {f"frozen_{name}": name for name in networks}
+def _trained(config: Config, scheme: str) -> list[str]:
+    """The networks that a scheme trains."""
+    return list(config.schemes[scheme].networks or config.networks)
+
+
+def _frozen(config: Config, scheme: str) -> dict[str, str]:
+    """The names by which a scheme knows the networks that only craft."""
+    origin = config.schemes[scheme].frozen_from
+    return {f"frozen_{name}": name for name in (_trained(config, origin) if origin else config.networks)}
 
 
 def _load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
@@ -343,8 +354,8 @@ def _fine_tuning(job: _Run, name: str) -> CoTraining:
 
 def _co_training(job: _Run, name: str) -> CoTraining:
     scheme = job.schemes[name]
-    networks = {network: _load(job, f"fine_tune/{network}", network) for network in job.config.networks}
-    aliases = _frozen(job.config.networks)
+    networks = {network: _load(job, f"fine_tune/{network}", network) for network in _trained(job.config, name)}
+    aliases = _frozen(job.config, name)
     sources = resolve_sources(scheme.learns_from, networks, aliases)
     origin = job.config.schemes[name].frozen_from
     frozen = {
@@ -447,7 +458,7 @@ def _evaluate(
         measured = {
             f"{scheme}/{name}": _network(folder, f"co_train/{scheme}", name)
             for scheme in config.schemes
-            for name in config.networks
+            for name in _trained(config, scheme)
         } | {f"holdout/{name}": _network(folder, f"fine_tune/{name}", name) for name in config.holdouts}
         results = transfer_matrix(
             sources=measured,
@@ -482,7 +493,7 @@ def _export(config: Config, labels: tuple[str, ...], folder: Path) -> None:
     if config.export.scheme is None or path.exists():
         return
     exported = {}
-    for name in config.networks:
+    for name in _trained(config, config.export.scheme):
         network = _network(folder, f"co_train/{config.export.scheme}", name)
         exported[name] = str(serving.export_saved_model(network, Path(config.export.folder) / name, labels=labels))
         print(f"exported {exported[name]}")

@@ -127,6 +127,30 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
         experiment.run(reseeded)
 
 
+def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, tmp_path):
+    """The cascade: one network learns from another that was defended before it."""
+    results = experiment.run(
+        dataclasses.replace(
+            config,
+            holdouts={},
+            data=dataclasses.replace(config.data, limit=64),
+            loss=configuration.LossConfig(class_weights="balanced", label_smoothing=0.1),
+            precision="mixed_bfloat16",
+            schemes={
+                "first": configuration.SchemeConfig(preset="adversarial", networks=["b"]),
+                "cascade": configuration.SchemeConfig(preset="cascade", networks=["a"], frozen_from="first"),
+            },
+            export=configuration.ExportConfig(),
+        )
+    )
+    assert sorted(set(results.target)) == ["cascade/a", "first/b"]
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").set_index("stage")
+    assert metrics.loc["co_train/cascade", "val_a_domain_loss"] > 0
+    assert np.isnan(metrics.loc["co_train/first", "a_loss"])
+    network = keras.saving.load_model(tmp_path / "run" / "networks" / "co_train" / "cascade" / "a.keras")
+    assert {layer.compute_dtype for layer in network.backbone.layers if layer.weights} == {"bfloat16"}
+
+
 def changed(config, **changes):
     return dataclasses.replace(config, **changes)
 
@@ -147,6 +171,12 @@ def changed(config, **changes):
             lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from={"a": "frozen_z", "b": "a"})}),
             "Unknown source",
         ),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(networks=["a", "z"])}), "Unknown network"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
+        (lambda c: changed(c, strategy="mirored"), "Did you mean 'mirrored'"),
+        (lambda c: changed(c, loss=configuration.LossConfig(class_weights=[1.0])), "a weight for each of 3 classes"),
+        (lambda c: changed(c, loss=configuration.LossConfig(order_temperature=1.0)), "in a meaningful order"),
         (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
         (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
         (lambda c: changed(c, data=dataclasses.replace(c.data, root=None)), "--data.root FOLDER"),
