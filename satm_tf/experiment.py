@@ -102,9 +102,9 @@ def run(config: Config) -> pd.DataFrame:
     folder = Path(config.run_dir or Path("runs") / config.name)
     with _one_after_the_other(strategy):
         images = _load_data(config.data, folder, config.seed)
+        loss = _loss(config, images)
         _claim(folder, config)
     schemes = {name: scheme.scheme(training_attack) for name, scheme in config.schemes.items()}
-    loss = _loss(config, images)
     job = _Run(config, folder, images, schemes, loss, strategy, devices)
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
           f"{len(images.test)} test images of {images.num_classes} classes\n{images.account}")  # fmt: skip
@@ -113,15 +113,14 @@ def run(config: Config) -> pd.DataFrame:
         **{f"fine_tune/{name}": functools.partial(_fine_tuning, job, name) for name in names},
         **{f"co_train/{name}": functools.partial(_co_training, job, name) for name in config.schemes},
     }
-    with _precision(config.precision):
-        for stage, make in stages.items():
-            _train(job, stage, make, list(stages))
-        if not job.writes:
-            return pd.DataFrame()
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        results = _evaluate(config, images, evaluation_attacks, folder)
-        _print_tables(results, images.ordered, evaluation_attacks)
-        _export(config, images.class_names, folder)
+    for stage, make in stages.items():
+        _train(job, stage, make, list(stages))
+    if not job.writes:
+        return pd.DataFrame()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    results = _evaluate(config, images, evaluation_attacks, folder)
+    _print_tables(results, images.ordered, evaluation_attacks)
+    _export(config, images.class_names, folder)
     return results
 
 
@@ -153,7 +152,6 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
         unknown = [each for each in described.networks or () if each not in config.networks]
         if unknown:
             raise unknown_name(f"network in schemes.{name}.networks", unknown[0], config.networks)
-        resolve_sources(described.scheme(training_attack).learns_from, _trained(config, name), _frozen(config.networks))
         if described.frozen_from is not None and described.frozen_from not in trained:
             raise ValueError(
                 f"schemes.{name}.frozen_from must be a scheme that is trained before it: "
@@ -317,10 +315,11 @@ def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[s
     began = time.monotonic()
     keras.utils.clear_session()
     keras.utils.set_random_seed(zlib.crc32(f"{job.config.seed}/{stage}".encode()))
-    with job.strategy.scope():
-        trainer = make()
     checkpoints = job.folder / "checkpoints" / stage
-    rows = _fit(job, trainer, stage, checkpoints, stages)
+    with _precision(job.config.precision):
+        with job.strategy.scope():
+            trainer = make()
+        rows = _fit(job, trainer, stage, checkpoints, stages)
     if job.writes:
         temporary = final.with_name(f".{final.name}")
         shutil.rmtree(temporary, ignore_errors=True)
