@@ -14,8 +14,6 @@ from satm_tf.attacks import KLPGD, PGD, Attack, IterativeLL, RandomisedStep, Ste
 
 EPSILON, RATE = 16 / 256, 0.1
 RANDOMISED, PROJECTED = RandomisedStep(epsilon=EPSILON), PGD(epsilon=EPSILON, steps=10)
-# Ganin's schedule at its end, where a step that was planned by nobody is.
-STRENGTH = 2 / (1 + np.exp(-10.0)) - 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Case:
     peer: float = 0.0
     domain: str = ""
     domain_weight: float = 0.1
+    strength: float = 2 / (1 + np.exp(-10.0)) - 1  # Ganin's at its end, where a step that nobody planned is
 
 
 ITSELF, PARTNER, FROZEN = {"a": "a", "b": "b"}, {"a": "b", "b": "a"}, {"a": "o", "b": "o"}
@@ -114,7 +113,8 @@ def _domains(case: Case, name: str, sources: str) -> list[int]:
     """Clean is the first domain; then all adversarial images are the second, or those of each source their own."""
     if case.domain != "reversal of each":
         return [1] * len(sources)
-    return [1 + case.turns[0][name].index(source) for source in sources]
+    order = "".join(turn[name] for turn in case.turns)
+    return [1 + order.index(source) for source in sources]
 
 
 def _learn(
@@ -158,7 +158,7 @@ def _learn(
     if head is not None:
         # The reversal by hand: the network goes up what the classifier goes down.
         against = tape.gradient(domain, [weight.value for weight in weights], unconnected_gradients="zero")
-        gradients = [g - STRENGTH * a for g, a in zip(gradients, against, strict=True)]
+        gradients = [g - case.strength * a for g, a in zip(gradients, against, strict=True)]
         gradients += tape.gradient(domain, list(head))
         loss += domain
     for kind, answered in (("", logits[:1]), ("adversarial_", logits[1:])):
