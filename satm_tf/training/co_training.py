@@ -256,7 +256,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
                 **kwargs,
             )
         except tf.errors.InvalidArgumentError as error:
-            found = re.search(rf"(\S+ of \S+ {_NOT_FINITE}).*?\[(\d+)\]", error.message, re.DOTALL)
+            found = re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message)
             if found is None:
                 raise
             raise FloatingPointError(
@@ -292,13 +292,14 @@ class CoTraining(MultiWorkerFit, keras.Model):
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         crafted = self._craft_in_turn(images, labels)
         gradients: dict[str, Any] = {}
+        updates: dict[str, Any] = {}
         finite: list[tf.Operation] = []
         total = 0.0
         for name in self.networks:
             with self._device(name):
                 with tf.GradientTape() as tape:
                     given = crafted.get(name, _NOTHING)
-                    loss, parts = self._loss(name, images, labels, weights, given, training=True)
+                    loss, parts, updates[name] = self._loss(name, images, labels, weights, given, training=True)
                     scaled = self.optimizers[name].scale(self._share_of_batch(loss))
                 gradients[name] = tape.gradient(scaled, self._trained(name))
             for part, values in {**parts, "loss": loss}.items():
@@ -307,11 +308,14 @@ class CoTraining(MultiWorkerFit, keras.Model):
             total += loss
         with tf.control_dependencies(finite):
             gradients = tf.nest.map_structure(tf.identity, gradients)
+            updates = {name: [(each, tf.identity(value)) for each, value in updates[name]] for name in updates}
         for name in self.networks:
             with self._device(name):
                 self.optimizers[name].apply(gradients[name])
+                for variable, value in updates[name]:
+                    variable.assign(value)
         self.step.assign_add(1)
-        self.optimizer.iterations.assign_add(1)
+        self.optimizer._iterations.assign_add(1)  # not `iterations`, which are fewer where gradients accumulate
         self._means["loss"].update_state(total)
         return self.get_metrics_result()
 
@@ -404,7 +408,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
         answers = []
         for peer in self._peers[name]:
             with self._device(peer):
-                answers.append(forward(self.networks[peer], batches, training=False)[1])
+                answers.append(forward(self.networks[peer], batches, training=False).logits)
         return tf.stop_gradient(tf.stack(answers))
 
     def _loss(
@@ -415,10 +419,13 @@ class CoTraining(MultiWorkerFit, keras.Model):
         weights: tf.Tensor | None,
         given: _Crafted,
         training: bool,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """A network's loss `[batch]` and its parts `[batch]` before weighting; updates the network's metrics."""
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], list[tuple[keras.Variable, tf.Tensor]]]:
+        """A network's loss `[batch]`, its parts `[batch]` before weighting, and what is to become of its statistics.
+
+        Updates the network's metrics.
+        """
         scheme, (adversarial, sources, peers) = self.scheme, given
-        features, logits = forward(
+        features, logits, activity, updates = forward(
             self.networks[name],
             [images, *adversarial],
             training=training,
@@ -447,14 +454,13 @@ class CoTraining(MultiWorkerFit, keras.Model):
                 )
                 loss += added
                 parts |= watched
-        if self.networks[name].losses:
-            loss += tf.add_n(self.networks[name].losses)
+        loss += tf.add_n([activity, *self.networks[name].losses])
         for part, values in {**parts, "loss": loss}.items():
             self._means[f"{name}_{part}"].update_state(values)
         for who, answer in answers.items():
             for kind in ("classification_rate", "one_off_rate") if self.ordered else ("classification_rate",):
                 self._rates[f"{who}_{kind}"].update_state(tf.tile(labels[None], [answer.shape[0], 1]), answer)
-        return loss, parts
+        return loss, parts, updates
 
     def _progress(self) -> tf.Tensor:
         """The share of the planned steps that is done, in [0, 1]; 1 where nothing was planned."""
