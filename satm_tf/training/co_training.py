@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.attacks.losses import divergence
+from satm_tf.errors import unknown_name
 from satm_tf.metrics import ClassificationRate, OneOffRate
 from satm_tf.models import ImageClassifier
 from satm_tf.training.checkpoint import Checkpoint, Position
@@ -50,7 +51,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
     is SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see `Scheme`.
 
     `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. Sample weights scale the
-    cross-entropies. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. For each
+    clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. For each
     network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`, `_peer_loss`,
     `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off rates likewise.
     In training the adversarial figures are of the source whose turn it is; validation uses every source, the full
@@ -109,6 +110,10 @@ class CoTraining(MultiWorkerFit, keras.Model):
             for name in self._learners
             for source in self.sources[name]
         }
+        words = ["itself", "others", "frozen", *networks, *frozen]
+        for key in self.scheme.attack if isinstance(self.scheme.attack, Mapping) else ():
+            if key not in words:
+                raise unknown_name("source in attack", key, words)
         self._peers = {name: [peer for peer in networks if peer != name] for name in networks}
         if self.scheme.peer_weight and len(networks) < 2:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
@@ -120,9 +125,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
         self.devices = MappingProxyType(dict(devices or {}))
         self.seed = seed
         self.domain_adaptation: Mapping[str, DomainAdaptation] = MappingProxyType(
-            self._for_learners("domain_adaptation", self.scheme.domain_adaptation)
+            _by_network("domain_adaptation", self.scheme.domain_adaptation, self._learners, "learn from somebody")
         )
-        self._batch_norm = self._for_learners("batch_norm", self.scheme.batch_norm)
+        self._batch_norm = _by_network("batch_norm", self.scheme.batch_norm, list(networks), "train")
         self.domain_heads: dict[str, keras.layers.Layer] = {}
         self._auxiliary: dict[str, list[tuple[keras.Variable, keras.Variable]]] = {}
         for name in self._learners:
@@ -135,18 +140,6 @@ class CoTraining(MultiWorkerFit, keras.Model):
         self._rates = {key: rate(name=key) for key, rate in self._rate_names()}
         self._skip = 0
         self.built = True
-
-    def _for_learners(self, field: str, value: Any) -> dict[str, Any]:
-        """A field of the scheme by network, from one for all or a mapping of its own."""
-        if not isinstance(value, Mapping):
-            return dict.fromkeys(self._learners, value) if value else {}
-        strangers = sorted(set(value) - set(self._learners))
-        if strangers:
-            raise ValueError(
-                f"{field} is for networks that learn from somebody. "
-                f"Received: {', '.join(strangers)}; networks that do: {', '.join(self._learners) or 'none'}"
-            )
-        return dict(value)
 
     def _add_parts(self, name: str) -> None:
         """What a network needs for training alone: its domain head, and batch normalisation for adversarial images."""
@@ -186,7 +179,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
         return [(f"{name}_{kind}", rate) for name in of for kind, rate in kinds.items()]
 
     def compile(self, optimizer: Any = "sgd", *, jit_compile: bool | str = False, **kwargs: Any) -> None:
-        """As Keras's, without a loss: that is the method's. XLA is off unless asked for; on CPUs it was slower.
+        """As Keras's, without a loss: that is the method's.
+
+        XLA is off unless asked for: on CPUs it was slower, and it leaves out the check that losses are finite numbers.
 
         Each network gets a copy of the optimizer, with a state of its own (`optimizers`), and scales its loss if it
         computes in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
@@ -367,7 +362,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
             if (source, attack) in made:
                 continue
             own = _fold_in(seed, list(everyone).index(source))
-            epsilon = tf.constant(attack.epsilon if self.scheme.epsilon is None else self.scheme.epsilon, tf.float32)
+            epsilon = tf.constant(attack.epsilon, tf.float32)
             if training and self.scheme.epsilon_schedule is not None:
                 count, noise = tf.shape(images)[0], _fold_in(own, -1)
                 epsilon *= self.scheme.epsilon_schedule.share(self._progress(), count, noise)
@@ -502,6 +497,19 @@ def _check(networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any]) -
                     "white-box examples, and the paper found that this diverges (5.5).",
                     stacklevel=3,
                 )
+
+
+def _by_network(field: str, value: Any, names: Sequence[str], which: str) -> dict[str, Any]:
+    """A field of the scheme by network, from one for all or a mapping of its own."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value) if value else {}
+    strangers = sorted(set(value) - set(names))
+    if strangers:
+        raise ValueError(
+            f"{field} is for networks that {which}. "
+            f"Received: {', '.join(strangers)}; networks that do: {', '.join(names) or 'none'}"
+        )
+    return dict(value)
 
 
 def _equal_weights(network: keras.Model, other: keras.Model) -> bool:

@@ -132,7 +132,7 @@ def forward(
             with _remembering(network, written, auxiliary if index else ()) as scope:
                 features = network.features(tf.concat(group, 0), training=training)
                 outputs.append((features, network.classify(features, training=training)))
-            losses += scope.losses
+            losses += [tf.cast(loss, tf.float32) for loss in scope.losses]
         _shift_seeds(network, written, -1)
     features, logits = (tf.concat(parts, 0) for parts in zip(*outputs, strict=True))
     return Passed(
