@@ -51,9 +51,10 @@ class CoTraining(MultiWorkerFit, keras.Model):
     is SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see `Scheme`.
 
     `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. Sample weights scale the
-    clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. For each
-    network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`, `_peer_loss`,
-    `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off rates likewise.
+    clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks'
+    losses. For each network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`,
+    `_peer_loss`, `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off
+    rates likewise.
     In training the adversarial figures are of the source whose turn it is; validation uses every source, the full
     epsilon and the same noise each time.
 

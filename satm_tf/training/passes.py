@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-
 Written = dict[int, tuple[keras.Variable, tf.Tensor]]
 
 
@@ -144,7 +143,7 @@ def forward(
 
 
 def _shift_seeds(network: keras.Model, written: Written, sign: int) -> None:
-    """Makes dropout's seeds differ from replica to replica, or alike again: they hold one state and would drop alike."""
+    """Sets dropout's seeds apart from replica to replica (+1), or together again (-1): with one state all drop alike."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group

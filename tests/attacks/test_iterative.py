@@ -206,12 +206,10 @@ def test_kl_pgd_drives_the_answers_further_apart_than_the_start(network, images,
     assert np.all(found > 2 * divergence(start))
     restarted = attacks.KLPGD(epsilon=EPSILON, steps=2, restarts=4)(network, images, labels)
     single = [tf.random.experimental.stateless_fold_in([0, 0], restart) for restart in range(4)]
-    each = [
-        divergence(attacks.KLPGD(epsilon=EPSILON, steps=2)(network, images, labels, seed=seed)) for seed in single
-    ]
+    each = [divergence(attacks.KLPGD(epsilon=EPSILON, steps=2)(network, images, labels, seed=seed)) for seed in single]
     np.testing.assert_allclose(divergence(restarted), np.max(each, axis=0), rtol=1e-3)
 
 
 def test_kl_pgd_needs_its_random_start():
-    with pytest.raises(ValueError, match="no gradient: start at random. Received: random_start=False"):
+    with pytest.raises(ValueError, match=r"no gradient: start at random. Received: random_start=False"):
         attacks.KLPGD(epsilon=EPSILON, random_start=False)

@@ -80,9 +80,7 @@ def step(
         for name in networks
     }
     answers = {
-        name: [
-            [networks[peer](x, training=False) for x in adversarial[name]] for peer in networks if peer != name
-        ]
+        name: [[networks[peer](x, training=False) for x in adversarial[name]] for peer in networks if peer != name]
         for name in networks
     }
     everything = {

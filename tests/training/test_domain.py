@@ -110,9 +110,7 @@ def test_domain_discriminative_by_hand(features, sources):
         told -= tf.reduce_mean(tf.math.log(1 - by_image), 0) / 2
         passed = -tf.reduce_mean(tf.math.log(by_image), 0)
         discriminators, networks = tf.reduce_mean(told), 0.3 * tf.reduce_mean(passed)
-    assert_close(
-        [losses, watched["domain_loss"], watched["discriminator_loss"]], [0.3 * passed + told, passed, told]
-    )
+    assert_close([losses, watched["domain_loss"], watched["discriminator_loss"]], [0.3 * passed + told, passed, told])
     assert_close(on_head, tape.gradient(discriminators, weights))
     assert_close([on_adversarial], [tape.gradient(networks, adversarial)])
     assert float(tf.reduce_max(tf.abs(on_adversarial))) > 1e-3

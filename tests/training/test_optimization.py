@@ -1,5 +1,7 @@
 """An optimizer for each network, against a Keras optimizer of its own; and one learning rate for all."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -50,7 +52,8 @@ def assert_like_keras(networks, references, tolerance=2e-6):
 )
 def test_each_network_is_as_with_an_optimizer_of_its_own(make_network, networks, images, labels, make_optimizer):
     references = [
-        plain(make_network, network, width, make_optimizer()) for network, width in zip(networks.values(), (6, 4), strict=True)
+        plain(make_network, network, width, make_optimizer())
+        for network, width in zip(networks.values(), (6, 4), strict=True)
     ]
     fit = {"batch_size": 3, "epochs": 1, "shuffle": False, "verbose": 0}
     learn_cleanly(networks, make_optimizer()).fit(images, labels, **fit)
@@ -89,7 +92,7 @@ def moved(networks, images, labels, trainer, callbacks=(), epochs=2):
     return np.array(
         [
             [np.abs(new - old).max() for old, new in zip(before, after, strict=True)]
-            for before, after in zip(kernels, kernels[1:], strict=False)
+            for before, after in itertools.pairwise(kernels)
         ]
     )
 

@@ -107,7 +107,10 @@ def test_auxiliary_gives_adversarial_images_a_second_batch_normalisation(make, i
     adversarial = ATTACK(clean, images, labels)
     trainer = take_a_step(network, images, labels, "auxiliary")
     with tf.GradientTape() as tape:
-        losses = [cross_entropy(labels, clean(images, training=True)), cross_entropy(labels, second(adversarial, training=True))]
+        losses = [
+            cross_entropy(labels, clean(images, training=True)),
+            cross_entropy(labels, second(adversarial, training=True)),
+        ]
     variables = [[v.value for v in each.trainable_variables] for each in (clean, second)]
     gradients = tape.gradient(losses, variables)
     own = {id(v) for v in norm(clean).weights} | {id(v) for v in norm(second).weights}

@@ -75,7 +75,7 @@ def test_a_system_that_does_not_say_has_no_features(tmp_path):
 
 
 def test_an_unknown_precision_is_answered_by_the_nearest():
-    with pytest.raises(ValueError, match="Unknown precision. Did you mean 'mixed_bfloat16'"):
+    with pytest.raises(ValueError, match=r"Unknown precision. Did you mean 'mixed_bfloat16'"):
         resolve_precision("bfloat16")
 
 

@@ -92,23 +92,23 @@ class TestCoTrainingRefuses:
             self.make(make_network, "satm", epsilon=16)
 
     def test_a_negative_epsilon(self, make_network):
-        with pytest.raises(ValueError, match="Received: epsilon=-0.1"):
+        with pytest.raises(ValueError, match=r"Received: epsilon=-0.1"):
             self.make(make_network, "satm", epsilon=-0.1)
 
     def test_learning_without_an_attack(self, make_network):
-        with pytest.raises(ValueError, match="'a' learns from 'b'. Received: attack=None"):
+        with pytest.raises(ValueError, match=r"'a' learns from 'b'. Received: attack=None"):
             self.make(make_network)
 
     def test_an_attack_for_others_only(self, make_network):
-        with pytest.raises(ValueError, match="An attack is needed .* 'a' learns from 'a'"):
+        with pytest.raises(ValueError, match=r"An attack is needed .* 'a' learns from 'a'"):
             self.make(make_network, learns_from=("others", "itself"), attack={"others": ATTACK})
 
     def test_an_attack_for_nobody(self, make_network):
-        with pytest.raises(ValueError, match="Unknown source in attack. Did you mean 'others'"):
+        with pytest.raises(ValueError, match=r"Unknown source in attack. Did you mean 'others'"):
             self.make(make_network, attack={"others": ATTACK, "other": ATTACK})
 
     def test_domain_adaptation_of_a_network_that_learns_from_nobody(self, make_network):
-        with pytest.raises(ValueError, match="networks that learn from somebody. Received: b; networks that do: a"):
+        with pytest.raises(ValueError, match=r"networks that learn from somebody. Received: b; networks that do: a"):
             self.make(
                 make_network,
                 learns_from={"a": "b", "b": "nobody"},
@@ -117,7 +117,7 @@ class TestCoTrainingRefuses:
             )
 
     def test_batch_normalisation_of_a_stranger(self, make_network):
-        with pytest.raises(ValueError, match="networks that train. Received: o; networks that do: a, b"):
+        with pytest.raises(ValueError, match=r"networks that train. Received: o; networks that do: a, b"):
             self.make(make_network, attack=ATTACK, batch_norm={"o": "frozen"})
 
     def test_peers_of_a_network_alone(self, make_network):
@@ -129,7 +129,7 @@ class TestCoTrainingRefuses:
             self.make(make_network, "ensemble")
 
     def test_a_field_that_does_not_exist(self, make_network):
-        with pytest.raises(ValueError, match="Unknown field of a scheme. Did you mean 'domain_adaptation'"):
+        with pytest.raises(ValueError, match=r"Unknown field of a scheme. Did you mean 'domain_adaptation'"):
             self.make(make_network, "satm", domain_adaption=None)
 
 
