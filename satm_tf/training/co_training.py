@@ -54,9 +54,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
     clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks'
     losses. For each network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`,
     `_peer_loss`, `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off
-    rates likewise.
-    In training the adversarial figures are of the source whose turn it is; validation uses every source, the full
-    epsilon and the same noise each time.
+    rates likewise. In training the adversarial figures are of the source whose turn it is; validation uses every
+    source, the full epsilon and the same noise each time.
 
     Under a `tf.distribute` strategy, in whose scope all is made, a step is one device's step on the global batch.
 
@@ -231,7 +230,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
 
         Raises:
             FloatingPointError: If a part of a loss is not a finite number; the message gives step, network and part.
-                No weight has been changed in that step.
+                No weight has been changed in that step, nor batch statistics or dropout's seeds.
             ConnectionError: If another worker has gone.
         """
         # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+# By its identity, each variable that is to change, and what to.
 Written = dict[int, tuple[keras.Variable, tf.Tensor]]
 
 
@@ -124,15 +125,16 @@ def forward(
     groups = _GROUPS[mode](list(batches)) if training else [list(batches)]
     written: Written = {}
     outputs, losses = [], []
-    with batch_statistics(network, frozen=mode == "frozen") if training else contextlib.nullcontext():
-        _shift_seeds(network, written, +1)
+    with contextlib.ExitStack() as stack:
+        if training:
+            stack.enter_context(batch_statistics(network, frozen=mode == "frozen"))
+            stack.enter_context(_distinct_dropout(network, written))
         for index, group in enumerate(groups):
             # Only "auxiliary" has any, for its second pass.
             with _remembering(network, written, auxiliary if index else ()) as scope:
                 features = network.features(tf.concat(group, 0), training=training)
                 outputs.append((features, network.classify(features, training=training)))
             losses += [tf.cast(loss, tf.float32) for loss in scope.losses]
-        _shift_seeds(network, written, -1)
     features, logits = (tf.concat(parts, 0) for parts in zip(*outputs, strict=True))
     return Passed(
         tf.reshape(features, [len(batches), -1, features.shape[-1]]),
@@ -142,13 +144,17 @@ def forward(
     )
 
 
-def _shift_seeds(network: keras.Model, written: Written, sign: int) -> None:
-    """Sets dropout's seeds apart from replica to replica (+1), or together again (-1): with one state all drop alike."""
+@contextlib.contextmanager
+def _distinct_dropout(network: keras.Model, written: Written) -> Iterator[None]:
+    """Within, dropout's seeds differ from replica to replica: they hold one state and would drop alike."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        yield
         return
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    for seed in network.variables:
-        if seed.name == "seed_generator_state":
-            _, state = written.get(id(seed), (seed, tf.convert_to_tensor(seed.value)))
-            offset = sign * tf.cast(replica, seed.dtype) * tf.constant([1_000_003, 0], seed.dtype)
-            written[id(seed)] = (seed, state + offset)
+    seeds = [variable for variable in network.variables if variable.name == "seed_generator_state"]
+    offset = tf.cast(replica, tf.int64) * tf.constant([1_000_003, 0], tf.int64)
+    for seed in seeds:
+        written[id(seed)] = (seed, tf.convert_to_tensor(seed.value) + tf.cast(offset, seed.dtype))
+    yield
+    for seed in seeds:
+        written[id(seed)] = (seed, written[id(seed)][1] - tf.cast(offset, seed.dtype))

@@ -129,8 +129,9 @@ class Scheme:
             ValueError: If there is none, or if the scheme's epsilon is none for it.
         """
         relation = "itself" if source == learner else "others" if trained else "frozen"
-        each = dict.fromkeys([source], self.attack) if isinstance(self.attack, Attack) else self.attack or {}
-        attack = each.get(source, each.get(relation))
+        attack = self.attack
+        if isinstance(attack, Mapping):
+            attack = attack.get(source, attack.get(relation))
         if attack is None:
             raise ValueError(
                 "An attack is needed where networks learn from adversarial examples: "
