@@ -175,6 +175,9 @@ class KLPGD(PGD, name="kl_pgd"):
 
     The start is uniform in the ball, as PGD's; the authors' code starts from normal noise of standard deviation 0.001.
 
+    Raises:
+        ValueError: If there is no random start: at the image itself the divergence has no gradient.
+
     Example:
         >>> adversarial = KLPGD(epsilon=8 / 255)(network, images, labels)
 
@@ -185,6 +188,13 @@ class KLPGD(PGD, name="kl_pgd"):
     label_sources: ClassVar[Sequence[str]] = ("predicted",)
 
     label_source: str = "predicted"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.random_start:
+            raise ValueError(
+                "At the image itself the divergence has no gradient: start at random. Received: random_start=False"
+            )
 
     def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """The logits `[..., batch, classes]` of the images, from which the answers are to part."""

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.attacks.losses import divergence
+from satm_tf.errors import unknown_name
 from satm_tf.metrics import ClassificationRate, OneOffRate
 from satm_tf.models import ImageClassifier
 from satm_tf.training.checkpoint import Checkpoint, Position
@@ -50,11 +51,11 @@ class CoTraining(MultiWorkerFit, keras.Model):
     is SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see `Scheme`.
 
     `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. Sample weights scale the
-    cross-entropies. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. For each
-    network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`, `_peer_loss`,
-    `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off rates likewise.
-    In training the adversarial figures are of the source whose turn it is; validation uses every source, the full
-    epsilon and the same noise each time.
+    clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks'
+    losses. For each network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`,
+    `_peer_loss`, `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off
+    rates likewise. In training the adversarial figures are of the source whose turn it is; validation uses every
+    source, the full epsilon and the same noise each time.
 
     Under a `tf.distribute` strategy, in whose scope all is made, a step is one device's step on the global batch.
 
@@ -109,6 +110,10 @@ class CoTraining(MultiWorkerFit, keras.Model):
             for name in self._learners
             for source in self.sources[name]
         }
+        words = ["itself", "others", "frozen", *networks, *frozen]
+        for key in self.scheme.attack if isinstance(self.scheme.attack, Mapping) else ():
+            if key not in words:
+                raise unknown_name("source in attack", key, words)
         self._peers = {name: [peer for peer in networks if peer != name] for name in networks}
         if self.scheme.peer_weight and len(networks) < 2:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
@@ -120,9 +125,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
         self.devices = MappingProxyType(dict(devices or {}))
         self.seed = seed
         self.domain_adaptation: Mapping[str, DomainAdaptation] = MappingProxyType(
-            self._for_learners("domain_adaptation", self.scheme.domain_adaptation)
+            _by_network("domain_adaptation", self.scheme.domain_adaptation, self._learners, "learn from somebody")
         )
-        self._batch_norm = self._for_learners("batch_norm", self.scheme.batch_norm)
+        self._batch_norm = _by_network("batch_norm", self.scheme.batch_norm, list(networks), "train")
         self.domain_heads: dict[str, keras.layers.Layer] = {}
         self._auxiliary: dict[str, list[tuple[keras.Variable, keras.Variable]]] = {}
         for name in self._learners:
@@ -135,18 +140,6 @@ class CoTraining(MultiWorkerFit, keras.Model):
         self._rates = {key: rate(name=key) for key, rate in self._rate_names()}
         self._skip = 0
         self.built = True
-
-    def _for_learners(self, field: str, value: Any) -> dict[str, Any]:
-        """A field of the scheme by network, from one for all or a mapping of its own."""
-        if not isinstance(value, Mapping):
-            return dict.fromkeys(self._learners, value) if value else {}
-        strangers = sorted(set(value) - set(self._learners))
-        if strangers:
-            raise ValueError(
-                f"{field} is for networks that learn from somebody. "
-                f"Received: {', '.join(strangers)}; networks that do: {', '.join(self._learners) or 'none'}"
-            )
-        return dict(value)
 
     def _add_parts(self, name: str) -> None:
         """What a network needs for training alone: its domain head, and batch normalisation for adversarial images."""
@@ -186,7 +179,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
         return [(f"{name}_{kind}", rate) for name in of for kind, rate in kinds.items()]
 
     def compile(self, optimizer: Any = "sgd", *, jit_compile: bool | str = False, **kwargs: Any) -> None:
-        """As Keras's, without a loss: that is the method's. XLA is off unless asked for; on CPUs it was slower.
+        """As Keras's, without a loss: that is the method's.
+
+        XLA is off unless asked for: on CPUs it was slower, and it leaves out the check that losses are finite numbers.
 
         Each network gets a copy of the optimizer, with a state of its own (`optimizers`), and scales its loss if it
         computes in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
@@ -234,8 +229,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         To go on, the data has to begin in the middle: that of `satm_tf.data.batches` can.
 
         Raises:
-            FloatingPointError: If a part of a loss is not a finite number; the message gives step, network and part.
-                No weight has been changed in that step.
+            FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step, network and part.
+                No weight has been changed in that step, nor batch statistics or dropout's seeds.
             ConnectionError: If another worker has gone.
         """
         # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.
@@ -256,7 +251,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
                 **kwargs,
             )
         except tf.errors.InvalidArgumentError as error:
-            found = re.search(rf"(\S+ of \S+ {_NOT_FINITE}).*?\[(\d+)\]", error.message, re.DOTALL)
+            found = re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message)
             if found is None:
                 raise
             raise FloatingPointError(
@@ -292,26 +287,33 @@ class CoTraining(MultiWorkerFit, keras.Model):
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         crafted = self._craft_in_turn(images, labels)
         gradients: dict[str, Any] = {}
+        updates: dict[str, Any] = {}
         finite: list[tf.Operation] = []
         total = 0.0
         for name in self.networks:
             with self._device(name):
                 with tf.GradientTape() as tape:
                     given = crafted.get(name, _NOTHING)
-                    loss, parts = self._loss(name, images, labels, weights, given, training=True)
+                    loss, parts, updates[name] = self._loss(name, images, labels, weights, given, training=True)
                     scaled = self.optimizers[name].scale(self._share_of_batch(loss))
                 gradients[name] = tape.gradient(scaled, self._trained(name))
-            for part, values in {**parts, "loss": loss}.items():
+            checked = {part: [values] for part, values in {**parts, "loss": loss}.items()}
+            if not self.optimizers[name].scales:  # which else leaves out steps whose gradient overflows
+                checked["gradient"] = [each for each in gradients[name] if each is not None]
+            for part, values in checked.items():
                 with tf.control_dependencies(finite):  # so that the first cause is named
                     finite.append(self._check_finite(name, part, values))
             total += loss
         with tf.control_dependencies(finite):
             gradients = tf.nest.map_structure(tf.identity, gradients)
+            updates = {name: [(each, tf.identity(value)) for each, value in updates[name]] for name in updates}
         for name in self.networks:
             with self._device(name):
                 self.optimizers[name].apply(gradients[name])
+                for variable, value in updates[name]:
+                    variable.assign(value)
         self.step.assign_add(1)
-        self.optimizer.iterations.assign_add(1)
+        self.optimizer._iterations.assign_add(1)  # not `iterations`, which are fewer where gradients accumulate
         self._means["loss"].update_state(total)
         return self.get_metrics_result()
 
@@ -349,11 +351,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
             count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
         return tf.reduce_sum(losses) / count
 
-    def _check_finite(self, name: str, part: str, values: tf.Tensor) -> tf.Operation:
-        message = f"{part} of {name} {_NOT_FINITE}"
-        return tf.debugging.Assert(
-            tf.reduce_all(tf.math.is_finite(values)), [message, tf.convert_to_tensor(self.step.value)]
-        )
+    def _check_finite(self, name: str, part: str, values: Sequence[tf.Tensor]) -> tf.Operation:
+        message = [f"{part} of {name} {_NOT_FINITE}", tf.convert_to_tensor(self.step.value)]
+        return tf.debugging.Assert(tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in values]), message)
 
     def _craft(
         self, pairs: Sequence[tuple[str, str]], images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, training: bool
@@ -369,7 +369,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
             if (source, attack) in made:
                 continue
             own = _fold_in(seed, list(everyone).index(source))
-            epsilon = tf.constant(attack.epsilon if self.scheme.epsilon is None else self.scheme.epsilon, tf.float32)
+            epsilon = tf.constant(attack.epsilon, tf.float32)
             if training and self.scheme.epsilon_schedule is not None:
                 count, noise = tf.shape(images)[0], _fold_in(own, -1)
                 epsilon *= self.scheme.epsilon_schedule.share(self._progress(), count, noise)
@@ -410,7 +410,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
         answers = []
         for peer in self._peers[name]:
             with self._device(peer):
-                answers.append(forward(self.networks[peer], batches, training=False)[1])
+                answers.append(forward(self.networks[peer], batches, training=False).logits)
         return tf.stop_gradient(tf.stack(answers))
 
     def _loss(
@@ -421,10 +421,13 @@ class CoTraining(MultiWorkerFit, keras.Model):
         weights: tf.Tensor | None,
         given: _Crafted,
         training: bool,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """A network's loss `[batch]` and its parts `[batch]` before weighting; updates the network's metrics."""
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], list[tuple[keras.Variable, tf.Tensor]]]:
+        """A network's loss `[batch]`, its parts `[batch]` before weighting, and what is to become of its statistics.
+
+        Updates the network's metrics.
+        """
         scheme, (adversarial, sources, peers) = self.scheme, given
-        features, logits = forward(
+        features, logits, activity, updates = forward(
             self.networks[name],
             [images, *adversarial],
             training=training,
@@ -453,14 +456,13 @@ class CoTraining(MultiWorkerFit, keras.Model):
                 )
                 loss += added
                 parts |= watched
-        if self.networks[name].losses:
-            loss += tf.add_n(self.networks[name].losses)
+        loss += tf.add_n([activity, *self.networks[name].losses])
         for part, values in {**parts, "loss": loss}.items():
             self._means[f"{name}_{part}"].update_state(values)
         for who, answer in answers.items():
             for kind in ("classification_rate", "one_off_rate") if self.ordered else ("classification_rate",):
                 self._rates[f"{who}_{kind}"].update_state(tf.tile(labels[None], [answer.shape[0], 1]), answer)
-        return loss, parts
+        return loss, parts, updates
 
     def _progress(self) -> tf.Tensor:
         """The share of the planned steps that is done, in [0, 1]; 1 where nothing was planned."""
@@ -502,6 +504,19 @@ def _check(networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any]) -
                     "white-box examples, and the paper found that this diverges (5.5).",
                     stacklevel=3,
                 )
+
+
+def _by_network(field: str, value: Any, names: Sequence[str], which: str) -> dict[str, Any]:
+    """A field of the scheme by network, from one for all or a mapping of its own."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value) if value else {}
+    strangers = sorted(set(value) - set(names))
+    if strangers:
+        raise ValueError(
+            f"{field} is for networks that {which}. "
+            f"Received: {', '.join(strangers)}; networks that do: {', '.join(names) or 'none'}"
+        )
+    return dict(value)
 
 
 def _equal_weights(network: keras.Model, other: keras.Model) -> bool:

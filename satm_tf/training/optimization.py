@@ -29,6 +29,7 @@ class NetworkOptimizer:
         # Keras clips a replica's share of the gradient and then sums: equal shares, equally clipped, make the whole.
         config.update({key: config[key] / self.replicas for key in clips})
         self.optimizer = type(original).from_config(config)
+        self.scales = half_precision
         if half_precision:
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer, name=f"{name}_loss_scale")
         self.variables = list(variables)

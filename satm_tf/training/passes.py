@@ -9,33 +9,49 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+# By its identity, each variable that is to change, and what to.
+Written = dict[int, tuple[keras.Variable, tf.Tensor]]
 
-class StandIn(NamedTuple):
-    """What takes a variable's place for the length of a pass.
+
+class Passed(NamedTuple):
+    """What comes of passing batches through a network.
 
     Attributes:
-        variable: The variable.
-        value: What is read in its place; gradients flow to where this comes from.
-        store: Takes what is written to it.
+        features: `[k, batch, size]`.
+        logits: `[k, batch, classes]`.
+        loss: A scalar, what layers add to the loss for their activity.
+        updates: Variables, such as moving statistics and dropout's seeds, with the values that are to be theirs.
     """
 
-    variable: keras.Variable
-    value: tf.Tensor
-    store: Callable[[tf.Tensor], Any]
+    features: tf.Tensor
+    logits: tf.Tensor
+    loss: tf.Tensor
+    updates: list[tuple[keras.Variable, tf.Tensor]]
 
 
 @contextlib.contextmanager
-def substituted(network: keras.Model, stand_ins: Sequence[StandIn]) -> Iterator[None]:
-    """Within, some variables of a network have stand-ins; the others get what is written to them once this ends."""
-    scope = keras.StatelessScope(state_mapping=[(each.variable, each.value) for each in stand_ins])
-    before = {id(each.variable): scope.get_current_value(each.variable) for each in stand_ins}
+def _remembering(
+    network: keras.Model, written: Written, counterparts: Sequence[tuple[keras.Variable, keras.Variable]]
+) -> Iterator[keras.StatelessScope]:
+    """Within, a network's variables hold what passes before have written, and what is written is held back likewise.
+
+    A variable that has a counterpart is read from there, and written to there.
+    """
+    place = {id(own): other for own, other in counterparts}
+    places = [(variable, place.get(id(variable), variable)) for variable in network.variables]
+    held = [
+        (variable, written[id(target)][1] if id(target) in written else target.value)
+        for variable, target in places
+        if target is not variable or id(target) in written
+    ]
+    scope = keras.StatelessScope(held, collect_losses=True)
+    before = [scope.get_current_value(variable) for variable, _ in places]
     with scope:
-        yield
-    store = {id(each.variable): each.store for each in stand_ins}
-    for variable in network.variables:
-        value = scope.get_current_value(variable)
-        if value is not None and value is not before.get(id(variable)):
-            store.get(id(variable), variable.assign)(value)
+        yield scope
+    for (variable, target), old in zip(places, before, strict=True):
+        new = scope.get_current_value(variable)
+        if new is not old:
+            written[id(target)] = (target, new)
 
 
 @contextlib.contextmanager
@@ -95,8 +111,8 @@ def forward(
     training: bool,
     mode: str = "shared",
     auxiliary: Sequence[tuple[keras.Variable, keras.Variable]] = (),
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Features `[k, batch, size]` and logits `[k, batch, classes]` of k batches of equal size, the clean one first.
+) -> Passed:
+    """Passes k batches of equal size, the clean one first, through a network whose variables are left as they are.
 
     Args:
         network: An `ImageClassifier`.
@@ -107,31 +123,38 @@ def forward(
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
     """
     groups = _GROUPS[mode](list(batches)) if training else [list(batches)]
-    outputs = []
-    for index, group in enumerate(groups):
-        stand_ins = _distinct_dropout(network) if training else []
-        if index:  # only "auxiliary" has any, for its second pass
-            stand_ins += [StandIn(own, other.value, other.assign) for own, other in auxiliary]
-        with contextlib.ExitStack() as stack:
-            if training:
-                stack.enter_context(batch_statistics(network, frozen=mode == "frozen"))
-            if stand_ins:
-                stack.enter_context(substituted(network, stand_ins))
-            features = network.features(tf.concat(group, 0), training=training)
-            outputs.append((features, network.classify(features, training=training)))
+    written: Written = {}
+    outputs, losses = [], []
+    with contextlib.ExitStack() as stack:
+        if training:
+            stack.enter_context(batch_statistics(network, frozen=mode == "frozen"))
+            stack.enter_context(_distinct_dropout(network, written))
+        for index, group in enumerate(groups):
+            # Only "auxiliary" has any, for its second pass.
+            with _remembering(network, written, auxiliary if index else ()) as scope:
+                features = network.features(tf.concat(group, 0), training=training)
+                outputs.append((features, network.classify(features, training=training)))
+            losses += [tf.cast(loss, tf.float32) for loss in scope.losses]
     features, logits = (tf.concat(parts, 0) for parts in zip(*outputs, strict=True))
-    features = tf.reshape(features, [len(batches), -1, features.shape[-1]])
-    return features, tf.reshape(logits, [len(batches), -1, logits.shape[-1]])
+    return Passed(
+        tf.reshape(features, [len(batches), -1, features.shape[-1]]),
+        tf.reshape(logits, [len(batches), -1, logits.shape[-1]]),
+        tf.add_n(losses) / len(groups) if losses else tf.constant(0.0),
+        list(written.values()),
+    )
 
 
-def _distinct_dropout(network: keras.Model) -> list[StandIn]:
-    """Seeds that differ from replica to replica, where there are several: they hold one state and would drop alike."""
+@contextlib.contextmanager
+def _distinct_dropout(network: keras.Model, written: Written) -> Iterator[None]:
+    """Within, dropout's seeds differ from replica to replica: they hold one state and would drop alike."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return []
+        yield
+        return
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-
-    def stand_in(seed: keras.Variable) -> StandIn:
-        offset = tf.cast(replica, seed.dtype) * tf.constant([1_000_003, 0], seed.dtype)
-        return StandIn(seed, tf.convert_to_tensor(seed.value) + offset, lambda state: seed.assign(state - offset))
-
-    return [stand_in(seed) for seed in network.variables if seed.name == "seed_generator_state"]
+    seeds = [variable for variable in network.variables if variable.name == "seed_generator_state"]
+    offset = tf.cast(replica, tf.int64) * tf.constant([1_000_003, 0], tf.int64)
+    for seed in seeds:
+        written[id(seed)] = (seed, tf.convert_to_tensor(seed.value) + tf.cast(offset, seed.dtype))
+    yield
+    for seed in seeds:
+        written[id(seed)] = (seed, written[id(seed)][1] - tf.cast(offset, seed.dtype))

@@ -40,7 +40,7 @@ class Scheme:
         clean_weight: Weight of the cross-entropy of clean images, non-negative.
         adversarial_weight: r_adv, weight of the adversarial loss, non-negative.
         adversarial_loss: "cross_entropy" with the labels, or "divergence": how far the answers to adversarial images
-            are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES.
+            are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES; both answers learn from it.
         peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
             constants in it; 0 is none.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
@@ -48,9 +48,10 @@ class Scheme:
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
             (one pass together), "separate" (a pass each), "frozen" (moving statistics, which stay) or "auxiliary" (a
             second set of scale, shift and statistics for adversarial images, AdvProp; only the first set is kept).
+            Unlike in AdvProp, sources craft with the first set, which is what an attacker will meet.
 
     Raises:
-        ValueError: If a number is negative or a name unknown.
+        ValueError: If a weight is negative or a name unknown.
 
     Example:
         >>> CoTraining(networks, "trades", epsilon=8 / 256)
@@ -81,8 +82,6 @@ class Scheme:
         for field in ("clean_weight", "adversarial_weight", "peer_weight"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
-        if self.epsilon is not None and not self.epsilon >= 0:
-            raise ValueError(f"epsilon must be non-negative. Received: epsilon={self.epsilon}")
         modes = self.batch_norm.values() if isinstance(self.batch_norm, Mapping) else [self.batch_norm]
         for kind, values, known in (
             ("adversarial loss", [self.adversarial_loss], ADVERSARIAL_LOSSES),
@@ -127,20 +126,18 @@ class Scheme:
             trained: Whether the source trains too.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or if the scheme's epsilon is none for it.
         """
-        if self.attack is None:
-            return _PAPERS_ATTACK
-        if isinstance(self.attack, Attack):
-            return self.attack
         relation = "itself" if source == learner else "others" if trained else "frozen"
-        for key in (source, relation):
-            if key in self.attack:
-                return self.attack[key]
-        raise ValueError(
-            f"An attack is needed where networks learn from adversarial examples: {learner!r} learns from {source!r}. "
-            f"Received: attack={self.attack}"
-        )
+        attack = _PAPERS_ATTACK if self.attack is None else self.attack
+        if isinstance(attack, Mapping):
+            attack = attack.get(source, attack.get(relation))
+        if attack is None:
+            raise ValueError(
+                "An attack is needed where networks learn from adversarial examples: "
+                f"{learner!r} learns from {source!r}. Received: attack={self.attack}"
+            )
+        return attack if self.epsilon is None else dataclasses.replace(attack, epsilon=self.epsilon)
 
 
 def _made(family: Any, value: Any) -> Any:

@@ -171,3 +171,45 @@ def test_the_graph_does_not_grow_with_the_steps(network, images, labels):
 def test_mistakes_in_a_configuration_are_named(mistake, message):
     with pytest.raises(ValueError, match=message):
         attacks.get("bim", epsilon=0.1, **mistake)
+
+
+@pytest.mark.parametrize(("steps", "step_size"), [(1, 0.03), (4, None)])
+def test_kl_pgd_is_its_formula(network, images, labels, steps, step_size):
+    """From the same random start: steps along the sign of the gradient of KL(p(x) || p(x')), each into the ball."""
+    attack = attacks.KLPGD(epsilon=EPSILON, steps=steps, step_size=step_size)
+    length = step_size or 2.5 * EPSILON / steps
+    p = tf.nn.softmax(network(images, training=False))
+    # Steps of next to no length leave the start as it was.
+    start = attacks.PGD(epsilon=EPSILON, steps=1, step_size=1e-9)(network, images, labels, seed=6)
+    x = start.numpy()
+    assert np.abs(x - images).max() > 0.9 * EPSILON
+    for _ in range(steps):
+        point = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            q = tf.nn.softmax(network(point, training=False))
+            divergence = tf.reduce_sum(p * (tf.math.log(p) - tf.math.log(q)))
+        x = _clip(x + length * np.sign(tape.gradient(divergence, point)), images)
+    crafted = attack(network, images, labels, seed=6)
+    _agree(crafted, x)
+    # No label has a say in it.
+    np.testing.assert_array_equal(crafted, attack(network, images, (labels + 1) % 5, seed=6))
+
+
+def test_kl_pgd_drives_the_answers_further_apart_than_the_start(network, images, labels):
+    def divergence(x):
+        p, q = (tf.nn.softmax(network(each, training=False)).numpy() for each in (images, x))
+        return (p * np.log(p / q)).sum(1)
+
+    start = attacks.PGD(epsilon=EPSILON, steps=1, step_size=1e-9)(network, images, labels)
+    found = divergence(attacks.KLPGD(epsilon=EPSILON)(network, images, labels))
+    assert np.all(found > 2 * divergence(start))
+    restarted = attacks.KLPGD(epsilon=EPSILON, steps=2, restarts=4)(network, images, labels)
+    single = [tf.random.experimental.stateless_fold_in([0, 0], restart) for restart in range(4)]
+    each = [divergence(attacks.KLPGD(epsilon=EPSILON, steps=2)(network, images, labels, seed=seed)) for seed in single]
+    np.testing.assert_allclose(divergence(restarted), np.max(each, axis=0), rtol=1e-3)
+
+
+def test_kl_pgd_needs_its_random_start():
+    with pytest.raises(ValueError, match=r"no gradient: start at random. Received: random_start=False"):
+        attacks.KLPGD(epsilon=EPSILON, random_start=False)

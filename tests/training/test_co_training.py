@@ -1,17 +1,18 @@
-"""One step of `CoTraining` against Algorithm 1 written out in plain TensorFlow, and what must stay as it was."""
+"""What `CoTraining` does around its steps: fitting, validating, its figures, and what must stay as it was."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf import CoTraining, DomainAdversarial
+from satm_tf import CoTraining, DomainAdversarial, ImageClassifier
 from satm_tf.attacks import FGSM, RandomisedStep
+from satm_tf.training import ClassificationLoss
 
 EPSILON, RATE, WEIGHT = 0.05, 0.1, 0.7
 # No random step, so that the reference needs no random numbers of the attack's.
 ATTACK = RandomisedStep(epsilon=EPSILON, alpha=0.0)
-# Float32 sums over 12 images in another order; what a wrong step moves is tested to be a hundred times as much.
+# Float32 sums over 12 images in another order.
 TOLERANCE = 2e-6
 
 
@@ -25,29 +26,6 @@ def craft(network, images):
     return np.clip(images - EPSILON * np.sign(tape.gradient(loss, images)), 0.0, 1.0)
 
 
-def gradients_of(network, images, adversarial, labels, head=None, domain_weight=0.0, strength=0.0):
-    """Gradients of Algorithm 1's loss, with the reversal by hand: the network gets minus `strength` times its part."""
-    with tf.GradientTape(persistent=True) as tape:
-        features = network.features(tf.concat([images, adversarial], 0), training=True)
-        logits = network.classify(features, training=True)
-        clean, attacked = tf.split(tf.nn.log_softmax(logits), 2)
-        chosen = np.eye(logits.shape[-1], dtype=np.float32)[labels]
-        task = -tf.reduce_mean(tf.reduce_sum(chosen * clean, -1))
-        task -= WEIGHT * tf.reduce_mean(tf.reduce_sum(chosen * attacked, -1))
-        if head is not None:
-            first_kernel, first_bias, second_kernel, second_bias = head
-            hidden = tf.nn.relu(features @ first_kernel + first_bias)
-            probability = tf.sigmoid((hidden @ second_kernel + second_bias)[:, 0])
-            clean, attacked = tf.split(probability, 2)
-            domain = -0.5 * (tf.reduce_mean(tf.math.log(1 - clean)) + tf.reduce_mean(tf.math.log(attacked)))
-            domain *= domain_weight
-    gradients = tape.gradient(task, [v.value for v in network.trainable_variables])
-    if head is None:
-        return gradients, []
-    reversed_ = tape.gradient(domain, [v.value for v in network.trainable_variables], unconnected_gradients="zero")
-    return [g - strength * r for g, r in zip(gradients, reversed_, strict=True)], tape.gradient(domain, head)
-
-
 def twin(make_network, network, **options):
     """A second network with the same weights."""
     other = make_network("twin", **options)
@@ -58,109 +36,6 @@ def twin(make_network, network, **options):
 def assert_weights(network, expected, tolerance=TOLERANCE):
     for variable, value in zip(network.weights, expected.weights, strict=True):
         np.testing.assert_allclose(variable, value, rtol=0, atol=tolerance, err_msg=variable.path)
-
-
-@pytest.mark.parametrize(
-    "adaptation", [None, DomainAdversarial(weight=0.5, strength=0.8, hidden=5)], ids=["plain", "domain"]
-)
-def test_one_step_is_algorithm_1(make_network, images, labels, adaptation):
-    a, b = make_network("a"), make_network("b", batch_norm=True, width=4)
-    trainer = CoTraining(
-        {"a": a, "b": b}, attack=ATTACK, domain_adaptation=adaptation, adversarial_weight=WEIGHT, seed=3
-    )
-    trainer.compile(keras.optimizers.SGD(RATE))
-    expected = {"a": twin(make_network, a), "b": twin(make_network, b, batch_norm=True, width=4)}
-    heads = {
-        name: [tf.Variable(v) for v in trainer.domain_heads[name].trainable_variables] if adaptation else None
-        for name in expected
-    }
-
-    adversarial = {name: craft(network, images) for name, network in expected.items()}
-    options = {"domain_weight": 0.5, "strength": 0.8} if adaptation else {}
-    updates = {
-        name: gradients_of(expected[name], images, adversarial[source], labels, heads[name], **options)
-        for name, source in (("a", "b"), ("b", "a"))
-    }
-    for name, (gradients, head_gradients) in updates.items():
-        for variable, gradient in zip(expected[name].trainable_variables, gradients, strict=True):
-            variable.assign_sub(RATE * gradient)
-        for variable, gradient in zip(heads[name] or [], head_gradients, strict=True):
-            variable.assign_sub(RATE * gradient)
-
-    trainer.train_on_batch(images, labels)
-
-    for name, network in (("a", a), ("b", b)):
-        assert_weights(network, expected[name])
-        for variable, value in zip(
-            trainer.domain_heads[name].weights if adaptation else [], heads[name] or [], strict=True
-        ):
-            np.testing.assert_allclose(variable, value, rtol=0, atol=TOLERANCE)
-    assert int(trainer.step) == 1
-
-
-def test_both_networks_attack_with_their_weights_from_before_the_step(make_network, images, labels):
-    """Had one been updated first, the other's step would differ by far more than rounding."""
-    a, b = make_network("a"), make_network("b", width=4)
-    trainer = CoTraining({"a": a, "b": b}, attack=ATTACK, adversarial_weight=WEIGHT)
-    trainer.compile(keras.optimizers.SGD(1.0))
-    before = {name: twin(make_network, network, width=width) for name, network, width in (("a", a, 6), ("b", b, 4))}
-    trainer.train_on_batch(images, labels)
-    after = {"a": a, "b": b}
-    for name, source in (("a", "b"), ("b", "a")):
-        old, _ = gradients_of(before[name], images, craft(before[source], images), labels)
-        new, _ = gradients_of(before[name], images, craft(after[source], images), labels)
-        moved = [
-            v.value - w for v, w in zip(before[name].trainable_variables, after[name].trainable_variables, strict=True)
-        ]
-        error = max(float(tf.reduce_max(tf.abs(m - g))) for m, g in zip(moved, old, strict=True))
-        sequential = max(float(tf.reduce_max(tf.abs(m - g))) for m, g in zip(moved, new, strict=True))
-        assert error < 10 * TOLERANCE  # the step is ten times that of the tests above
-        assert sequential > 1000 * TOLERANCE
-
-
-def test_three_networks_take_their_sources_in_turn(make_network, images, labels):
-    networks = {name: make_network(name, width=3 + i) for i, name in enumerate("abc")}
-    expected = {name: twin(make_network, networks[name], width=3 + i) for i, name in enumerate("abc")}
-    trainer = CoTraining(networks, attack=ATTACK, adversarial_weight=WEIGHT)
-    trainer.compile(keras.optimizers.SGD(RATE))
-    for turn in ({"a": "b", "b": "c", "c": "a"}, {"a": "c", "b": "a", "c": "b"}, {"a": "b", "b": "c", "c": "a"}):
-        adversarial = {name: craft(network, images) for name, network in expected.items()}
-        updates = {n: gradients_of(expected[n], images, adversarial[turn[n]], labels)[0] for n in expected}
-        for name, gradients in updates.items():
-            for variable, gradient in zip(expected[name].trainable_variables, gradients, strict=True):
-                variable.assign_sub(RATE * gradient)
-        trainer.train_on_batch(images, labels)
-    for name, network in networks.items():
-        assert_weights(network, expected[name], 3 * TOLERANCE)
-
-
-def test_learning_from_a_frozen_partner_is_the_same_step_and_leaves_it_to_the_bit(make_network, images, labels, arrays):
-    a, b = make_network("a"), make_network("b", batch_norm=True, dropout=0.5)
-    expected = twin(make_network, a)
-    gradients, _ = gradients_of(expected, images, craft(b, images), labels)
-    for variable, gradient in zip(expected.trainable_variables, gradients, strict=True):
-        variable.assign_sub(RATE * gradient)
-    state = arrays(b)
-    trainer = CoTraining({"a": a}, frozen={"b": b}, learns_from="frozen", attack=ATTACK, adversarial_weight=WEIGHT)
-    trainer.compile(keras.optimizers.SGD(RATE))
-    trainer.train_on_batch(images, labels)
-    assert_weights(a, expected)
-    for before, after in zip(state, arrays(b), strict=True):
-        np.testing.assert_array_equal(before, after)
-    assert b.trainable, "a frozen network is the caller's, and keeps its settings"
-    assert not any(v is w for v in trainer.trainable_variables for w in b.trainable_variables)
-
-
-def test_learning_from_itself_is_standard_adversarial_training(make_network, images, labels):
-    a = make_network("a")
-    expected = twin(make_network, a)
-    gradients, _ = gradients_of(expected, images, craft(expected, images), labels)
-    for variable, gradient in zip(expected.trainable_variables, gradients, strict=True):
-        variable.assign_sub(RATE * gradient)
-    trainer = CoTraining({"a": a}, learns_from="itself", attack=ATTACK, adversarial_weight=WEIGHT)
-    trainer.compile(keras.optimizers.SGD(RATE))
-    trainer.train_on_batch(images, labels)
-    assert_weights(a, expected)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -225,6 +100,135 @@ def test_validation_loss_is_the_sum_over_the_networks(make_network, images, labe
     assert logs["loss"] == pytest.approx(sum(expected.values()), rel=1e-5)
 
 
+def test_validation_takes_every_source_at_once(make_network, images, labels):
+    """Also where they take turns in training; each part is the mean over them."""
+    networks = {name: make_network(name, width=3 + index) for index, name in enumerate("abc")}
+    trainer = CoTraining(networks, attack=ATTACK, peer_weight=0.5, epsilon_schedule="uniform")
+    trainer.compile("sgd")
+    logs = trainer.evaluate(images, labels, verbose=0, return_dict=True)
+    crafted = [craft(networks[source], images) for source in "bc"]
+    answers = {name: [tf.nn.softmax(networks[name](x, training=False)).numpy() for x in crafted] for name in "abc"}
+    losses = [-np.log(answer[np.arange(12), labels]) for answer in answers["a"]]
+    assert logs["a_adversarial_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    peers = [(p * np.log(p / q)).sum(-1) for peer in "bc" for p, q in zip(answers[peer], answers["a"], strict=True)]
+    assert logs["a_peer_loss"] == pytest.approx(np.mean(peers), rel=1e-4)
+    hits = np.mean([answer.argmax(-1) == labels for answer in answers["a"]])
+    assert logs["a_adversarial_classification_rate"] == pytest.approx(hits)
+    near = np.mean([np.abs(answer.argmax(-1) - labels) <= 1 for answer in answers["a"]])
+    assert logs["a_adversarial_one_off_rate"] == pytest.approx(near)
+
+
+def test_sample_weights_scale_the_clean_and_the_adversarial_loss(make_network, images, labels):
+    weights = np.linspace(0.0, 2.0, 12).astype("float32")
+    network = make_network("a")
+    adversarial = craft(network, images)
+    trainer = CoTraining({"a": network}, learns_from="itself", attack=ATTACK)
+    trainer.compile(keras.optimizers.SGD(0.0))
+    logs = trainer.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
+    for part, x in (("clean", images), ("adversarial", adversarial)):
+        losses = keras.losses.sparse_categorical_crossentropy(labels, network(x), from_logits=True)
+        assert logs[f"a_{part}_loss"] == pytest.approx(np.mean(weights * losses), rel=1e-5)
+
+
+def test_a_loss_of_its_own_is_that_of_clean_and_of_adversarial_images(make_network, images, labels):
+    loss = ClassificationLoss(label_smoothing=0.2, class_weights=[1.0, 0.5, 2.0, 1.5], order_temperature=0.7)
+    network = make_network("a")
+    adversarial = craft(network, images)
+    trainer = CoTraining({"a": network}, learns_from="itself", attack=ATTACK, loss=loss)
+    trainer.compile(keras.optimizers.SGD(0.0))
+    logs = trainer.train_on_batch(images, labels, return_dict=True)
+    for part, x in (("clean", images), ("adversarial", adversarial)):
+        assert logs[f"a_{part}_loss"] == pytest.approx(float(tf.reduce_mean(loss(labels, network(x)))), rel=1e-5)
+
+
+CLEAN = {"loss", "clean_loss", "classification_rate", "one_off_rate"}
+BOTH = CLEAN | {"adversarial_loss", "adversarial_classification_rate", "adversarial_one_off_rate"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "figures", "ordered"),
+    [
+        ("undefended", CLEAN, True),
+        ("satm", BOTH | {"domain_loss", "domain_accuracy"}, True),
+        ("mutual", BOTH | {"peer_loss"}, True),
+        ("trades", {figure for figure in BOTH if "one_off" not in figure}, False),
+    ],
+)
+def test_every_part_is_a_figure_of_its_own(make_network, images, labels, scheme, figures, ordered):
+    networks = {"a": make_network("a"), "b": make_network("b", width=4)}
+    trainer = CoTraining(networks, scheme, ordered=ordered)
+    trainer.compile("sgd")
+    expected = {"loss", *(f"{name}_{figure}" for name in networks for figure in figures)}
+    history = trainer.fit(images, labels, validation_data=(images, labels), verbose=0).history
+    assert set(history) == expected | {f"val_{figure}" for figure in expected}
+    assert all(np.isfinite(value).all() for value in history.values())
+
+
+class TestNotANumber:
+    @pytest.fixture
+    def trainer(self, make_network):
+        networks = {"a": make_network("a", batch_norm=True, dropout=0.5), "b": make_network("b", width=4)}
+        trainer = CoTraining(networks, "satm")
+        trainer.compile(keras.optimizers.SGD(RATE, momentum=0.9))
+        return trainer
+
+    @pytest.fixture
+    def state(self, arrays):
+        """All of the networks' state, that of batch normalisation, dropout and domain heads included."""
+        return lambda trainer: [
+            array for model in [*trainer.networks.values(), *trainer.domain_heads.values()] for array in arrays(model)
+        ]
+
+    def assert_unchanged(self, before, after):
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(old, new)
+
+    def test_an_image_stops_the_run_in_its_step_and_changes_nothing(self, trainer, images, labels, state):
+        images[9, 3, 3, 0] = np.nan
+        seen = []
+        watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(state(trainer)))
+        with pytest.raises(FloatingPointError, match=r"^clean_loss of a is not a finite number at step 2; nothing was"):
+            trainer.fit(images, labels, batch_size=4, shuffle=False, verbose=0, callbacks=[watch])
+        assert len(seen) == 2
+        self.assert_unchanged(seen[-1], state(trainer))
+        assert int(trainer.step) == 2
+
+    def test_a_learning_rate_that_explodes(self, trainer, images, labels, state):
+        trainer.optimizer.learning_rate = 1e38
+        seen = []
+        watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(state(trainer)))
+        with pytest.raises(
+            FloatingPointError, match=r"^clean_loss of \w is not a finite number at step 1; nothing was"
+        ):
+            trainer.fit(images, labels, batch_size=4, shuffle=False, verbose=0, callbacks=[watch])
+        assert len(seen) == 1
+        self.assert_unchanged(seen[-1], state(trainer))
+
+    @pytest.mark.parametrize("run_eagerly", [False, True])
+    def test_the_part_and_the_network_are_those_where_it_began(self, trainer, images, labels, state, run_eagerly):
+        trainer.compile(keras.optimizers.SGD(RATE), run_eagerly=run_eagerly)
+        kernel = trainer.domain_heads["b"].second.kernel
+        kernel.assign(np.full(kernel.shape, np.inf))
+        before = state(trainer)
+        with pytest.raises(FloatingPointError, match=r"^domain_loss of b is not a finite number at step 0"):
+            trainer.fit(images, labels, verbose=0)
+        self.assert_unchanged(before, state(trainer))
+
+
+def test_a_gradient_that_is_no_number_changes_nothing_either(images, labels):
+    inputs = keras.Input(images.shape[1:])
+    # The square root of nothing is nothing, and infinitely steep.
+    features = keras.ops.sqrt(keras.layers.Dense(4, kernel_initializer="zeros")(keras.layers.Flatten()(inputs)))
+    network = ImageClassifier(keras.Model(inputs, features), 4, image_shape=images.shape[1:], pooling=None)
+    trainer = CoTraining({"a": network}, "undefended")
+    trainer.compile("sgd")
+    before = [variable.numpy().copy() for variable in network.variables]
+    with pytest.raises(FloatingPointError, match="^gradient of a is not a finite number at step 0"):
+        trainer.fit(images, labels, verbose=0)
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
 def test_the_same_seed_gives_the_same_networks(make_network, images, labels):
     def train(seed):
         keras.utils.set_random_seed(5)
@@ -234,8 +238,9 @@ def test_the_same_seed_gives_the_same_networks(make_network, images, labels):
         trainer.fit(images, labels, epochs=2, batch_size=6, verbose=0, shuffle=False)
         return np.concatenate([np.ravel(w) for n in networks.values() for w in n.get_weights()])
 
-    np.testing.assert_array_equal(train(1), train(1))
-    assert np.abs(train(1) - train(2)).max() > 0
+    first = train(1)
+    np.testing.assert_array_equal(first, train(1))
+    assert np.abs(first - train(2)).max() > 0
 
 
 def test_the_schedule_knows_how_many_steps_are_planned(make_network, images, labels):
@@ -266,10 +271,6 @@ class TestBadInput:
         with pytest.raises(ValueError, match="either trained or frozen"):
             CoTraining({"a": a}, frozen={"b": a}, learns_from="frozen", attack=ATTACK)
 
-    def test_no_attack(self, make_network):
-        with pytest.raises(ValueError, match=r"An attack is needed.*'a' learns from 'b'"):
-            CoTraining({"a": make_network("a"), "b": make_network("b")}, attack={"itself": ATTACK})
-
     def test_no_network(self):
         with pytest.raises(ValueError, match="at least one network"):
             CoTraining({}, learns_from="nobody")
@@ -277,19 +278,6 @@ class TestBadInput:
     def test_different_numbers_of_classes(self, make_network):
         with pytest.raises(ValueError, match="same num_classes"):
             CoTraining({"a": make_network("a"), "b": make_network("b", num_classes=3)}, attack=ATTACK)
-
-    def test_domain_adaptation_of_a_network_that_learns_from_nobody(self, make_network):
-        with pytest.raises(ValueError, match="learn from somebody"):
-            CoTraining(
-                {"a": make_network("a"), "b": make_network("b")},
-                attack=ATTACK,
-                learns_from={"a": "b", "b": "nobody"},
-                domain_adaptation={"b": DomainAdversarial()},
-            )
-
-    def test_negative_weight(self, make_network):
-        with pytest.raises(ValueError, match="adversarial_weight"):
-            CoTraining({"a": make_network("a")}, learns_from="itself", attack=ATTACK, adversarial_weight=-1)
 
     def test_identical_twins_warn(self, make_network):
         a = make_network("a")

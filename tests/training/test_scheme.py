@@ -1,0 +1,152 @@
+"""Schemes as data: names, mappings, overrides, and what is refused before any work starts."""
+
+import keras
+import numpy as np
+import pytest
+
+from satm_tf import CoTraining, DomainAdversarial
+from satm_tf.attacks import FGSM, PGD, RandomisedStep
+from satm_tf.training import SCHEMES, Scheme, UnifiedEmbedding, UniformEpsilon
+
+ATTACK = FGSM(epsilon=0.05)
+
+
+def test_a_preset_by_its_name_is_that_preset():
+    for name, scheme in SCHEMES.items():
+        assert Scheme.get(name) == scheme
+    assert Scheme.get(None) == Scheme()
+    assert Scheme.get(SCHEMES["pgd"]) == SCHEMES["pgd"]
+
+
+def test_a_mapping_as_from_yaml_makes_the_whole_scheme():
+    scheme = Scheme.get(
+        {
+            "preset": "cascade",
+            "attack": {
+                "itself": {"name": "fgsm", "epsilon": 0.05},
+                "frozen": {"name": "pgd", "epsilon": 0.1, "steps": 3},
+            },
+            "domain_adaptation": {"name": "unified_embedding", "weight": 0.5, "pivot": True},
+            "epsilon_schedule": {"name": "uniform", "low": 0.25},
+            "batch_norm": {"a": "auxiliary"},
+        }
+    )
+    assert scheme.learns_from == ("itself", "frozen")
+    assert scheme.attack == {"itself": ATTACK, "frozen": PGD(epsilon=0.1, steps=3)}
+    assert scheme.domain_adaptation == UnifiedEmbedding(weight=0.5, pivot=True)
+    assert scheme.epsilon_schedule == UniformEpsilon(low=0.25)
+
+
+def test_what_is_given_goes_before_the_mapping_and_the_mapping_before_the_preset():
+    scheme = Scheme.get({"preset": "trades", "adversarial_weight": 3.0, "peer_weight": 0.5}, peer_weight=0.25)
+    assert (scheme.adversarial_weight, scheme.peer_weight) == (3.0, 0.25)
+    assert (scheme.adversarial_loss, scheme.attack) == ("divergence", SCHEMES["trades"].attack)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "message"),
+    [
+        ("sattm", "Unknown scheme. Did you mean 'satm'"),
+        ({"preset": "trade"}, "Unknown scheme. Did you mean 'trades'"),
+        ({"peer_wieght": 1.0}, "Unknown field of a scheme. Did you mean 'peer_weight'"),
+        ({"adversarial_loss": "divergense"}, "Unknown adversarial loss. Did you mean 'divergence'"),
+        ({"crafting_mode": "trainign"}, "Unknown crafting mode. Did you mean 'training'"),
+        ({"batch_norm": "auxilliary"}, "Unknown batch normalisation mode. Did you mean 'auxiliary'"),
+        ({"batch_norm": {"a": "shard"}}, "Unknown batch normalisation mode. Did you mean 'shared'"),
+        ({"attack": {"name": "fgms", "epsilon": 0.1}}, "Unknown attack. Did you mean 'fgsm'"),
+        ({"domain_adaptation": "domain_adverserial"}, "Unknown domain adaptation. Did you mean 'domain_adversarial'"),
+        ({"epsilon_schedule": "unifrom"}, "Unknown epsilon schedule. Did you mean 'uniform'"),
+        ({"clean_weight": -1.0}, "clean_weight must be non-negative. Received: -1.0"),
+        ({"adversarial_weight": float("nan")}, "adversarial_weight must be non-negative. Received: nan"),
+        ({"peer_weight": -0.5}, "peer_weight must be non-negative. Received: -0.5"),
+    ],
+)
+def test_what_does_not_exist_is_answered_by_the_nearest(identifier, message):
+    with pytest.raises(ValueError, match=message):
+        Scheme.get(identifier)
+
+
+def test_an_attack_for_each_source_by_its_name_before_its_relation():
+    own, partner, old, special = (FGSM(epsilon=each / 100) for each in range(1, 5))
+    scheme = Scheme(attack={"itself": own, "others": partner, "frozen": old, "c": special})
+    assert scheme.attack_on("a", "a", trained=True) == own
+    assert scheme.attack_on("b", "a", trained=True) == partner
+    assert scheme.attack_on("o", "a", trained=False) == old
+    assert scheme.attack_on("c", "a", trained=True) == special
+    assert scheme.attack_on("c", "c", trained=True) == special
+
+
+def test_epsilon_of_the_scheme_is_that_of_every_attack():
+    scheme = Scheme(attack={"itself": PGD(epsilon=0.1, steps=3), "others": ATTACK}, epsilon=0.02)
+    assert scheme.attack_on("a", "a", trained=True) == PGD(epsilon=0.02, steps=3)
+    assert scheme.attack_on("b", "a", trained=True) == FGSM(epsilon=0.02)
+
+
+def test_no_attack_is_the_papers():
+    assert Scheme().attack_on("b", "a", trained=True) == RandomisedStep(epsilon=16 / 256)
+    assert Scheme(epsilon=0.1).attack_on("b", "a", trained=True) == RandomisedStep(epsilon=0.1)
+
+
+class TestCoTrainingRefuses:
+    def make(self, make_network, *args, **fields):
+        networks = {"a": make_network("a"), "b": make_network("b", width=4)}
+        return CoTraining(networks, *args, **fields)
+
+    def test_epsilon_in_units_of_bytes(self, make_network):
+        with pytest.raises(ValueError, match=r"did you mean 16/256 = 0.0625\? Received: epsilon=16"):
+            self.make(make_network, "satm", epsilon=16)
+
+    def test_a_negative_epsilon(self, make_network):
+        with pytest.raises(ValueError, match=r"Received: epsilon=-0.1"):
+            self.make(make_network, "satm", epsilon=-0.1)
+
+    def test_an_attack_for_others_only(self, make_network):
+        with pytest.raises(ValueError, match=r"An attack is needed .* 'a' learns from 'a'"):
+            self.make(make_network, learns_from=("others", "itself"), attack={"others": ATTACK})
+
+    def test_an_attack_for_nobody(self, make_network):
+        with pytest.raises(ValueError, match=r"Unknown source in attack. Did you mean 'others'"):
+            self.make(make_network, attack={"others": ATTACK, "other": ATTACK})
+
+    def test_domain_adaptation_of_a_network_that_learns_from_nobody(self, make_network):
+        with pytest.raises(ValueError, match=r"networks that learn from somebody. Received: b; networks that do: a"):
+            self.make(
+                make_network,
+                learns_from={"a": "b", "b": "nobody"},
+                attack=ATTACK,
+                domain_adaptation={"b": DomainAdversarial()},
+            )
+
+    def test_batch_normalisation_of_a_stranger(self, make_network):
+        with pytest.raises(ValueError, match=r"networks that train. Received: o; networks that do: a, b"):
+            self.make(make_network, attack=ATTACK, batch_norm={"o": "frozen"})
+
+    def test_peers_of_a_network_alone(self, make_network):
+        with pytest.raises(ValueError, match=r"at least two networks that train. Received: \['a'\]"):
+            CoTraining({"a": make_network("a")}, "collaborative")
+
+    def test_a_scheme_without_its_frozen_networks(self, make_network):
+        with pytest.raises(ValueError, match="'a' cannot learn from 'frozen': there is none"):
+            self.make(make_network, "ensemble")
+
+    def test_a_field_that_does_not_exist(self, make_network):
+        with pytest.raises(ValueError, match=r"Unknown field of a scheme. Did you mean 'domain_adaptation'"):
+            self.make(make_network, "satm", domain_adaption=None)
+
+
+def test_each_source_crafts_with_its_own_attack(make_network, images, labels):
+    """The strengths tell the attacks apart: weights after a step equal those of one attack for all only where due."""
+
+    def trained(attack, learner):
+        keras.utils.set_random_seed(4)
+        networks = {name: make_network(name, width=3 + index) for index, name in enumerate("ab")}
+        trainer = CoTraining(networks, learns_from="others", attack=attack)
+        trainer.compile(keras.optimizers.SGD(0.1))
+        trainer.train_on_batch(images, labels)
+        return np.concatenate([np.ravel(w) for w in networks[learner].get_weights()])
+
+    weak, strong = RandomisedStep(epsilon=0.01, alpha=0.0), RandomisedStep(epsilon=0.2, alpha=0.0)
+    mixed = {"a": weak, "others": strong}
+    np.testing.assert_array_equal(trained(mixed, "b"), trained(weak, "b"))
+    np.testing.assert_array_equal(trained(mixed, "a"), trained(strong, "a"))
+    assert np.abs(trained(strong, "b") - trained(weak, "b")).max() > 1e-4
