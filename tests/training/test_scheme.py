@@ -137,16 +137,16 @@ class TestCoTrainingRefuses:
 def test_each_source_crafts_with_its_own_attack(make_network, images, labels):
     """The strengths tell the attacks apart: weights after a step equal those of one attack for all only where due."""
 
-    def trained(attack, learner):
+    def trained(attack):
         keras.utils.set_random_seed(4)
         networks = {name: make_network(name, width=3 + index) for index, name in enumerate("ab")}
         trainer = CoTraining(networks, learns_from="others", attack=attack)
         trainer.compile(keras.optimizers.SGD(0.1))
         trainer.train_on_batch(images, labels)
-        return np.concatenate([np.ravel(w) for w in networks[learner].get_weights()])
+        return {name: np.concatenate([np.ravel(w) for w in each.get_weights()]) for name, each in networks.items()}
 
     weak, strong = RandomisedStep(epsilon=0.01, alpha=0.0), RandomisedStep(epsilon=0.2, alpha=0.0)
-    mixed = {"a": weak, "others": strong}
-    np.testing.assert_array_equal(trained(mixed, "b"), trained(weak, "b"))
-    np.testing.assert_array_equal(trained(mixed, "a"), trained(strong, "a"))
-    assert np.abs(trained(strong, "b") - trained(weak, "b")).max() > 1e-4
+    mixed, weakly, strongly = trained({"a": weak, "others": strong}), trained(weak), trained(strong)
+    np.testing.assert_array_equal(mixed["b"], weakly["b"])
+    np.testing.assert_array_equal(mixed["a"], strongly["a"])
+    assert np.abs(strongly["b"] - weakly["b"]).max() > 1e-4
