@@ -229,8 +229,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         To go on, the data has to begin in the middle: that of `satm_tf.data.batches` can.
 
         Raises:
-            FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step, network and part.
-                No weight has been changed in that step, nor batch statistics or dropout's seeds.
+            FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step,
+                network and part. No weight has been changed in that step, nor batch statistics or dropout's seeds.
             ConnectionError: If another worker has gone.
         """
         # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.

@@ -223,7 +223,7 @@ def test_a_gradient_that_is_no_number_changes_nothing_either(images, labels):
     trainer = CoTraining({"a": network}, "undefended")
     trainer.compile("sgd")
     before = [variable.numpy().copy() for variable in network.variables]
-    with pytest.raises(FloatingPointError, match="^gradient of a is not a finite number at step 0"):
+    with pytest.raises(FloatingPointError, match=r"^gradient of a is not a finite number at step 0"):
         trainer.fit(images, labels, verbose=0)
     for variable, value in zip(network.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
