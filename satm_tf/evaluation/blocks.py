@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ def _feed(digest: Any, value: Any) -> None:
     if getattr(value, "fingerprint", None):
         digest.update(str(value.fingerprint).encode())
     elif isinstance(value, keras.Model):
-        digest.update(json.dumps(keras.saving.serialize_keras_object(value), sort_keys=True, default=repr).encode())
+        architecture = _lasting(keras.saving.serialize_keras_object(value))
+        digest.update(json.dumps(architecture, sort_keys=True, default=repr).encode())
         # Not `variables`: dropout's seeds are drawn anew in every process, and no prediction depends on them.
         for weight in value.weights:
             _feed(digest, keras.ops.convert_to_numpy(weight))
@@ -47,7 +49,7 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(str(len(value)).encode())
         for item in value:
             _feed(digest, item)
-    elif vars(type(value)).get("__call__") and hasattr(value, "__dict__"):
+    elif callable(value) and not isinstance(value, (types.FunctionType, type)) and hasattr(value, "__dict__"):
         digest.update(type(value).__qualname__.encode())
         for name, part in sorted(vars(value).items()):
             digest.update(name.encode())
@@ -57,6 +59,13 @@ def _feed(digest: Any, value: Any) -> None:
             "Finished work can be kept only of networks that can be told apart: Keras models, or objects with an "
             f"attribute `fingerprint`. Received: {value!r}"
         )
+
+
+def _lasting(config: Any) -> Any:
+    """A configuration of Keras's without what is written into it by the first call, or by `compile`."""
+    if isinstance(config, dict):
+        return {key: _lasting(value) for key, value in config.items() if key not in ("build_config", "compile_config")}
+    return [_lasting(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def block_name(

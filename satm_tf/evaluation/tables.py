@@ -159,16 +159,15 @@ def with_uncertainty(
         stacked = pd.concat(each, keys=range(len(each)))
         levels = list(range(1, stacked.index.nlevels))
         groups = stacked.groupby(level=levels if len(levels) > 1 else levels[0], sort=False)
-        parts, template = (groups.mean(), groups.std(), groups.count()), "{:.1%} ± {:.1f} (n = {:.0f})"
+        rates, second, third = groups.mean(), 100 * groups.std(), groups.count()
+        template = "{:.1%} ± {:.1f} (n = {:.0f})"
     else:
-        parts = tuple(table(results, f"{value}_{end}") for end in ("rate", "low", "high"))
-        template = "{:.1%} ({:.1f} to {:.1f})"
-    rates, second, third = parts
-    third = third if repeats else 100 * third
+        rates, second, third = (100 * table(results, f"{value}_{end}") for end in ("rate", "low", "high"))
+        rates, template = rates / 100, "{:.1%} ({:.1f} to {:.1f})"
     return pd.DataFrame(
         {
             name: [
-                "" if pd.isna(rate) else template.format(rate, 100 * here, there)
+                "" if pd.isna(rate) else template.format(rate, here, there)
                 for rate, here, there in zip(rates[name], second[name], third[name], strict=True)
             ]
             for name in rates
