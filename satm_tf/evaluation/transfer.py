@@ -182,7 +182,7 @@ def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Call
             classes.append(tf.where(numbers, tf.argmax(logits, -1), -1))
         return tf.stack(classes)
 
-    return predict
+    return predict.get_concrete_function()
 
 
 def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
@@ -206,4 +206,4 @@ def _crafter(attack: Attack, network: Network, dataset: tf.data.Dataset) -> Netw
     def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return attack(network, images, labels, epsilon=epsilon, seed=seed)
 
-    return craft
+    return craft.get_concrete_function()
