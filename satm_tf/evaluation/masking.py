@@ -17,20 +17,19 @@ from satm_tf.attacks.base import Model
 from satm_tf.attacks.losses import cross_entropy
 from satm_tf.attacks.sources import logits_of
 from satm_tf.evaluation.predictions import CLEAN, Predictions
-from satm_tf.evaluation.transfer import measure
+from satm_tf.evaluation.transfer import Classifier, measure
 from satm_tf.evaluation.verdicts import Facts, Losses, Strength, judge
-from satm_tf.models import ImageClassifier
 
 _fold_in = tf.random.experimental.stateless_fold_in
 
 
 def masking_checks(
-    networks: Mapping[str, ImageClassifier],
+    networks: Mapping[str, Classifier],
     *,
     dataset: tf.data.Dataset,
     epsilon: float,
-    undefended: Mapping[str, ImageClassifier] | None = None,
-    before: Mapping[str, ImageClassifier] | None = None,
+    undefended: Mapping[str, Classifier] | None = None,
+    before: Mapping[str, Classifier] | None = None,
     steps: int = 20,
     queries: int = 300,
     auto_attack: Attack | None = None,

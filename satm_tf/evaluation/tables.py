@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 
 from satm_tf.evaluation.predictions import CLEAN, Predictions
-from satm_tf.evaluation.statistics import REPEATS, compare_paired
+from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
 
 HOLDOUT = "holdout"
 WHITE_BOX, PARTNERS = "white box", "partners"
@@ -215,7 +216,16 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def read_results(path: str) -> pd.DataFrame:
-    """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN."""
-    numbers = [f"{name}_{end}" for name in ("classification", "one_off") for end in ("rate", "low", "high")]
-    return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in [*numbers, *REPEATS]})
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN.
+
+    Intervals that the file does not hold are counted again.
+    """
+    rates = ("classification", "one_off")
+    numbers = [f"{name}_{end}" for name in rates for end in ("rate", "low", "high")]
+    results = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in [*numbers, *REPEATS]})
+    for name in rates:
+        if f"{name}_low" not in results:
+            low, high = wilson_interval(results[f"{name}_rate"] * results.images, results.images)
+            results = results.assign(**{f"{name}_low": low, f"{name}_high": high})
+    return results

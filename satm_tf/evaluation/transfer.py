@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,23 @@ from tqdm.auto import tqdm
 from satm_tf.attacks import Attack
 from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
-from satm_tf.models import ImageClassifier
 
 Network = Callable[..., tf.Tensor]
+
+
+class Classifier(Protocol):
+    """A network that says how many classes it tells apart, as `ImageClassifier` does."""
+
+    num_classes: int
+
+    def __call__(self, images: Any, training: bool | None = None) -> Any:
+        """Logits `[batch, num_classes]`."""
 
 
 def transfer_matrix(
     *,
     sources: Mapping[str, Network],
-    targets: Mapping[str, ImageClassifier],
+    targets: Mapping[str, Classifier],
     dataset: tf.data.Dataset,
     attacks: Mapping[str, Attack],
     ordered: bool = True,
@@ -60,7 +68,7 @@ def transfer_matrix(
 def measure(
     *,
     sources: Mapping[str, Network],
-    targets: Mapping[str, ImageClassifier],
+    targets: Mapping[str, Classifier],
     dataset: tf.data.Dataset,
     attacks: Mapping[str, Attack],
     epsilons: Mapping[str, Sequence[float]] | None = None,
