@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import pandas as pd
 import yaml
 
@@ -77,7 +79,11 @@ def write_report(folder: str | Path) -> Path:
     environment.filters["data_uri"] = lambda path: (
         f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
     )
-    title = str(config.get("name") or folder.resolve().name)
+    # Names may break after what joins their parts, so that a phone's width holds more columns.
+    environment.filters["breakable"] = lambda name: markupsafe.Markup(
+        re.sub("([/_])", r"\1<wbr>", str(markupsafe.escape(name)))
+    )
+    title = str(config.get("name") or f"Evaluation: {folder.resolve().name}")
     page = environment.get_template("report.html.j2").render(
         title=title, summary=sections.summary(results), sections=shown
     )

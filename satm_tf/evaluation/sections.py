@@ -116,25 +116,36 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Secti
 def rates(results: pd.DataFrame) -> Section:
     """The paper's tables where networks are named by scheme, and else the matrix."""
     section = Section("Rates")
-    in_schemes = results.target.str.contains("/").all() and not with_views(results).empty
     for value in ("classification", "one_off"):
         if results[f"{value}_rate"].isna().all():
             continue
         for attack, epsilon in _attacks(results):
             here = f"{value.replace('_', '-')} rate, {attack}, epsilon {epsilon:g}"
             views: list[tuple[Any, str]] = [(matrix_table, f"{here}: the sources down, the targets across")]
-            if in_schemes:
+            if _in_schemes(results):
                 views = [(robustness_table, here), (strength_table, f"{here}: the networks' own examples on holdouts")]
             for view, caption in views:
                 chosen = functools.partial(_column, view, attack, epsilon)
                 table = with_uncertainty(results, chosen, value)
                 if table.size:
+                    # On two lines, which makes the columns half as wide.
+                    two_lines = {r" ± (.*) \((.*)\)$": r"\n± \1, \2", r" \((.*)\)$": r"\n\1"}
+                    table = table.replace(two_lines, regex=True)
                     section.tables.append(_table(table, caption[0].upper() + caption[1:]))
     return section
 
 
 def _column(view: Any, attack: str, epsilon: float, results: pd.DataFrame, value: str) -> pd.DataFrame:
     return view(results, attack, value, epsilon)
+
+
+def _in_schemes(results: pd.DataFrame) -> bool:
+    return bool(results.target.str.contains("/").all()) and not with_views(results).empty
+
+
+def _related(results: pd.DataFrame) -> pd.DataFrame:
+    """Where networks are named by scheme, the rows in which a target meets its own scheme or a holdout."""
+    return with_views(results) if _in_schemes(results) else results
 
 
 def _attacks(results: pd.DataFrame) -> list[tuple[str, float]]:
@@ -149,27 +160,25 @@ def matrices(results: pd.DataFrame, drawings: Path) -> Section:
         path = drawings / f"{_file(f'matrix {attack} {epsilon:g}')}.png"
         table = matrix_table(results, attack, epsilon=epsilon)
         section.pictures.append(figures.heat_map(table, path, f"{attack}, epsilon {epsilon:g}"))
-    for attack, rows in results[results.attack != CLEAN].groupby("attack", sort=False):
+    related = _related(results)
+    for (target, attack), rows in related[related.attack != CLEAN].groupby(["target", "attack"], sort=False):
         if rows.epsilon.nunique() > 1:
-            clean = results[results.attack == CLEAN]
-            clean = pd.concat([clean.assign(source=source) for source in dict.fromkeys(rows.source)])
-            table = pd.concat([clean, rows]).pivot_table(
-                index="epsilon", columns=["target", "source"], values="classification_rate", sort=False
+            curves = rows.pivot_table(index="epsilon", columns="source", values="classification_rate", sort=False)
+            clean = related[(related.target == target) & (related.attack == CLEAN)]
+            curves.loc[0.0] = clean.classification_rate.mean()
+            curves = curves.sort_index().rename(columns=lambda name: f"from {name}")
+            path = drawings / f"{_file(f'epsilons {attack} {target}')}.png"
+            caption = f"{target} under {attack}, at every epsilon"
+            section.pictures.append(
+                figures.lines(curves, path, caption, x="epsilon", y="classification rate", rate=True)
             )
-            for target in table.columns.unique("target"):
-                curves = table[target].sort_index().rename(columns=lambda name: f"from {name or 'nobody'}")
-                path = drawings / f"{_file(f'epsilons {attack} {target}')}.png"
-                caption = f"{target} under {attack}, at every epsilon"
-                section.pictures.append(
-                    figures.lines(curves, path, caption, x="epsilon", y="classification rate", rate=True)
-                )
     return section if section.pictures else Section("")
 
 
 def comparisons(predictions: Predictions) -> Section:
     """Every scheme against the first."""
     section = Section("Schemes compared on the same images")
-    if not predictions.cells.target.str.contains("/").all():
+    if not _in_schemes(predictions.cells):
         return section
     schemes = list(dict.fromkeys(with_views(predictions.cells).scheme))
     for second in schemes[1:]:
@@ -181,7 +190,7 @@ def comparisons(predictions: Predictions) -> Section:
                 "examples of": row["source_network"] if row["view"] == HOLDOUT else row["view"],
                 schemes[0]: f"{row[schemes[0]]:.1%}",
                 second: f"{row[second]:.1%}",
-                "difference": "{:+.1f} ({:+.1f} to {:+.1f})".format(
+                "difference": "{:+.1f}\n{:+.1f} to {:+.1f}".format(
                     *(100 * row[name] for name in ("difference", "low", "high"))
                 ),
                 "p": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
@@ -212,7 +221,7 @@ def confusion(predictions: Predictions, names: list[str] | None, drawings: Path)
         return Section("")
     section = Section("Confusion matrices", "Of each network, on clean images and under what others did worst.")
     classes = names or [str(index) for index in range(predictions.num_classes)]
-    frame = predictions.frame()
+    frame = _related(predictions.frame())
     for target, rows in frame.groupby("target", sort=False):
         black_box = rows[(rows.attack != CLEAN) & (rows.source != target)]
         worst = black_box.sort_values("classification_rate").head(1)
@@ -281,10 +290,9 @@ def every_check(checks: pd.DataFrame | None) -> Section:
     """All verdicts with their sentences and figures."""
     section = Section("Every check, with what it rests on")
     if checks is not None:
-        shown = checks[["network", "check", "verdict", "explanation", "figures"]].copy()
-        shown["figures"] = [
-            ", ".join(f"{name} {value:.4g}" for name, value in json.loads(text).items()) for text in shown.figures
-        ]
+        figures_of = [", ".join(f"{name} {x:.4g}" for name, x in json.loads(text).items()) for text in checks.figures]
+        shown = checks[["network", "check", "verdict", "explanation"]].copy()
+        shown["explanation"] = checks.explanation + "\n" + pd.Series(figures_of, checks.index)
         section.tables.append(_table(shown, "", labels=2))
     return section
 
