@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from satm_tf import attacks as attack_room
 from satm_tf import data as data_room
-from satm_tf.attacks.gallery import write_gallery
 from satm_tf.errors import unknown_name
-from satm_tf.evaluation import gradient_reaches, loss_surface, masking_checks, measure
+from satm_tf.evaluation import gradient_reaches, masking_checks, measure
+from satm_tf.evaluation.illustrations import write_galleries, write_surfaces
 from satm_tf.evaluation.networks import LoadedNetwork
 from satm_tf.evaluation.record import claim, write_text
 from satm_tf.evaluation.report import write_report
@@ -32,7 +31,7 @@ _LOADERS: dict[str, Callable[..., data_room.ImageData]] = {
     "imagenet": data_room.imagenet.load,
 }
 _EPSILON = 16 / 256
-_GALLERY = 4
+_CHECK_OPTIONS = ("steps", "targets", "queries")
 
 
 def evaluate(
@@ -49,6 +48,7 @@ def evaluate(
     limit: int | None = 1000,
     image_size: int | None = None,
     check_limit: int = 200,
+    check_options: dict[str, int] | None = None,
     undefended: list[str] | None = None,
     before: dict[str, str] | None = None,
     batch_size: int = 50,
@@ -75,6 +75,8 @@ def evaluate(
         limit: The most images; null for all.
         image_size: Height and width; null asks the networks.
         check_limit: On how many of the images the checks are made; 0 makes none.
+        check_options: How hard the checks try: steps and targets of the iterative attacks, queries of those without a
+            gradient. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
         undefended: Which networks nobody has defended, for the checks to compare with; those named holdout/... if none.
         before: For a target, which network it was before its defence.
         batch_size: Images in a batch.
@@ -93,6 +95,10 @@ def evaluate(
     configured, epsilons = _configure(attacks or {"fgsm": {}, "pgd": {}}, epsilon or [_EPSILON])
     paths = {**targets, **(sources or {})}
     _check_names(targets, sources or {}, undefended, before or {})
+    effort: dict[str, Any] = dict(check_options or {})
+    for name in effort:
+        if name not in _CHECK_OPTIONS:
+            raise unknown_name("option of the checks", name, _CHECK_OPTIONS)
     networks = {name: LoadedNetwork(path, image_size) for name, path in paths.items()}
     whole = _load_data(format, images, data or {})
     shape = _common_shape(networks, whole)
@@ -123,7 +129,11 @@ def evaluate(
     results = predictions.frame(whole.ordered)
     write_text(folder / "results.csv", results.to_csv(index=False))
     _print(results)
-    _galleries(folder, configured, epsilons, crafting, batches, whole.class_names)
+    if crafting:
+        source, network = next(iter(crafting.items()))
+        write_galleries(
+            folder, configured, source=source, network=network, dataset=batches, class_names=whole.class_names
+        )
 
     if check_limit:
         some = _batches(examples.limit(check_limit, seed), shape, batch_size)
@@ -136,9 +146,11 @@ def evaluate(
             undefended={name: networks[name] for name in strangers},
             before={name: networks[earlier] for name, earlier in (before or {}).items()},
             **shared,
+            **effort,
         )
         write_text(folder / "checks.csv", checks.to_csv(index=False))
-        _surfaces(folder, {name: networks[name] for name in targets}, some, radius, seed)
+        measured = {name: networks[name] for name in targets}
+        write_surfaces(folder, measured, dataset=some, epsilon=radius, seed=seed)
         failed = checks[checks.verdict == "fail"]
         print(f"\n{len(failed)} of {len(checks)} checks fail{':' if len(failed) else ''}")
         for row in failed.itertuples():
@@ -213,42 +225,6 @@ def _print(results: pd.DataFrame) -> None:
     for (attack, epsilon), _ in results[results.attack != "clean"].groupby(["attack", "epsilon"], sort=False):
         print(f"\nclassification rate, {attack}, epsilon {epsilon:g}")
         print(matrix_table(results, attack, epsilon=epsilon).map("{:.1%}".format).to_string())
-
-
-def _galleries(
-    folder: Path,
-    attacks: Mapping[str, attack_room.Attack],
-    epsilons: Mapping[str, list[float]],
-    sources: Mapping[str, LoadedNetwork],
-    batches: tf.data.Dataset,
-    names: tuple[str, ...],
-) -> None:
-    """A picture for each attack, at its largest epsilon, of the first source's examples."""
-    if not sources:
-        return
-    source, network = next(iter(sources.items()))
-    images, labels = (part[:_GALLERY] for part in next(iter(batches)))
-    (folder / "gallery").mkdir(exist_ok=True)
-    for name, attack in attacks.items():
-        path = folder / "gallery" / f"{name}, epsilon {max(epsilons[name]):g}, on {source}.png".replace("/", " ")
-        if path.exists():
-            continue
-        adversarial = attack.compiled(network)(images, labels, epsilon=max(epsilons[name]))
-        before, after = ([names[index] for index in np.argmax(network(shown), -1)] for shown in (images, adversarial))
-        temporary = path.with_name(f".{path.name}")
-        write_gallery(temporary, images, adversarial, before, after, title=path.stem)
-        temporary.replace(path)
-
-
-def _surfaces(
-    folder: Path, networks: Mapping[str, LoadedNetwork], batches: tf.data.Dataset, epsilon: float, seed: int
-) -> None:
-    images, labels = next(iter(batches))
-    surfaces = [
-        loss_surface(network, images, labels, epsilon=epsilon, seed=seed).assign(network=name)
-        for name, network in networks.items()
-    ]
-    write_text(folder / "surfaces.csv", pd.concat(surfaces).to_csv(index=False))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -80,7 +80,7 @@ def run(files, tmp_path):
 SMALL = ["--epsilon", "[0.05, 0.1]", "--batch_size", "12", "--check_limit", "0"]
 
 
-def test_what_it_writes_agrees_with_a_plain_loop(run, files, tmp_path, capsys):
+def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     attacks = '{"fgsm": {}, "ll": {"name": "step_ll", "epsilon": 0.2}}'
     networks = {"plain": "plain.keras", "softmax": "softmax.keras", "served": "served"}
     code, output = run(networks, "--attacks", attacks, *SMALL)
@@ -117,16 +117,20 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, tmp_path, capsys):
     assert len(list((output / "gallery").glob("*.png"))) == 2
     assert "36 images of the test split" in capsys.readouterr().out
 
-    # The report says how to repeat it, and that does.
-    assert "--config config.yaml --output NEW_FOLDER" in (output / "report.html").read_text()
-    again = tmp_path / "again"
-    assert evaluate.main(["--config", str(output / "config.yaml"), "--output", str(again)]) == 0
-    assert (again / "results.csv").read_bytes() == (output / "results.csv").read_bytes()
-
 
 def test_a_network_that_hides_its_gradient_is_found(run, capsys):
     networks = {"satm/rounded": "rounded.keras", "holdout/other": "softmax.keras"}
-    code, output = run(networks, "--epsilon", "[0.15]", "--check_limit", "36", "--attacks", '{"fgsm": {}}')
+    code, output = run(
+        networks,
+        "--epsilon",
+        "[0.15]",
+        "--check_limit",
+        "36",
+        "--check_options",
+        '{"queries": 50}',
+        "--attacks",
+        '{"fgsm": {}}',
+    )
     assert code == 0, "a verdict is no mistake of the command"
     checks = pd.read_csv(output / "checks.csv").set_index(["network", "check"]).verdict
     assert checks[("satm/rounded", "gradient")] == "fail"
@@ -178,6 +182,7 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
         ({"a": "plain.keras"}, ["--before", '{"a": "b"}'], "Unknown network"),
         ({"a": "plain.keras"}, ["--data", '{"folds": 1}'], "option of the format 'folder'"),
         ({"a": "plain.keras"}, ["--format", "table"], "--data.table"),
+        ({"a": "plain.keras"}, ["--check_options", '{"step": 9}'], "Did you mean 'steps'"),
         ({"a": "plain.keras"}, ["--sources", '{"a": "other.keras"}'], "must mean one network"),
     ],
 )
@@ -221,10 +226,16 @@ def test_all_kinds_of_files_give_the_same_logits(files):
     assert LoadedNetwork(str(files / "plain.keras")).fingerprint in prints
 
 
-def test_a_grey_network_sees_grey_images(files, run):
+def test_a_grey_network_sees_grey_images_and_what_it_did_can_be_repeated(files, run, tmp_path):
     keras.utils.set_random_seed(0)
     grey = keras.Sequential([keras.Input([SIZE, SIZE, 1]), keras.layers.Flatten(), keras.layers.Dense(3)])
     grey.save(files / "grey.keras")
     code, output = run({"a": "grey.keras"}, "--attacks", '{"fgsm": {}}', *SMALL)
     assert code == 0
     assert set(read_results(output / "results.csv").images) == {36}
+
+    # The report says how to repeat it, and that does.
+    assert "--config config.yaml --output NEW_FOLDER" in (output / "report.html").read_text()
+    again = tmp_path / "again"
+    assert evaluate.main(["--config", str(output / "config.yaml"), "--output", str(again)]) == 0
+    assert (again / "results.csv").read_bytes() == (output / "results.csv").read_bytes()

@@ -31,8 +31,8 @@ def masking_checks(
     undefended: Mapping[str, Classifier] | None = None,
     before: Mapping[str, Classifier] | None = None,
     steps: int = 20,
+    targets: int = 3,
     queries: int = 300,
-    auto_attack: Attack | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     stage: str = "masking checks",
@@ -46,9 +46,9 @@ def masking_checks(
         undefended: Networks that nobody defended, by name: they attack, the networks' own examples are tried on them
             (Table 3 of the paper), and their approximation ratios are those to keep up with.
         before: What a network was before its defence, by its name; better than others to compare with.
-        steps: Steps of the iterative attack; the unbounded one takes twice as many.
-        queries: Queries of the attack that has nothing else.
-        auto_attack: What stands for AutoAttack; None is one of as many steps and queries as the others have.
+        steps: Steps of the iterative attack and of AutoAttack's; the unbounded one takes twice as many.
+        targets: Classes that AutoAttack aims at. The standard has 100 steps, 9 targets and 5,000 queries.
+        queries: Queries of the attacks that follow no gradient.
         seed: Seed of all random numbers.
         folder: Where finished parts are kept, as `measure` does.
         stage: What the progress bars are called.
@@ -100,7 +100,7 @@ def masking_checks(
         "noise": Noise(epsilon=epsilon),
         "square": SquareAttack(epsilon=epsilon, queries=queries),
     }
-    whole = auto_attack or AutoAttack(epsilon=epsilon, steps=steps, targets=3, queries=queries)
+    whole = AutoAttack(epsilon=epsilon, steps=steps, targets=targets, queries=queries)
     verdicts = []
     for name, network in networks.items():
         needed = own
@@ -110,7 +110,6 @@ def masking_checks(
             sources={name: network},
             targets={name: network, **undefended},
             attacks=needed,
-            epsilons={"AutoAttack": [epsilon]} if name in followed else None,
             stage=f"{stage}: {name}",
             **shared,
         )

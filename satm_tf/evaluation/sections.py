@@ -97,7 +97,7 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Secti
         if len(failed):
             section.tables.append(_table(failed[["network", "check", "explanation"]], "What fails", labels=2))
     if results is not None and CLEAN in set(results.attack):
-        leaking = label_leaking(results.drop_duplicates(["attack", "epsilon", "source", "target"])).query("leaks")
+        leaking = label_leaking(results).query("leaks")
         sentences.append(
             "Label leaking: no adversarial images are classified better than clean ones."
             if leaking.empty

@@ -118,7 +118,7 @@ def measure(
     parts = []
     with tqdm(total=total, desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
         for name, attack, source in crafts:
-            craft = _crafter(attack, sources[source], dataset) if attack else _unchanged
+            craft = None
             for epsilon in radii[name]:
                 path = None
                 if folder:
@@ -135,6 +135,8 @@ def measure(
                     block = Predictions.load(path)
                     bar.update(len(dataset))
                 else:
+                    # Traced once for all epsilons, and not at all where all blocks are there.
+                    craft = craft or (_crafter(attack, sources[source], dataset) if attack else _unchanged)
                     cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in targets]
                     predicted = []
                     for index, (images, batch) in enumerate(dataset):
@@ -207,7 +209,6 @@ def _unchanged(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: t
 
 
 def _crafter(attack: Attack, network: Network, dataset: tf.data.Dataset) -> Network:
-    # Epsilon is an input of the graph, so that several cost one trace.
     signature = [*dataset.element_spec, tf.TensorSpec([], tf.float32), tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=signature)

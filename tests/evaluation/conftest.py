@@ -88,7 +88,7 @@ def honest():
     """Trained on its own PGD examples, crafted anew each epoch."""
     images, labels = _quadrants(800, seed=1)
     network = make_small(3)
+    craft = PGD(epsilon=EPSILON, steps=7).compiled(network)
     for epoch in range(15):
-        crafted = PGD(epsilon=EPSILON, steps=7, seed=epoch).craft(network, images, labels, batch_size=400)
-        network.fit(crafted, labels, batch_size=50, verbose=0)
+        network.fit(craft(images, labels, seed=epoch), labels, batch_size=50, verbose=0)
     return network
