@@ -95,6 +95,11 @@ def evaluate(
     configured, epsilons = _configure(attacks or {"fgsm": {}, "pgd": {}}, epsilon or [_EPSILON])
     paths = {**targets, **(sources or {})}
     _check_names(targets, sources or {}, undefended, before or {})
+    strangers = [name for name in paths if name.startswith(f"{HOLDOUT}/")] if undefended is None else undefended
+    checked = [name for name in targets if name not in strangers]
+    for name in before or {}:
+        if name not in checked:
+            raise unknown_name("network to check", name, checked)
     effort: dict[str, Any] = dict(check_options or {})
     for name in effort:
         if name not in _CHECK_OPTIONS:
@@ -135,12 +140,11 @@ def evaluate(
             folder, configured, source=source, network=network, dataset=batches, class_names=whole.class_names
         )
 
-    if check_limit:
+    if check_limit and checked:
         some = _batches(examples.limit(check_limit, seed), shape, batch_size)
-        strangers = [name for name in networks if name.startswith(f"{HOLDOUT}/")] if undefended is None else undefended
         radius = max(epsilon or [_EPSILON])
         checks = masking_checks(
-            {name: networks[name] for name in targets if name not in strangers},
+            {name: networks[name] for name in checked},
             dataset=some,
             epsilon=radius,
             undefended={name: networks[name] for name in strangers},

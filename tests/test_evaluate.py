@@ -180,6 +180,7 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
         ({"a": "images"}, [], "A network is a .keras file"),
         ({"a": "served#logit"}, [], "Unknown output of the SavedModel"),
         ({"a": "plain.keras"}, ["--before", '{"a": "b"}'], "Unknown network"),
+        ({"a": "plain.keras"}, ["--before", '{"a": "a"}', "--undefended", '["a"]'], "Unknown network to check"),
         ({"a": "plain.keras"}, ["--data", '{"folds": 1}'], "option of the format 'folder'"),
         ({"a": "plain.keras"}, ["--format", "table"], "--data.table"),
         ({"a": "plain.keras"}, ["--check_options", '{"step": 9}'], "Did you mean 'steps'"),
@@ -230,7 +231,8 @@ def test_a_grey_network_sees_grey_images_and_what_it_did_can_be_repeated(files, 
     keras.utils.set_random_seed(0)
     grey = keras.Sequential([keras.Input([SIZE, SIZE, 1]), keras.layers.Flatten(), keras.layers.Dense(3)])
     grey.save(files / "grey.keras")
-    code, output = run({"a": "grey.keras"}, "--attacks", '{"fgsm": {}}', *SMALL)
+    # A holdout alone: there is nothing to check.
+    code, output = run({"holdout/a": "grey.keras"}, "--attacks", '{"fgsm": {}}', *SMALL[:-1], "10")
     assert code == 0
     assert set(read_results(output / "results.csv").images) == {36}
 

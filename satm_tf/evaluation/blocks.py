@@ -90,6 +90,7 @@ def block_name(
         label: What stands in front.
     """
     made_of = {
+        "label": list(label),
         "attack": None if attack is None else [type(attack).__qualname__, serialize(attack)],
         "epsilon": epsilon,
         "source": source,
