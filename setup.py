@@ -31,6 +31,7 @@ setup(
         "pyyaml>=6.0",
         "jsonargparse[signatures]>=4.49",
         "tqdm>=4.66",
+        "tensorboard>=2.18",
         "matplotlib>=3.8",
         "jinja2>=3.1",
     ],
@@ -38,6 +39,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]"],
         "test": [
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "foolbox>=3.3.4",
             "keras-vggface==0.6",

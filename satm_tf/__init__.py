@@ -26,7 +26,7 @@ if _backend != "tensorflow":
 
 from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
 from satm_tf.models import ImageClassifier, available_backbones
-from satm_tf.training import CoTraining, DomainAdversarial
+from satm_tf.training import CoTraining, DomainAdversarial, callbacks
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     "ImageClassifier",
     "attacks",
     "available_backbones",
+    "callbacks",
     "data",
     "evaluation",
     "layers",

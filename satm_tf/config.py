@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, Literal
 
 import jsonargparse
 
+from satm_tf.attacks import Attack
 from satm_tf.data import Augmentation
 from satm_tf.errors import unknown_name
-from satm_tf.training import DomainAdversarial
+from satm_tf.training import Scheme
 
 PRESETS = {path.stem: path for path in Path(str(resources.files("satm_tf") / "configs")).glob("*.yaml")}
 
@@ -91,6 +93,7 @@ class TrainingConfig:
         decay: cosine lets the learning rate fall to zero over all epochs; null keeps it.
         optimizer_options: Its other options, such as momentum.
         patience: Stop after this many epochs without a lower validation loss; null never stops early.
+        checkpoint_seconds: How long to train before saving within an epoch, for a run that is killed to go on from.
     """
 
     epochs: int = 5
@@ -100,22 +103,100 @@ class TrainingConfig:
     decay: Literal["cosine"] | None = None
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     patience: int | None = None
+    checkpoint_seconds: float = 300.0
+
+
+def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Attack:
+    """An attack from its name and options as YAML gives them.
+
+    Args:
+        options: `name` and options.
+        epsilon: For options that have none.
+    """
+    # YAML reads the label source `true` as a boolean, with or without quotes, where any value is allowed.
+    given = {key: "true" if value is True and key == "label_source" else value for key, value in options.items()}
+    return Attack.get({**({} if epsilon is None else {"epsilon": epsilon}), **given})
 
 
 @dataclass(frozen=True)
 class SchemeConfig:
     """One way of training the networks, from the same fine-tuned weights as every other.
 
+    What is null is as the preset has it; satm_tf.training.Scheme says what each means.
+
     Attributes:
-        learns_from: others, itself, frozen, nobody; or for each network one or more of these words or names. The
-            fine-tuned networks as they were are known as frozen_<name>.
+        preset: One of satm_tf.training.SCHEMES; null starts from a scheme's defaults.
+        networks: Which of the experiment's networks it trains; null is all.
+        learns_from: others, itself, frozen, nobody; or several; or for each network one or more of these words or
+            names. The frozen networks are known as frozen_<name>.
+        frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
+        attack: The attack in training, by name, with its options; or one for each of itself, others and frozen.
+        all_sources: Whether a step uses every source of a network, not the one whose turn it is.
+        epsilon: Radius of the attacks in training; null takes the attack's own, or that of the experiment's attack.
+        epsilon_schedule: uniform or ramped, by name, with its options.
+        crafting_mode: inference or training.
+        clean_weight: Weight of the clean loss.
         adversarial_weight: r_adv, the weight of the adversarial loss.
-        domain_adaptation: Domain-adversarial adaptation; null goes without.
+        adversarial_loss: cross_entropy or divergence.
+        peer_weight: Weight of the divergence from the peers' answers.
+        domain_adaptation: domain_adversarial, domain_discriminative or unified_embedding, by name, with its options;
+            or one for each of some networks; none goes without.
+        batch_norm: shared, separate, frozen or auxiliary, for all networks or each of some.
     """
 
-    learns_from: str | dict[str, str | list[str]] = "others"
-    adversarial_weight: float = 1.0
-    domain_adaptation: DomainAdversarial | None = None
+    preset: str | None = None
+    networks: list[str] | None = None
+    learns_from: str | list[str] | dict[str, str | list[str]] | None = None
+    frozen_from: str | None = None
+    attack: dict[str, Any] | None = None
+    all_sources: bool | None = None
+    epsilon: float | None = None
+    epsilon_schedule: dict[str, Any] | None = None
+    crafting_mode: str | None = None
+    clean_weight: float | None = None
+    adversarial_weight: float | None = None
+    adversarial_loss: str | None = None
+    peer_weight: float | None = None
+    domain_adaptation: dict[str, Any] | Literal["none"] | None = None
+    batch_norm: str | dict[str, str] | None = None
+
+    def scheme(self, attack: Attack) -> Scheme:
+        """What this describes, with an attack (and its epsilon) for what describes none.
+
+        Raises:
+            ValueError: If a name is unknown or a number out of range.
+        """
+        given = {key: value for key, value in vars(self).items() if value is not None and key in _SCHEME_FIELDS}
+        if given.get("domain_adaptation") == "none":
+            given["domain_adaptation"] = None
+        if self.attack is not None:
+            one = "name" in self.attack
+            given["attack"] = (
+                make_attack(self.attack, attack.epsilon)
+                if one
+                else {source: make_attack(options, attack.epsilon) for source, options in self.attack.items()}
+            )
+        scheme = Scheme.get(given)
+        if scheme.attack is None:
+            return dataclasses.replace(scheme, attack=attack)
+        if self.attack is None and self.epsilon is None:  # A preset's own attacks have the paper's epsilon.
+            return dataclasses.replace(scheme, epsilon=attack.epsilon)
+        return scheme
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What a network loses on its answers.
+
+    Attributes:
+        label_smoothing: Share of the target that is spread over all classes alike.
+        class_weights: balanced lets every class of the training images count alike; or a weight for each class.
+        order_temperature: Makes a neighbouring class a lesser error, where classes are ordered; null does not.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | list[float] | None = None
+    order_temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,9 +223,13 @@ class Config:
         data: The images.
         networks: The networks that are defended, by name.
         holdouts: Networks that no scheme ever learns from, by name; they attack at the end.
+        loss: What a network loses on its answers, in every stage.
+        precision: Number formats: float32, mixed_bfloat16, mixed_float16; auto takes what this machine does well.
+        strategy: Devices: none is one; mirrored all of this machine; multi_worker all machines that TF_CONFIG names;
+            network_per_device one for each network.
         fine_tune: How each network is trained on clean images first.
         co_train: How each scheme then goes on.
-        attack: The attack in training, by name, with its options.
+        attack: The attack in training, by name, with its options, for schemes that name no other.
         schemes: The ways of training that are compared, by name.
         evaluation_attacks: The attacks in the tables, by name; without an epsilon they take the training attack's.
         export: What is exported for serving.
@@ -156,12 +241,18 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     networks: dict[str, NetworkConfig] = field(default_factory=dict)
     holdouts: dict[str, NetworkConfig] = field(default_factory=dict)
+    loss: LossConfig = field(default_factory=LossConfig)
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = "float32"
+    strategy: Literal["none", "mirrored", "multi_worker", "network_per_device"] = "none"
     fine_tune: TrainingConfig = field(default_factory=TrainingConfig)
     co_train: TrainingConfig = field(default_factory=TrainingConfig)
     attack: dict[str, Any] = field(default_factory=dict)
     schemes: dict[str, SchemeConfig] = field(default_factory=dict)
     evaluation_attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     export: ExportConfig = field(default_factory=ExportConfig)
+
+
+_SCHEME_FIELDS = {"preset", *(field.name for field in dataclasses.fields(Scheme))}
 
 
 class _PresetOrFile(jsonargparse.ActionConfigFile):
@@ -183,7 +274,7 @@ def parser(prog: str) -> jsonargparse.ArgumentParser:
         prog=prog,
         usage="%(prog)s [--config PRESET_OR_FILE] [--FIELD VALUE ...]",
         description="Any field of the configuration can be set, at any depth: --data.root FOLDER, "
-        "--networks.vgg.dropout 0.3, --schemes.satm.domain_adaptation null.",
+        "--networks.vgg.dropout 0.3, --schemes.satm.domain_adaptation none.",
     )
     result.add_argument(
         "--config",

@@ -2,77 +2,122 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import platform
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 import yaml
 
 import satm_tf
 from satm_tf import attacks, data, serving
-from satm_tf.config import Config, DataConfig, TrainingConfig
+from satm_tf.config import Config, DataConfig, TrainingConfig, make_attack
+from satm_tf.errors import unknown_name
 from satm_tf.evaluation import label_leaking, robustness_table, transfer_matrix
 from satm_tf.models import ImageClassifier, get_backbone
-from satm_tf.training import CoTraining, Progress, resolve_sources
+from satm_tf.training import (
+    Checkpoint,
+    ClassificationLoss,
+    CoTraining,
+    Pictures,
+    Progress,
+    Scheme,
+    balanced_class_weights,
+    devices_for,
+    get_strategy,
+    is_chief,
+    resolve_precision,
+    resolve_sources,
+    wait_for_all,
+)
 
 Networks = dict[str, ImageClassifier]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What every stage of a run needs."""
+
+    config: Config
+    folder: Path
+    images: data.ImageData
+    schemes: Mapping[str, Scheme]
+    loss: ClassificationLoss
+    strategy: tf.distribute.Strategy
+    devices: Mapping[str, str]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return is_chief(self.strategy)
+
+
 def run(config: Config) -> pd.DataFrame:
-    """Runs an experiment stage by stage; a stage that has finished is not run again.
+    """Runs an experiment stage by stage; a stage that has finished is not run again, one that has not goes on.
 
     The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras` with a record of the weights
-    they started from, `metrics.csv` (a row per stage and epoch), `results.csv` (a row per attack, source and target)
-    and `exports.json`. Whatever a stage writes appears whole or not at all, and its random numbers follow from the seed
-    and the stage's name alone, so that a run that was interrupted between two stages ends as one that was not.
+    they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
+    pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
+    attack, source and target) and `exports.json`. Whatever is written appears whole or not at all, and random numbers
+    follow from the seed and the stage's name alone. So a run that was killed at any moment, and started again by the
+    same command, ends as one that was not, on CPUs to the bit.
+
+    Under the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
+    folder has to be on a file system that they share.
 
     Args:
         config: What to do.
 
     Returns:
         The frame of `results.csv`: the columns of `transfer_matrix`, with sources and targets named
-        `<scheme>/<network>` or `holdout/<network>`, and `fold` and `scheme`, the target's.
+        `<scheme>/<network>` or `holdout/<network>`, and `fold` and `scheme`, the target's. Empty for a worker that does
+        not write.
 
     Raises:
         ValueError: If something in the configuration is wrong, or the run folder holds another configuration's run.
         FileNotFoundError: If the data is missing.
         FloatingPointError: If a loss is not a finite number.
+        Interrupted: If SIGINT or SIGTERM was received while a stage trained; everything is saved.
 
     Example:
         >>> results = run(config.from_arguments(["--config", "quickstart"]))
     """
     training_attack, evaluation_attacks = _check(config)
+    strategy = get_strategy(config.strategy)
+    names = (*config.networks, *config.holdouts)
+    devices = devices_for(names) if config.strategy == "network_per_device" else {}
     folder = Path(config.run_dir or Path("runs") / config.name)
-    images = _load_data(config.data, folder, config.seed)
-    _claim(folder, config)
+    with _one_after_the_other(strategy):
+        images = _load_data(config.data, folder, config.seed)
+        loss = _loss(config, images)
+        _claim(folder, config)
+    schemes = {name: scheme.scheme(training_attack) for name, scheme in config.schemes.items()}
+    job = _Run(config, folder, images, schemes, loss, strategy, devices)
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
           f"{len(images.test)} test images of {images.num_classes} classes\n{images.account}")  # fmt: skip
 
-    stages = {
-        f"fine_tune/{name}": functools.partial(_fine_tune, config, name, images)
-        for name in (*config.networks, *config.holdouts)
-    } | {
-        f"co_train/{scheme}": functools.partial(_co_train, config, scheme, images, training_attack, folder)
-        for scheme in config.schemes
+    stages: dict[str, Callable[[], CoTraining]] = {
+        **{f"fine_tune/{name}": functools.partial(_fine_tuning, job, name) for name in names},
+        **{f"co_train/{name}": functools.partial(_co_training, job, name) for name in config.schemes},
     }
-    for stage, work in stages.items():
-        _train(stage, work, folder, config.seed)
-    histories = [pd.read_csv(folder / "networks" / stage / "history.csv").assign(stage=stage) for stage in stages]
-    _write(folder / "metrics.csv", pd.concat(histories).to_csv(index=False))
-
+    for stage, make in stages.items():
+        _train(job, stage, make, list(stages))
+    if not job.writes:
+        return pd.DataFrame()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     results = _evaluate(config, images, evaluation_attacks, folder)
     _print_tables(results, images.ordered, evaluation_attacks)
     _export(config, images.class_names, folder)
@@ -101,24 +146,64 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
             raise ValueError(
                 f"Network {name!r} takes images of at least {minimum} x {minimum}. Received: data.image_size={size}"
             )
-    for scheme in config.schemes.values():
-        resolve_sources(scheme.learns_from, config.networks, _frozen(config.networks))
+    training_attack = make_attack(config.attack)
+    trained: list[str] = []
+    for name, described in config.schemes.items():
+        unknown = [each for each in described.networks or () if each not in config.networks]
+        if unknown:
+            raise unknown_name(f"network in schemes.{name}.networks", unknown[0], config.networks)
+        if described.frozen_from is not None and described.frozen_from not in trained:
+            raise ValueError(
+                f"schemes.{name}.frozen_from must be a scheme that is trained before it: "
+                f"{', '.join(trained) or 'there is none'}. Received: {described.frozen_from!r}"
+            )
+        trained.append(name)
+        resolve_sources(described.scheme(training_attack).learns_from, _trained(config, name), _frozen(config, name))
     if config.export.scheme is not None and config.export.scheme not in config.schemes:
         raise ValueError(
             f"export.scheme must be one of the schemes, {list(config.schemes)}. Received: {config.export.scheme!r}"
         )
     for training in (config.fine_tune, config.co_train):
         _optimizer(training)
-    training_attack = _attack(config.attack)
     return training_attack, {
-        name: _attack({"epsilon": training_attack.epsilon, **options})
-        for name, options in config.evaluation_attacks.items()
+        name: make_attack(options, training_attack.epsilon) for name, options in config.evaluation_attacks.items()
     }
 
 
-def _attack(options: Mapping[str, Any]) -> attacks.Attack:
-    # YAML reads the label source `true` as a boolean, with or without quotes, where any value is allowed.
-    return attacks.get({key: "true" if value is True else value for key, value in options.items()})
+def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:
+    weights: Any = config.loss.class_weights
+    if weights == "balanced":
+        weights = balanced_class_weights(np.bincount(images.train.labels, minlength=images.num_classes).tolist())
+    if weights is not None and len(weights) != images.num_classes:
+        raise ValueError(
+            f"loss.class_weights must hold a weight for each of {images.num_classes} classes. Received: {weights}"
+        )
+    if config.loss.order_temperature is not None and not images.ordered:
+        raise ValueError(
+            "loss.order_temperature is for classes in a meaningful order (data.ordered). "
+            f"Received: {config.loss.order_temperature} for {', '.join(images.class_names)}"
+        )
+    return ClassificationLoss(**{**vars(config.loss), "class_weights": weights})
+
+
+@contextlib.contextmanager
+def _precision(option: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(resolve_precision(option))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _one_after_the_other(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """The worker that writes goes first, the others find what it has written."""
+    if not is_chief(strategy):
+        wait_for_all(strategy)
+    yield
+    if is_chief(strategy):
+        wait_for_all(strategy)
 
 
 def _optimizer(training: TrainingConfig, steps: int = 1) -> keras.optimizers.Optimizer:
@@ -129,9 +214,15 @@ def _optimizer(training: TrainingConfig, steps: int = 1) -> keras.optimizers.Opt
     return type(optimizer)(learning_rate=rate, **training.optimizer_options)
 
 
-def _frozen(networks: Iterable[str]) -> dict[str, str]:
-    """The names by which schemes know the fine-tuned networks as they were."""
-    return {f"frozen_{name}": name for name in networks}
+def _trained(config: Config, scheme: str) -> list[str]:
+    """The networks that a scheme trains."""
+    return list(config.schemes[scheme].networks or config.networks)
+
+
+def _frozen(config: Config, scheme: str) -> dict[str, str]:
+    """The names by which a scheme knows the networks that only craft."""
+    origin = config.schemes[scheme].frozen_from
+    return {f"frozen_{name}": name for name in (_trained(config, origin) if origin else config.networks)}
 
 
 def _load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
@@ -215,94 +306,146 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _train(stage: str, work: Callable[[], tuple[Networks, pd.DataFrame]], folder: Path, seed: int) -> None:
-    final = folder / "networks" / stage
+def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[str]) -> None:
+    final = job.folder / "networks" / stage
     if final.exists():
-        print(f"{stage}: finished before")
+        if job.writes:
+            print(f"{stage}: finished before")
         return
     began = time.monotonic()
     keras.utils.clear_session()
-    keras.utils.set_random_seed(zlib.crc32(f"{seed}/{stage}".encode()))
-    networks, history = work()
-    temporary = final.with_name(f".{final.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, network in networks.items():
-        network.save(temporary / f"{name}.keras")
-    initial = {name: network.initial_weights for name, network in networks.items()}
-    _write(temporary / "initial_weights.json", json.dumps(initial, indent=2))
-    history.to_csv(temporary / "history.csv", index=False)
-    temporary.rename(final)
-    print(f"{stage}: {len(history)} epochs in {time.monotonic() - began:.0f} s")
+    keras.utils.set_random_seed(zlib.crc32(f"{job.config.seed}/{stage}".encode()))
+    checkpoints = job.folder / "checkpoints" / stage
+    with _precision(job.config.precision):
+        with job.strategy.scope():
+            trainer = make()
+        rows = _fit(job, trainer, stage, checkpoints, stages)
+    if job.writes:
+        temporary = final.with_name(f".{final.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, network in trainer.networks.items():
+            network.save(temporary / f"{name}.keras")
+        initial = {name: network.initial_weights for name, network in trainer.networks.items()}
+        _write(temporary / "initial_weights.json", json.dumps(initial, indent=2))
+        pd.DataFrame(rows).to_csv(temporary / "history.csv", index=False)
+        temporary.rename(final)
+        shutil.rmtree(checkpoints)
+        print(f"{stage}: {len(rows)} epochs in {time.monotonic() - began:.0f} s")
+        _warn_of_collapse(stage, trainer, rows)
+    wait_for_all(job.strategy)
 
 
-def _fine_tune(config: Config, name: str, images: data.ImageData) -> tuple[Networks, pd.DataFrame]:
-    network = {**config.networks, **config.holdouts}[name]
-    size = config.data.image_size
-    networks = {
-        name: ImageClassifier.from_backbone(
+def _fine_tuning(job: _Run, name: str) -> CoTraining:
+    network = {**job.config.networks, **job.config.holdouts}[name]
+    size = job.config.data.image_size
+    with tf.device(job.devices.get(name)):
+        made = ImageClassifier.from_backbone(
             network.backbone,
-            num_classes=images.num_classes,
+            num_classes=job.images.num_classes,
             image_shape=(size, size, 3),
             weights=network.weights,
             dropout=network.dropout,
             name=name,
         )
+    return _trainer(job, {name: made}, job.config.fine_tune, learns_from="nobody")
+
+
+def _co_training(job: _Run, name: str) -> CoTraining:
+    scheme = job.schemes[name]
+    networks = {network: _load(job, f"fine_tune/{network}", network) for network in _trained(job.config, name)}
+    aliases = _frozen(job.config, name)
+    sources = resolve_sources(scheme.learns_from, networks, aliases)
+    origin = job.config.schemes[name].frozen_from
+    frozen = {
+        alias: _load(job, f"co_train/{origin}" if origin else f"fine_tune/{network}", network)
+        for alias, network in aliases.items()
+        if any(alias in names for names in sources.values())
     }
-    trainer = CoTraining(networks, learns_from="nobody", seed=config.seed)
-    return networks, _fit(trainer, config.fine_tune, config, images, f"fine_tune/{name}")
+    return _trainer(job, networks, job.config.co_train, scheme, frozen=frozen)
 
 
-def _co_train(
-    config: Config, name: str, images: data.ImageData, attack: attacks.Attack, folder: Path
-) -> tuple[Networks, pd.DataFrame]:
-    scheme = config.schemes[name]
-    networks = {network: _load(folder, f"fine_tune/{network}", network) for network in config.networks}
-    frozen = _frozen(config.networks)
-    sources = resolve_sources(scheme.learns_from, networks, frozen)
-    used = {alias: network for alias, network in frozen.items() if any(alias in names for names in sources.values())}
+def _trainer(
+    job: _Run, networks: Networks, training: TrainingConfig, scheme: Scheme | None = None, **options: Any
+) -> CoTraining:
     trainer = CoTraining(
         networks,
-        attack=attack,
-        learns_from=scheme.learns_from,
-        frozen={alias: _load(folder, f"fine_tune/{network}", network) for alias, network in used.items()},
-        domain_adaptation=scheme.domain_adaptation,
-        adversarial_weight=scheme.adversarial_weight,
-        seed=config.seed,
+        scheme,
+        loss=job.loss,
+        ordered=job.images.ordered,
+        devices={name: device for name, device in job.devices.items() if name in networks},
+        seed=job.config.seed,
+        **options,
     )
-    return networks, _fit(trainer, config.co_train, config, images, f"co_train/{name}")
+    trainer.compile(
+        optimizer=_optimizer(training, training.epochs * max(1, len(job.images.train) // training.batch_size))
+    )
+    return trainer
 
 
-def _load(folder: Path, stage: str, name: str) -> ImageClassifier:
+def _load(job: _Run, stage: str, name: str) -> ImageClassifier:
+    with tf.device(job.devices.get(name)):
+        return _network(job.folder, stage, name)
+
+
+def _network(folder: Path, stage: str, name: str) -> ImageClassifier:
     return keras.saving.load_model(folder / "networks" / stage / f"{name}.keras")
 
 
-def _fit(
-    trainer: CoTraining, training: TrainingConfig, config: Config, images: data.ImageData, stage: str
-) -> pd.DataFrame:
+def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: list[str]) -> list[dict[str, float]]:
+    """Trains to the end; gives a row for each epoch, those before an interruption too."""
+    config, images = job.config, job.images
+    training = config.fine_tune if stage.startswith("fine_tune/") else config.co_train
     rates = {name: f"val_{name}_classification_rate" for name in trainer.networks}
-    callbacks = [Progress(stage, {"val_loss": "val_loss", **rates}), keras.callbacks.TerminateOnNaN()]
+    checkpoint = Checkpoint(checkpoints, every_seconds=training.checkpoint_seconds)
+    callbacks: list[keras.callbacks.Callback] = []
     if training.patience is not None:
         callbacks.append(keras.callbacks.EarlyStopping(patience=training.patience, restore_best_weights=True))
+    if job.writes:
+        logs = job.folder / "logs" / stage
+        callbacks += [
+            Progress(stage, {"loss": "loss", "val_loss": "val_loss", **rates}),
+            keras.callbacks.TensorBoard(logs, write_graph=False),
+            Pictures(logs / "pictures", _batches(images.validation, config).take(1)),
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: _write_metrics(job.folder, stages, stage, checkpoint.rows)
+            ),
+        ]
     drop_remainder = len(images.train) >= training.batch_size
     options = {"batch_size": training.batch_size, "seed": config.seed, "drop_remainder": drop_remainder}
-    train = _batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options)
-    trainer.compile(optimizer=_optimizer(training, training.epochs * len(train)))
-    history = trainer.fit(
-        train,
+    trainer.fit(
+        _batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options),
         validation_data=_batches(images.validation, config),
         epochs=training.epochs,
         shuffle=False,
         verbose=0,
-        callbacks=callbacks,
+        callbacks=[*callbacks, checkpoint],
     )
-    frame = pd.DataFrame(history.history).rename_axis("epoch").reset_index()
-    if not all(math.isfinite(loss) for loss in history.history["loss"]):
-        raise FloatingPointError(
-            f"The loss of {stage} is not a finite number; lower the learning rate. "
-            f"Received: learning_rate={training.learning_rate}"
-        )
-    return frame
+    if job.writes:
+        _write_metrics(job.folder, stages, stage, checkpoint.rows)
+    return checkpoint.rows
+
+
+def _write_metrics(folder: Path, stages: list[str], stage: str, rows: list[dict[str, float]]) -> None:
+    """`metrics.csv`: the stages before this one, and its epochs so far."""
+    before = [
+        pd.read_csv(folder / "networks" / each / "history.csv").assign(stage=each)
+        for each in stages[: stages.index(stage)]
+    ]
+    frame = pd.concat([*before, pd.DataFrame(rows).assign(stage=stage)])
+    _write(folder / "metrics.csv", frame.to_csv(index=False))
+
+
+def _warn_of_collapse(stage: str, trainer: CoTraining, rows: list[dict[str, float]]) -> None:
+    """Says so where a network has ended at, or below, what guessing one class would give."""
+    chance = 1 / next(iter(trainer.networks.values())).num_classes
+    for name in trainer.networks:
+        rate = rows[-1].get(f"val_{name}_classification_rate", 1.0)
+        if rate <= 1.1 * chance:
+            print(
+                f"warning: {name} has collapsed in {stage}: a validation classification rate of {rate:.1%}, where "
+                f"chance is {chance:.1%}. A smaller learning rate, or weight of domain adaptation, may help."
+            )
 
 
 def _evaluate(
@@ -312,10 +455,10 @@ def _evaluate(
     if not path.exists():
         keras.utils.clear_session()
         measured = {
-            f"{scheme}/{name}": _load(folder, f"co_train/{scheme}", name)
+            f"{scheme}/{name}": _network(folder, f"co_train/{scheme}", name)
             for scheme in config.schemes
-            for name in config.networks
-        } | {f"holdout/{name}": _load(folder, f"fine_tune/{name}", name) for name in config.holdouts}
+            for name in _trained(config, scheme)
+        } | {f"holdout/{name}": _network(folder, f"fine_tune/{name}", name) for name in config.holdouts}
         results = transfer_matrix(
             sources=measured,
             targets=measured,
@@ -349,8 +492,8 @@ def _export(config: Config, labels: tuple[str, ...], folder: Path) -> None:
     if config.export.scheme is None or path.exists():
         return
     exported = {}
-    for name in config.networks:
-        network = _load(folder, f"co_train/{config.export.scheme}", name)
+    for name in _trained(config, config.export.scheme):
+        network = _network(folder, f"co_train/{config.export.scheme}", name)
         exported[name] = str(serving.export_saved_model(network, Path(config.export.folder) / name, labels=labels))
         print(f"exported {exported[name]}")
     _write(path, json.dumps(exported, indent=2))

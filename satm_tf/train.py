@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from satm_tf import config, experiment
+from satm_tf.training import Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        return 128 + interruption.signal_number
     return 0
 
 

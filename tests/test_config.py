@@ -3,7 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
-from satm_tf.config import PRESETS, from_arguments
+from satm_tf.attacks import FGSM, PGD
+from satm_tf.config import PRESETS, SchemeConfig, from_arguments, make_attack
+from satm_tf.training import Scheme, UnifiedEmbedding
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -22,8 +24,9 @@ def test_overrides_at_any_depth():
             *("--data.root", "faces"),
             *("--attack.epsilon", "0.03"),
             *("--networks.compact_vgg.dropout", "0.4"),
-            *("--schemes.satm.domain_adaptation.weight", "0.2"),
-            *("--schemes.ensemble.domain_adaptation", "null"),
+            *("--schemes.satm.domain_adaptation", "{name: unified_embedding, weight: 0.2}"),
+            *("--schemes.satm.adversarial_weight", "0.5"),
+            *("--schemes.ensemble.domain_adaptation", "none"),
         ]
     )
     quickstart = from_arguments([])
@@ -32,12 +35,36 @@ def test_overrides_at_any_depth():
     assert config.attack == {**quickstart.attack, "epsilon": 0.03}
     assert config.networks["compact_vgg"].dropout == 0.4
     assert config.networks["compact_resnet"] == quickstart.networks["compact_resnet"]
-    assert config.schemes["satm"].domain_adaptation.weight == 0.2
-    assert config.schemes["ensemble"].domain_adaptation is None
+    attack = make_attack(config.attack)
+    satm = config.schemes["satm"].scheme(attack)
+    own = {"domain_adaptation": UnifiedEmbedding(weight=0.2), "adversarial_weight": 0.5}
+    assert satm == Scheme.get("satm", attack=attack, **own)
+    assert config.schemes["ensemble"].scheme(attack).domain_adaptation is None
+
+
+@pytest.mark.parametrize(
+    ("described", "attacks", "epsilon"),
+    [
+        ({}, FGSM(epsilon=0.1), None),
+        ({"preset": "satm"}, FGSM(epsilon=0.1), None),
+        ({"preset": "pgd"}, PGD(epsilon=16 / 256, steps=10), 0.1),
+        ({"preset": "pgd", "epsilon": 0.2}, PGD(epsilon=16 / 256, steps=10), 0.2),
+        ({"attack": {"name": "pgd", "steps": 3}}, PGD(epsilon=0.1, steps=3), None),
+        ({"attack": {"name": "pgd", "epsilon": 0.3}}, PGD(epsilon=0.3), None),
+        (
+            {"attack": {"itself": {"name": "fgsm"}, "others": {"name": "fgsm", "label_source": True}}},
+            {"itself": FGSM(epsilon=0.1), "others": FGSM(epsilon=0.1)},
+            None,
+        ),
+    ],
+)
+def test_a_scheme_takes_the_experiments_attack_or_its_epsilon(described, attacks, epsilon):
+    scheme = SchemeConfig(**described).scheme(FGSM(epsilon=0.1))
+    assert (scheme.attack, scheme.epsilon) == (attacks, epsilon)
 
 
 def test_a_file_that_was_written_from_a_configuration_gives_it_again(tmp_path):
-    config = from_arguments(["--attack.epsilon", "0.03", "--schemes.satm.domain_adaptation.strength", "0.5"])
+    config = from_arguments(["--attack.epsilon", "0.03", "--schemes.satm.adversarial_weight", "0.5"])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(dataclasses.asdict(config)))
     assert from_arguments(["--config", str(path)]) == config

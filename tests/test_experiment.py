@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ import yaml
 
 from satm_tf import config as configuration
 from satm_tf import experiment, train
+from satm_tf.data import Augmentation
 from satm_tf.models import register_backbone
 
 SIZE, CLASSES = 16, 3
@@ -57,8 +61,10 @@ def config(idx_folder, tmp_path):
         co_train=dataclasses.replace(training, epochs=1),
         attack={"name": "randomised_step", "epsilon": 0.1},
         schemes={
-            "ensemble": configuration.SchemeConfig({"a": "frozen_b", "b": "frozen_a"}),
-            "satm": configuration.SchemeConfig("others", domain_adaptation=configuration.DomainAdversarial(hidden=8)),
+            "ensemble": configuration.SchemeConfig(learns_from={"a": "frozen_b", "b": "frozen_a"}),
+            "satm": configuration.SchemeConfig(
+                preset="satm", domain_adaptation={"name": "domain_adversarial", "hidden": 8}
+            ),
         },
         evaluation_attacks={"r+step_ll": {"name": "randomised_step"}, "r+fgsm": {"name": "fgsm", "epsilon": 0.2}},
         export=configuration.ExportConfig("satm", str(tmp_path / "exported")),
@@ -69,7 +75,7 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     results = experiment.run(config)
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.yaml", "environment.json", "exports.json", "metrics.csv", "networks", "results.csv",
+        "config.yaml", "environment.json", "exports.json", "logs", "metrics.csv", "networks", "results.csv",
     ]  # fmt: skip
     measured = ["ensemble/a", "ensemble/b", "satm/a", "satm/b", "holdout/c"]
     assert len(results) == 5 + 2 * 5 * 5
@@ -121,6 +127,30 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
         experiment.run(reseeded)
 
 
+def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, tmp_path):
+    """The cascade: one network learns from another that was defended before it."""
+    results = experiment.run(
+        dataclasses.replace(
+            config,
+            holdouts={},
+            data=dataclasses.replace(config.data, limit=64),
+            loss=configuration.LossConfig(class_weights="balanced", label_smoothing=0.1),
+            precision="mixed_bfloat16",
+            schemes={
+                "first": configuration.SchemeConfig(preset="adversarial", networks=["b"]),
+                "cascade": configuration.SchemeConfig(preset="cascade", networks=["a"], frozen_from="first"),
+            },
+            export=configuration.ExportConfig(),
+        )
+    )
+    assert sorted(set(results.target)) == ["cascade/a", "first/b"]
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").set_index("stage")
+    assert metrics.loc["co_train/cascade", "val_a_domain_loss"] > 0
+    assert np.isnan(metrics.loc["co_train/first", "a_loss"])
+    network = keras.saving.load_model(tmp_path / "run" / "networks" / "co_train" / "cascade" / "a.keras")
+    assert {layer.compute_dtype for layer in network.backbone.layers if layer.weights} == {"bfloat16"}
+
+
 def changed(config, **changes):
     return dataclasses.replace(config, **changes)
 
@@ -136,11 +166,17 @@ def changed(config, **changes):
         (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
         (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
         (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "no dot or slash"),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig("other")}), "Did you mean 'others'"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from="other")}), "Did you mean 'others'"),
         (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig({"a": "frozen_z", "b": "a"})}),
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from={"a": "frozen_z", "b": "a"})}),
             "Unknown source",
         ),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(networks=["a", "z"])}), "Unknown network"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
+        (lambda c: changed(c, strategy="mirored"), "Did you mean 'mirrored'"),
+        (lambda c: changed(c, loss=configuration.LossConfig(class_weights=[1.0])), "a weight for each of 3 classes"),
+        (lambda c: changed(c, loss=configuration.LossConfig(order_temperature=1.0)), "in a meaningful order"),
         (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
         (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
         (lambda c: changed(c, data=dataclasses.replace(c.data, root=None)), "--data.root FOLDER"),
@@ -196,7 +232,7 @@ def test_a_table_that_is_not_named_is_asked_for(config, pictures, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     diverging = configuration.TrainingConfig(epochs=3, batch_size=32, optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match="fine_tune/a"):
+    with pytest.raises(FloatingPointError, match=r"clean_loss of a is not a finite number at step [1-9]"):
         experiment.run(changed(config, fine_tune=diverging))
     assert not (tmp_path / "run" / "networks" / "fine_tune" / "a").exists()
 
@@ -205,3 +241,43 @@ def test_the_command_line_prints_errors_and_no_traceback(tmp_path, capsys):
     code = train.main(["--config", "fashion_mnist", "--run_dir", str(tmp_path / "run")])
     assert code == 1
     assert capsys.readouterr().err.startswith("error: Data of the format 'idx' must be given as --data.root FOLDER")
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(config, tmp_path):
+    """A real process, killed without warning while it co-trains, and the same command again."""
+    config = dataclasses.replace(
+        config,
+        networks={"a": configuration.NetworkConfig("compact_vgg", dropout=0.2)},
+        holdouts={},
+        schemes={"pgd": configuration.SchemeConfig(preset="pgd", attack={"name": "pgd", "steps": 2})},
+        data=dataclasses.replace(config.data, augmentation=Augmentation(flip=False)),
+        co_train=configuration.TrainingConfig(epochs=2, batch_size=8, checkpoint_seconds=0.0, patience=1),
+        export=configuration.ExportConfig(),
+    )
+    described = tmp_path / "described.yaml"
+    killed = tmp_path / "killed"
+    described.write_text(
+        yaml.safe_dump(dataclasses.asdict(dataclasses.replace(config, run_dir=str(killed))), sort_keys=False)
+    )
+    command = [sys.executable, "-m", "satm_tf.train", "--config", str(described)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = killed / "checkpoints" / "co_train" / "pgd" / "previous.ckpt"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists():
+        assert process.poll() is None, "it must not end by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (killed / "networks" / "co_train").exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+    experiment.run(config)
+    for name in ("metrics.csv", "results.csv"):
+        assert (killed / name).read_text() == (tmp_path / "run" / name).read_text()
+    for stage in ("fine_tune/a", "co_train/pgd"):
+        paths = [folder / "networks" / stage / "a.keras" for folder in (killed, tmp_path / "run")]
+        weights = [keras.saving.load_model(path).get_weights() for path in paths]
+        for found, expected in zip(*weights, strict=True):
+            np.testing.assert_array_equal(found, expected)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LossAttack, Model, consensus, input_gradient
+from satm_tf.attacks.losses import divergence
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import at_step, logits_of
 from satm_tf.attacks.transforms import Transform
@@ -85,7 +87,7 @@ class IterativeAttack(LossAttack, name="iterative"):
                 tf.where(better, value, highest),
             )
 
-        nothing = tf.fill(tf.shape(classes), -tf.float32.max)
+        nothing = tf.fill(tf.shape(images)[:1], -tf.float32.max)
         return tf.while_loop(lambda index, *_: index < self.restarts, restart, (0, images, nothing))[1]
 
     def _attempt(
@@ -165,6 +167,32 @@ class PGD(IterativeAttack, name="pgd"):
     reach: ClassVar[float] = 2.5
 
     random_start: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLPGD(PGD, name="kl_pgd"):
+    """PGD on the divergence `KL(p(x) || p(x'))` of the answers to an image and to its twin, without any label.
+
+    The start is uniform in the ball, as PGD's; the authors' code starts from normal noise of standard deviation 0.001.
+
+    Example:
+        >>> adversarial = KLPGD(epsilon=8 / 255)(network, images, labels)
+
+    Source:
+        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy" (TRADES), ICML 2019, Eq. 5.
+    """
+
+    label_sources: ClassVar[Sequence[str]] = ("predicted",)
+
+    label_source: str = "predicted"
+
+    def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The logits `[..., batch, classes]` of the images, from which the answers are to part."""
+        return tf.stop_gradient(logits_of(model, images))
+
+    def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """The divergence, `[..., batch]`."""
+        return divergence(classes, logits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,12 @@ def hot_cold(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.stop_gradient(tf.abs(other)) * other - tf.stop_gradient(tf.abs(own)) * own
 
 
+def divergence(reference: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The Kullback-Leibler divergence `KL(p || q)` `[...]` of the softmaxes of reference logits (p) and logits (q)."""
+    p, log_p = tf.nn.softmax(reference), tf.nn.log_softmax(reference)
+    return tf.reduce_sum(p * (log_p - tf.nn.log_softmax(logits)), axis=-1)
+
+
 def own_and_other(classes: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The logit of the class and the strongest of the others, each `[..., batch]`."""
     mask = tf.one_hot(_for_each(classes, logits), tf.shape(logits)[-1], on_value=True, off_value=False)

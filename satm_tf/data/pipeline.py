@@ -39,6 +39,7 @@ def batches(
     shuffle: bool = False,
     seed: int = 0,
     first_epoch: int = 0,
+    first_step: int = 0,
     drop_remainder: bool = False,
     augmentation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
     crop: float | None = None,
@@ -47,9 +48,12 @@ def batches(
 ) -> tf.data.Dataset:
     """Batches of images and labels, the same ones every time for the same `seed` and epoch.
 
-    The n-th iteration over the data set is epoch `first_epoch + n`. A resumed run that gives the number of epochs it
-    has behind it sees the batches, augmented alike, that an uninterrupted one would have seen. Files are read and
-    decoded in parallel, at reduced scale where the format allows it, while the batch before is being trained on.
+    The n-th iteration over the data set is epoch `first_epoch + n`. A resumed run that gives the epochs, and the steps
+    of the next one, that it has behind it sees the batches, augmented alike, that an uninterrupted one would have seen.
+    `from_position(first_epoch, first_step, input_context=None)` of the result is the same data from there on.
+
+    Files are read and decoded in parallel, at reduced scale where the format allows it, while the batch before is being
+    trained on.
 
     Args:
         examples: What to batch. All images of files are decoded again each epoch unless `cache`.
@@ -58,6 +62,7 @@ def batches(
         shuffle: Whether each epoch has an order of its own; else it is that of `examples`.
         seed: What order and augmentation follow from, non-negative.
         first_epoch: The number of the first iteration's epoch.
+        first_step: How many batches of that epoch to leave out.
         drop_remainder: Whether to leave out a last, smaller batch. For training; never for measuring.
         augmentation: Called with float32 images `[batch, height, width, 3]` in [0, 1] and a seed, int32 `[2]`; returns
             images of the same kind. Such as `Augmentation`.
@@ -68,8 +73,8 @@ def batches(
             `strategy.distribute_datasets_from_function` gives it. Only that part is decoded.
 
     Returns:
-        A data set of known length whose elements are float32 RGB images `[batch, height, width, 3]` in [0, 1] and
-        int32 labels `[batch]`.
+        A data set whose elements are float32 RGB images `[batch, height, width, 3]` in [0, 1] and int32 labels
+        `[batch]`. Its length is known unless it begins within an epoch.
 
     Raises:
         ValueError: if there are no examples, a number is outside its range, or `drop_remainder` would leave nothing.
@@ -80,11 +85,16 @@ def batches(
         >>> train = batches(data.train, image_size=224, batch_size=8, shuffle=True, drop_remainder=True)
         >>> model.fit(train, validation_data=batches(data.validation, image_size=224, batch_size=32))
     """
+    arguments = {**locals()}
+    examples = arguments.pop("examples")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     size = (height, width)
     n = len(examples)
-    if min(seed, first_epoch) < 0:
-        raise ValueError(f"Seed and epoch must be non-negative. Received: seed={seed!r}, first_epoch={first_epoch!r}")
+    if min(seed, first_epoch, first_step) < 0:
+        raise ValueError(
+            "Seed, epoch and step must be non-negative. "
+            f"Received: seed={seed!r}, first_epoch={first_epoch!r}, first_step={first_step!r}"
+        )
     _check(examples, size, batch_size, drop_remainder, crop)
     if cache and examples.images is None:
         examples = decoded(examples, size, crop)
@@ -96,11 +106,13 @@ def batches(
     labels = tf.constant(examples.labels)
     epochs = itertools.count(first_epoch)
 
-    def start_epoch() -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def start_epoch() -> Iterator[tuple[int, int, NDArray[np.int64]]]:
         epoch = next(epochs)
-        yield epoch, (order(n, seed=seed, epoch=epoch) if shuffle else np.arange(n))[part]
+        begin = first_step if epoch == first_epoch else 0
+        rows = (order(n, seed=seed, epoch=epoch) if shuffle else np.arange(n))[part]
+        yield epoch, begin, rows[begin * local_batch :]
 
-    def read_epoch(epoch: tf.Tensor, rows: tf.Tensor) -> tf.data.Dataset:
+    def read_epoch(epoch: tf.Tensor, begin: tf.Tensor, rows: tf.Tensor) -> tf.data.Dataset:
         batched = tf.data.Dataset.from_tensor_slices(rows).batch(local_batch, drop_remainder=drop_remainder)
         if examples.images is None:
             pixels = read_files(rows, examples, size, crop).batch(local_batch, drop_remainder=drop_remainder)
@@ -116,19 +128,30 @@ def batches(
                 images = tf.ensure_shape(augmentation(images, key), images.shape)
             return images, tf.gather(labels, batch[0])
 
-        steps = tf.data.Dataset.zip((batched, pixels)).enumerate()
+        steps = tf.data.Dataset.zip((batched, pixels)).enumerate(begin)
         return steps.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
+    numbers = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64))
     dataset = tf.data.Dataset.from_generator(
-        start_epoch, output_signature=(tf.TensorSpec([], tf.int64), tf.TensorSpec([rows_read], tf.int64))
+        start_epoch, output_signature=(*numbers, tf.TensorSpec([None], tf.int64))
     ).flat_map(read_epoch)
-    steps = rows_read // local_batch if drop_remainder else -(-rows_read // local_batch)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    if not first_step:
+        steps = rows_read // local_batch if drop_remainder else -(-rows_read // local_batch)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     options = tf.data.Options()
     options.deterministic = True
     # By default tf.distribute looks for files to share out among workers, and there are none in this graph.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.with_options(options)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+    def from_position(
+        first_epoch: int, first_step: int, input_context: tf.distribute.InputContext | None = None
+    ) -> tf.data.Dataset:
+        moved = {"first_epoch": first_epoch, "first_step": first_step, "input_context": input_context}
+        return batches(examples, **{**arguments, **moved})
+
+    dataset.from_position = from_position
+    return dataset
 
 
 def _check(

@@ -4,44 +4,71 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from satm_tf.attacks import Attack
-from satm_tf.metrics import ClassificationRate
+from satm_tf.attacks.losses import divergence
+from satm_tf.metrics import ClassificationRate, OneOffRate
 from satm_tf.models import ImageClassifier
-from satm_tf.training.domain import DomainAdversarial, DomainHead
-from satm_tf.training.sources import LearnsFrom, resolve_sources
+from satm_tf.training.checkpoint import Checkpoint, Position
+from satm_tf.training.distribution import MultiWorkerFit
+from satm_tf.training.domain import DomainAdaptation
+from satm_tf.training.losses import ClassificationLoss
+from satm_tf.training.optimization import NetworkOptimizer, in_half_precision
+from satm_tf.training.passes import batch_norm_variables, forward, in_training_mode
+from satm_tf.training.scheme import Scheme
+from satm_tf.training.sources import resolve_sources
+
+_fold_in = tf.random.experimental.stateless_fold_in
+_NOT_FINITE = "is not a finite number at step"
 
 
-class CoTraining(keras.Model):
+class _Crafted(NamedTuple):
+    """k adversarial batches, the index of the source of each, and the logits of the network's peers on them."""
+
+    batches: Sequence[tf.Tensor]
+    sources: tf.Tensor | None
+    peers: tf.Tensor | None
+
+
+_NOTHING = _Crafted((), None, None)
+
+
+class CoTraining(MultiWorkerFit, keras.Model):
     """Trains one or more networks, each on clean images and on the adversarial examples of the networks it learns from.
 
     In each step every source crafts against its weights as they are (before any update), then each network takes one
-    gradient step on `CE(clean) + adversarial_weight * CE(adversarial) + domain weight * domain loss`. A network with
-    several sources takes them in turn, one a step, so that half of what it sees is clean. `learns_from` makes it SATM,
-    standard or ensemble adversarial training, or plain fine-tuning; see `resolve_sources`.
+    gradient step on its own loss. Who learns from whom, from which examples and at which price is the scheme, so this
+    is SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see `Scheme`.
 
-    `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. One optimizer serves all
-    networks; their variables are disjoint, so this equals an optimizer each, but for `global_clipnorm`, which spans
-    all. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. Sample and class
-    weights scale the clean and the adversarial cross-entropy.
+    `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. Sample weights scale the
+    cross-entropies. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks' losses. For each
+    network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`, `_peer_loss`,
+    `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off rates likewise.
+    In training the adversarial figures are of the source whose turn it is; validation uses every source, the full
+    epsilon and the same noise each time.
+
+    Under a `tf.distribute` strategy, in whose scope all is made, a step is one device's step on the global batch.
 
     Args:
         networks: The networks that train, by name: same image shape, same number of classes.
-        attack: What the sources craft with; may be None where nobody learns from anybody.
-        learns_from: A word or a mapping as `resolve_sources` takes.
+        scheme: Name of a preset (see `SCHEMES`) or a `Scheme`; None is the default one.
         frozen: Networks that only craft, by name; never changed.
-        domain_adaptation: One for every network that has a source, or a mapping from the names of some of them.
-        adversarial_weight: r_adv, non-negative.
+        loss: What a network loses on its answers.
+        ordered: Whether the classes are in a meaningful order, so that one-off rates have a meaning.
+        devices: Names of the devices that networks, and all that is computed on them, have to themselves; only images
+            cross. Make the networks there too, with `tf.device`.
         seed: Seed of the attacks' random numbers. A step's numbers follow from it and the step count alone.
         name: Name of the Keras model.
+        **fields: Fields of the scheme in place of its own, such as `learns_from` and `attack`.
 
     Raises:
         ValueError: If names, shapes or numbers of classes do not fit together.
@@ -50,9 +77,9 @@ class CoTraining(keras.Model):
         UserWarning: If two networks start from equal weights: the paper found that such a pair diverges (5.5).
 
     Example:
-        >>> satm = CoTraining({"a": a, "b": b}, attack=RandomisedStep(epsilon=16 / 256))
+        >>> satm = CoTraining({"a": a, "b": b}, learns_from="others", attack=RandomisedStep(epsilon=16 / 256))
         >>> satm.compile(optimizer=keras.optimizers.SGD(1e-3, momentum=0.9))
-        >>> satm.fit(train, validation_data=validation, epochs=5)
+        >>> satm.fit(train, validation_data=validation, epochs=5, callbacks=[Checkpoint("run")])
 
     Source:
         Algorithm 1 of Liao, "Simultaneous Adversarial Training - Learn from Others' Mistakes".
@@ -61,65 +88,200 @@ class CoTraining(keras.Model):
     def __init__(
         self,
         networks: Mapping[str, ImageClassifier],
+        scheme: Scheme | str | None = None,
         *,
-        attack: Attack | None = None,
-        learns_from: LearnsFrom = "others",
         frozen: Mapping[str, Callable[..., tf.Tensor]] | None = None,
-        domain_adaptation: DomainAdversarial | Mapping[str, DomainAdversarial] | None = None,
-        adversarial_weight: float = 1.0,
+        loss: ClassificationLoss | None = None,
+        ordered: bool = True,
+        devices: Mapping[str, str] | None = None,
         seed: int = 0,
         name: str = "co_training",
+        **fields: Any,
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype="float32")
         frozen = dict(frozen or {})
-        self.sources = MappingProxyType(resolve_sources(learns_from, networks, frozen))
+        self.scheme = Scheme.get(scheme, **fields)
+        _check(networks, frozen)
+        self.sources = MappingProxyType(resolve_sources(self.scheme.learns_from, networks, frozen))
         self._learners = [name for name, sources in self.sources.items() if sources]
-        _check(networks, frozen, attack, self._learners, adversarial_weight)
+        self._attacks = {
+            (name, source): self.scheme.attack_on(source, name, trained=source in networks)
+            for name in self._learners
+            for source in self.sources[name]
+        }
+        self._peers = {name: [peer for peer in networks if peer != name] for name in networks}
+        if self.scheme.peer_weight and len(networks) < 2:
+            raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.networks = dict(networks)
         # A proxy, because Keras would take the variables of networks in a dict for this model's own.
         self.frozen = MappingProxyType(frozen)
-        self.attack = attack
-        self.adversarial_weight = adversarial_weight
+        self.classification_loss = loss or ClassificationLoss()
+        self.ordered = ordered
+        self.devices = MappingProxyType(dict(devices or {}))
         self.seed = seed
-        if not isinstance(domain_adaptation, Mapping):
-            domain_adaptation = dict.fromkeys(self._learners, domain_adaptation) if domain_adaptation else {}
-        strangers = set(domain_adaptation) - set(self._learners)
-        if strangers:
-            raise ValueError(
-                "Domain adaptation is for networks that learn from somebody. "
-                f"Received: {sorted(strangers)}, among learners {self._learners}"
-            )
-        self.domain_adaptation = MappingProxyType(dict(domain_adaptation))
-        self.domain_heads = {
-            name: DomainHead(adaptation.hidden, name=f"{name}_domain") for name, adaptation in domain_adaptation.items()
-        }
-        for name, head in self.domain_heads.items():
-            head.build((None, networks[name].feature_size))
+        self.domain_adaptation: Mapping[str, DomainAdaptation] = MappingProxyType(
+            self._for_learners("domain_adaptation", self.scheme.domain_adaptation)
+        )
+        self._batch_norm = self._for_learners("batch_norm", self.scheme.batch_norm)
+        self.domain_heads: dict[str, keras.layers.Layer] = {}
+        self._auxiliary: dict[str, list[tuple[keras.Variable, keras.Variable]]] = {}
+        for name in self._learners:
+            with self._device(name):
+                self._add_parts(name)
         counter = {"shape": (), "dtype": "int64", "trainable": False, "aggregation": "only_first_replica"}
         self.step = self.add_weight(name="step", initializer="zeros", **counter)
         self.planned_steps = self.add_weight(name="planned_steps", initializer="zeros", **counter)
         self._means = {key: keras.metrics.Mean(name=key) for key in self._loss_names()}
-        self._rates = {key: ClassificationRate(name=key) for key in self._rate_names()}
+        self._rates = {key: rate(name=key) for key, rate in self._rate_names()}
+        self._skip = 0
         self.built = True
+
+    def _for_learners(self, field: str, value: Any) -> dict[str, Any]:
+        """A field of the scheme by network, from one for all or a mapping of its own."""
+        if not isinstance(value, Mapping):
+            return dict.fromkeys(self._learners, value) if value else {}
+        strangers = sorted(set(value) - set(self._learners))
+        if strangers:
+            raise ValueError(
+                f"{field} is for networks that learn from somebody. "
+                f"Received: {', '.join(strangers)}; networks that do: {', '.join(self._learners) or 'none'}"
+            )
+        return dict(value)
+
+    def _add_parts(self, name: str) -> None:
+        """What a network needs for training alone: its domain head, and batch normalisation for adversarial images."""
+        network = self.networks[name]
+        if name in self.domain_adaptation:
+            head = self.domain_adaptation[name].head(len(self.sources[name]), f"{name}_domain")
+            if head is not None:
+                head.build((None, network.feature_size))
+                self.domain_heads[name] = head
+        if self._batch_norm.get(name) == "auxiliary":
+            self._auxiliary[name] = [
+                (own, self._copy(own, f"{name}_auxiliary_{index}"))
+                for index, own in enumerate(batch_norm_variables(network))
+            ]
+
+    def _copy(self, variable: keras.Variable, name: str) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=variable.shape,
+            dtype=variable.dtype,
+            trainable=variable.trainable,
+            initializer=lambda shape, dtype=None: tf.convert_to_tensor(variable),
+        )
 
     def _loss_names(self) -> list[str]:
         parts = [(name, part) for name in self.networks for part in ("loss", "clean_loss")]
         parts += [(name, "adversarial_loss") for name in self._learners]
-        parts += [(name, part) for name in self.domain_heads for part in ("domain_loss", "domain_accuracy")]
+        parts += [(name, "peer_loss") for name in self._learners if self.scheme.peer_weight]
+        parts += [(name, part) for name, adaptation in self.domain_adaptation.items() for part in adaptation.metrics]
         return ["loss", *(f"{name}_{part}" for name, part in parts)]
 
-    def _rate_names(self) -> list[str]:
-        names = [f"{name}_classification_rate" for name in self.networks]
-        return names + [f"{name}_adversarial_classification_rate" for name in self._learners]
+    def _rate_names(self) -> list[tuple[str, Any]]:
+        kinds: dict[str, Any] = {"classification_rate": ClassificationRate}
+        if self.ordered:
+            kinds["one_off_rate"] = OneOffRate
+        of = [*self.networks, *(f"{name}_adversarial" for name in self._learners)]
+        return [(f"{name}_{kind}", rate) for name in of for kind, rate in kinds.items()]
 
     def compile(self, optimizer: Any = "sgd", *, jit_compile: bool | str = False, **kwargs: Any) -> None:
-        """As Keras's, without a loss: that is the method's. XLA is off unless asked for; on CPUs it was slower."""
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self.optimizer.build([v for name in self.networks for v in self._trained(name)])
+        """As Keras's, without a loss: that is the method's. XLA is off unless asked for; on CPUs it was slower.
 
-    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        """As Keras's; tells the domain adaptation's schedule how many steps are planned."""
-        return super().fit(*args, callbacks=[_PlanSteps(), *(callbacks or [])], **kwargs)
+        Each network gets a copy of the optimizer, with a state of its own (`optimizers`), and scales its loss if it
+        computes in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
+
+        Raises:
+            ValueError: If the optimizer scales losses already: that is done for each network by itself.
+        """
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "Losses are scaled here, for each network that needs it. Give the inner optimizer. "
+                f"Received: {optimizer.name!r}"
+            )
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, auto_scale_loss=False, **kwargs)
+        self.optimizer.build([])
+        # Not a dict of a Keras model's: optimizers in it are no layers.
+        optimizers = {}
+        for name, network in self.networks.items():
+            with self._device(name):
+                optimizers[name] = NetworkOptimizer(
+                    self.optimizer, self._trained(name), in_half_precision(network), f"{name}_optimizer"
+                )
+        self.optimizers = MappingProxyType(optimizers)
+
+    def state(self) -> list[keras.Variable]:
+        """All variables on which the rest of a training depends, in a fixed order.
+
+        Weights, counters, metrics, dropout's seeds and the optimizers' own; not those of frozen networks, which stay.
+        """
+        optimizers = [self.optimizer, *(each.optimizer for each in self.optimizers.values())]
+        return [variable for each in (self, *self.metrics, *optimizers) for variable in each.variables]
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        initial_epoch: int = 0,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """As Keras's. With a `Checkpoint` among the callbacks it goes on where the last one was written.
+
+        To go on, the data has to begin in the middle: that of `satm_tf.data.batches` can.
+
+        Raises:
+            FloatingPointError: If a part of a loss is not a finite number; the message gives step, network and part.
+                No weight has been changed in that step.
+            ConnectionError: If another worker has gone.
+        """
+        # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.
+        callbacks = sorted(callbacks or [], key=lambda callback: isinstance(callback, Checkpoint))
+        position = Position()
+        if callbacks and isinstance(callbacks[-1], Checkpoint):
+            position = callbacks[-1].restore(self, callbacks)
+            initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
+        self._skip = position.step
+        try:
+            return super().fit(
+                self.distributed(x, position),
+                y,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=self.whole(validation_data),
+                callbacks=[_Bookkeeping(), *callbacks],
+                **kwargs,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            found = re.search(rf"(\S+ of \S+ {_NOT_FINITE}).*?\[(\d+)\]", error.message, re.DOTALL)
+            if found is None:
+                raise
+            raise FloatingPointError(
+                f"{found[1]} {found[2]}; nothing was updated in it. Lower the learning rate, or look at the data."
+            ) from None
+        except tf.errors.UnavailableError as error:
+            raise ConnectionError(
+                "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
+                f"again: it goes on from the last checkpoint. Received: {error.message.splitlines()[0]}"
+            ) from None
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As Keras's, but that the steps which a checkpoint had behind it are not taken again."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        step = self.train_function
+
+        def train_function(iterator: Any) -> Any:
+            if self._skip:
+                self._skip -= 1
+                return self.get_metrics_result()
+            return step(iterator)
+
+        self.train_function = train_function
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         """The logits `[batch, classes]` of each network by name."""
@@ -128,66 +290,128 @@ class CoTraining(keras.Model):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Algorithm 1; all adversarial examples are crafted before the first update."""
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        adversarial = self._craft_in_turn(images, labels)
-        gradients, variables, total = [], [], 0.0
+        crafted = self._craft_in_turn(images, labels)
+        gradients: dict[str, Any] = {}
+        finite: list[tf.Operation] = []
+        total = 0.0
         for name in self.networks:
-            with tf.GradientTape() as tape:
-                loss = self._loss(name, images, labels, weights, adversarial.get(name, []), training=True)
-                scaled = self.optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
-            gradients += tape.gradient(scaled, self._trained(name))
-            variables += self._trained(name)
+            with self._device(name):
+                with tf.GradientTape() as tape:
+                    given = crafted.get(name, _NOTHING)
+                    loss, parts = self._loss(name, images, labels, weights, given, training=True)
+                    scaled = self.optimizers[name].scale(self._share_of_batch(loss))
+                gradients[name] = tape.gradient(scaled, self._trained(name))
+            for part, values in {**parts, "loss": loss}.items():
+                with tf.control_dependencies(finite):  # so that the first cause is named
+                    finite.append(self._check_finite(name, part, values))
             total += loss
-        self.optimizer.apply(gradients, variables)
+        with tf.control_dependencies(finite):
+            gradients = tf.nest.map_structure(tf.identity, gradients)
+        for name in self.networks:
+            with self._device(name):
+                self.optimizers[name].apply(gradients[name])
         self.step.assign_add(1)
-        self._means["loss"].update_state(total, tf.shape(images)[0])
+        self.optimizer.iterations.assign_add(1)
+        self._means["loss"].update_state(total)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The same losses in inference mode, with every source of every network and the same noise each time."""
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        everyone = dict.fromkeys(source for sources in self.sources.values() for source in sources)
-        crafted = self._craft(everyone, images, labels, -1)
-        total = sum(
-            self._loss(name, images, labels, weights, [crafted[source] for source in sources], training=False)
-            for name, sources in self.sources.items()
-        )
-        self._means["loss"].update_state(total, tf.shape(images)[0])
+        pairs = [(name, source) for name in self._learners for source in self.sources[name]]
+        crafted = self._craft(pairs, images, labels, tf.constant(-1, tf.int64), training=False)
+        total = 0.0
+        for name, sources in self.sources.items():
+            batches = [crafted[name, source] for source in sources]
+            given = _Crafted(batches, tf.range(len(sources)), self._ask_peers(name, batches))
+            total += self._loss(name, images, labels, weights, given, training=False)[0]
+        self._means["loss"].update_state(total)
         return self.get_metrics_result()
 
+    def craft(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The adversarial images `[batch, height, width, 3]` of each source, as validation uses them."""
+        pairs = [(name, source) for name in self._learners for source in self.sources[name]]
+        crafted = self._craft(pairs, images, labels, tf.constant(-1, tf.int64), training=False)
+        return {source: adversarial for (_, source), adversarial in crafted.items()}
+
+    def _device(self, name: str) -> Any:
+        return tf.device(self.devices.get(name))
+
     def _trained(self, name: str) -> list[keras.Variable]:
-        layers: list[keras.layers.Layer] = [self.networks[name]]
-        if name in self.domain_heads:
-            layers.append(self.domain_heads[name])
-        return [variable for layer in layers for variable in layer.trainable_variables]
+        head = self.domain_heads.get(name)
+        auxiliary = [copy for own, copy in self._auxiliary.get(name, ()) if own.trainable]
+        return [*self.networks[name].trainable_variables, *(head.trainable_variables if head else ()), *auxiliary]
 
-    def _craft(self, sources: Any, images: tf.Tensor, labels: tf.Tensor, step: Any) -> dict[str, tf.Tensor]:
-        seed = tf.random.experimental.stateless_fold_in(tf.constant([self.seed, 0]), step)
+    def _share_of_batch(self, losses: tf.Tensor) -> tf.Tensor:
+        """This replica's share of the mean loss over the global batch; the optimizer sums the shares."""
+        count = tf.cast(tf.shape(losses)[0], tf.float32)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+        return tf.reduce_sum(losses) / count
+
+    def _check_finite(self, name: str, part: str, values: tf.Tensor) -> tf.Operation:
+        message = f"{part} of {name} {_NOT_FINITE}"
+        return tf.debugging.Assert(
+            tf.reduce_all(tf.math.is_finite(values)), [message, tf.convert_to_tensor(self.step.value)]
+        )
+
+    def _craft(
+        self, pairs: Sequence[tuple[str, str]], images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, training: bool
+    ) -> dict[tuple[str, str], tf.Tensor]:
+        """Adversarial images for each pair of learner and source; what two learners share is crafted once."""
+        seed = _fold_in(tf.constant([self.seed, 0]), step)
+        if training and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            seed = _fold_in(seed, tf.distribute.get_replica_context().replica_id_in_sync_group)
         everyone: dict[str, Any] = {**self.networks, **self.frozen}
-        attack = cast(Attack, self.attack)  # the constructor has seen to it
-        return {
-            source: attack(
-                everyone[source],
-                images,
-                labels,
-                seed=tf.random.experimental.stateless_fold_in(seed, list(everyone).index(source)),
-            )
-            for source in sources
-        }
+        made: dict[tuple[str, Attack], tf.Tensor] = {}
+        for name, source in pairs:
+            attack = self._attacks[name, source]
+            if (source, attack) in made:
+                continue
+            own = _fold_in(seed, list(everyone).index(source))
+            epsilon = tf.constant(attack.epsilon if self.scheme.epsilon is None else self.scheme.epsilon, tf.float32)
+            if training and self.scheme.epsilon_schedule is not None:
+                count, noise = tf.shape(images)[0], _fold_in(own, -1)
+                epsilon *= self.scheme.epsilon_schedule.share(self._progress(), count, noise)
+            network = everyone[source]
+            if training and self.scheme.crafting_mode == "training" and source in self.networks:
+                network = in_training_mode(network)
+            with self._device(source):
+                made[source, attack] = attack(network, images, labels, epsilon=epsilon, seed=own)
+        return {(name, source): made[source, self._attacks[name, source]] for name, source in pairs}
 
-    def _craft_in_turn(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, list[tf.Tensor]]:
-        """For each network that learns, the adversarial images of the source whose turn it is, in a list of one."""
+    def _craft_in_turn(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, _Crafted]:
+        """What a step gives each network that learns: adversarial batches, who made them, and its peers' answers."""
         if not self._learners:
             return {}
-        period = math.lcm(*(len(self.sources[name]) for name in self._learners))
+        counts = [1 if self.scheme.all_sources else len(self.sources[name]) for name in self._learners]
+        period = math.lcm(*counts)
 
-        def craft(turn: int) -> list[tf.Tensor]:
-            chosen = [self.sources[name][turn % len(self.sources[name])] for name in self._learners]
-            crafted = self._craft(dict.fromkeys(chosen), images, labels, self.step)
-            return [crafted[source] for source in chosen]
+        def craft(turn: int) -> dict[str, _Crafted]:
+            ids = {
+                name: list(range(len(self.sources[name]))) if self.scheme.all_sources else [turn % count]
+                for name, count in zip(self._learners, counts, strict=True)
+            }
+            pairs = [(name, self.sources[name][index]) for name in self._learners for index in ids[name]]
+            crafted = self._craft(pairs, images, labels, self.step.value, training=True)
+            batches = {name: [crafted[name, self.sources[name][index]] for index in ids[name]] for name in ids}
+            return {
+                name: _Crafted(batches[name], tf.constant(ids[name]), self._ask_peers(name, batches[name]))
+                for name in ids
+            }
 
         turns = [functools.partial(craft, turn) for turn in range(period)]
-        crafted = turns[0]() if period == 1 else tf.switch_case(tf.cast(self.step % period, tf.int32), turns)
-        return {name: [images] for name, images in zip(self._learners, crafted, strict=True)}
+        return turns[0]() if period == 1 else tf.switch_case(tf.cast(self.step % period, tf.int32), turns)
+
+    def _ask_peers(self, name: str, batches: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The logits `[peers, k, batch, classes]` of a network's peers on k batches, as constants; empty if unused."""
+        if not (self.scheme.peer_weight and batches):
+            return tf.zeros([0])
+        answers = []
+        for peer in self._peers[name]:
+            with self._device(peer):
+                answers.append(forward(self.networks[peer], batches, training=False)[1])
+        return tf.stop_gradient(tf.stack(answers))
 
     def _loss(
         self,
@@ -195,43 +419,48 @@ class CoTraining(keras.Model):
         images: tf.Tensor,
         labels: tf.Tensor,
         weights: tf.Tensor | None,
-        adversarial: list[tf.Tensor],
+        given: _Crafted,
         training: bool,
-    ) -> tf.Tensor:
-        """A network's loss, averaged over the batch; updates the network's metrics."""
-        network = self.networks[name]
-        count, sources = tf.shape(images)[0], len(adversarial)
-        # One pass, so that batch normalisation sees clean and adversarial images together.
-        features = network.features(tf.concat([images, *adversarial], 0), training=training)
-        logits = network.classify(features, training=training)
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.tile(labels, [1 + sources]), logits)
-        if weights is not None:
-            cross_entropy *= tf.tile(tf.cast(weights, tf.float32), [1 + sources])
-        parts = {"clean_loss": cross_entropy[:count]}
-        loss = tf.reduce_mean(parts["clean_loss"])
-        self._rates[f"{name}_classification_rate"].update_state(labels, logits[:count])
-        if sources:
-            parts["adversarial_loss"] = cross_entropy[count:]
-            loss += self.adversarial_weight * tf.reduce_mean(parts["adversarial_loss"])
-            self._rates[f"{name}_adversarial_classification_rate"].update_state(
-                tf.tile(labels, [sources]), logits[count:]
-            )
-        if sources and name in self.domain_heads:
-            adaptation = self.domain_adaptation[name]
-            domain_logits = self.domain_heads[name](features, strength=adaptation.strength_at(self._progress()))[:, 0]
-            is_adversarial = tf.cast(tf.range(tf.shape(domain_logits)[0]) >= count, tf.float32)
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(is_adversarial, domain_logits)
-            hits = tf.cast((domain_logits > 0) == (is_adversarial > 0), tf.float32)
-            # The mean of the two domains' means: with several sources there are more adversarial than clean images.
-            for part, values in (("domain_loss", losses), ("domain_accuracy", hits)):
-                parts[part] = (tf.reduce_mean(values[:count]) + tf.reduce_mean(values[count:])) / 2
-            loss += adaptation.weight * parts["domain_loss"]
-        for part, values in parts.items():
-            self._means[f"{name}_{part}"].update_state(tf.reduce_mean(values), count)
-        if network.losses:
-            loss += tf.add_n(network.losses)
-        self._means[f"{name}_loss"].update_state(loss, count)
-        return loss
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """A network's loss `[batch]` and its parts `[batch]` before weighting; updates the network's metrics."""
+        scheme, (adversarial, sources, peers) = self.scheme, given
+        features, logits = forward(
+            self.networks[name],
+            [images, *adversarial],
+            training=training,
+            mode=self._batch_norm.get(name, "shared"),
+            auxiliary=self._auxiliary.get(name, ()),
+        )
+        importance = 1.0 if weights is None else tf.cast(weights, tf.float32)
+        parts = {"clean_loss": importance * self.classification_loss(labels, logits[0])}
+        loss = scheme.clean_weight * parts["clean_loss"]
+        answers = {name: logits[:1]}
+        if adversarial:
+            answers[f"{name}_adversarial"] = logits[1:]
+            everyone = tf.tile(labels[None], [len(adversarial), 1])
+            if scheme.adversarial_loss == "divergence":
+                losses = divergence(logits[:1], logits[1:])
+            else:
+                losses = self.classification_loss(everyone, logits[1:])
+            parts["adversarial_loss"] = importance * tf.reduce_mean(losses, axis=0)
+            loss += scheme.adversarial_weight * parts["adversarial_loss"]
+            if scheme.peer_weight:
+                parts["peer_loss"] = tf.reduce_mean(divergence(peers, logits[1:]), axis=[0, 1])
+                loss += scheme.peer_weight * parts["peer_loss"]
+            if name in self.domain_adaptation:
+                added, watched = self.domain_adaptation[name].losses(
+                    self.domain_heads.get(name), features[0], features[1:], sources, self._progress()
+                )
+                loss += added
+                parts |= watched
+        if self.networks[name].losses:
+            loss += tf.add_n(self.networks[name].losses)
+        for part, values in {**parts, "loss": loss}.items():
+            self._means[f"{name}_{part}"].update_state(values)
+        for who, answer in answers.items():
+            for kind in ("classification_rate", "one_off_rate") if self.ordered else ("classification_rate",):
+                self._rates[f"{who}_{kind}"].update_state(tf.tile(labels[None], [answer.shape[0], 1]), answer)
+        return loss, parts
 
     def _progress(self) -> tf.Tensor:
         """The share of the planned steps that is done, in [0, 1]; 1 where nothing was planned."""
@@ -239,20 +468,18 @@ class CoTraining(keras.Model):
         return tf.where(planned > 0, tf.minimum(tf.cast(self.step, tf.float32) / tf.maximum(planned, 1.0), 1.0), 1.0)
 
 
-class _PlanSteps(keras.callbacks.Callback):
-    """Tells the model how many steps `fit` is going to take in all."""
+class _Bookkeeping(keras.callbacks.Callback):
+    """Tells the model how many steps `fit` is going to take in all, and ends the optimizers' moving averages."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.model.planned_steps.assign(self.params["epochs"] * (self.params["steps"] or 0))
 
+    def on_train_end(self, logs: Any = None) -> None:
+        for optimizer in self.model.optimizers.values():
+            optimizer.finalize()
 
-def _check(
-    networks: Mapping[str, ImageClassifier],
-    frozen: Mapping[str, Any],
-    attack: Attack | None,
-    learners: list[str],
-    adversarial_weight: float,
-) -> None:
+
+def _check(networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any]) -> None:
     if not networks:
         raise ValueError("CoTraining needs at least one network. Received: none")
     common = set(networks) & set(frozen)
@@ -264,10 +491,6 @@ def _check(
         values = {name: getattr(network, fact) for name, network in networks.items()}
         if len(set(values.values())) > 1:
             raise ValueError(f"All networks must have the same {fact}. Received: {values}")
-    if learners and attack is None:
-        raise ValueError(f"An attack is needed where networks learn from adversarial examples. Learners: {learners}")
-    if adversarial_weight < 0:
-        raise ValueError(f"adversarial_weight must be non-negative. Received: {adversarial_weight}")
     named = list(networks.items())
     for index, (name, network) in enumerate(named):
         for other_name, other in named[index + 1 :]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from satm_tf.errors import unknown_name
 
-LearnsFrom = str | Mapping[str, str | Iterable[str]]
+LearnsFrom = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
 
 def _others(name: str, networks: list[str], frozen: list[str]) -> list[str]:
@@ -30,8 +30,8 @@ def resolve_sources(
 
     Args:
         learns_from: "others" (SATM), "itself" (standard adversarial training), "frozen" (ensemble adversarial
-            training), "nobody" (fine-tuning); or a mapping that gives each network one of these words, a name, or
-            several of either.
+            training), "nobody" (fine-tuning), a name, or several of these; or a mapping that gives each network its
+            own.
         networks: Names of the networks that train.
         frozen: Names of the networks that only craft.
 
@@ -48,8 +48,8 @@ def resolve_sources(
         {'a': ('a', 'old'), 'b': ()}
     """
     networks, frozen = list(networks), list(frozen)
-    if isinstance(learns_from, str):
-        learns_from = dict.fromkeys(networks, learns_from)
+    if not isinstance(learns_from, Mapping):
+        learns_from = dict.fromkeys(networks, learns_from if isinstance(learns_from, str) else tuple(learns_from))
     for name in learns_from:
         if name not in networks:
             raise unknown_name("network in learns_from", name, networks)

@@ -45,6 +45,23 @@ def test_contract(request, kind, picture):
         np.testing.assert_array_equal(images, expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("kind", ["files", "pixels"])
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_a_position_within_an_epoch(request, kind, drop_remainder):
+    examples = request.getfixturevalue(kind)
+    options = {"batch_size": 6, "shuffle": True, "augmentation": Augmentation(), "drop_remainder": drop_remainder}
+    dataset = batches(examples, image_size=8, **options)
+    epochs = [list(dataset) for _ in range(3)]
+    moved = dataset.from_position(1, 2)
+    assert moved.element_spec == dataset.element_spec
+    for found, expected in ((moved, epochs[1][2:]), (moved, epochs[2]), (dataset.from_position(2, 0), epochs[2])):
+        batches_found = list(found)
+        assert len(batches_found) == len(expected)
+        for (images, labels), (true_images, true_labels) in zip(batches_found, expected, strict=True):
+            np.testing.assert_array_equal(labels, true_labels)
+            np.testing.assert_array_equal(images, true_images)
+
+
 def test_the_range_is_zero_to_one_to_the_bit():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     ((images, _),) = batches(Examples(labels=[0], images=levels), image_size=16, batch_size=1)
@@ -166,6 +183,7 @@ def test_an_image_gone_bad_stops_with_its_name(files, tmp_path):
         ({"crop": 1.5}, "`crop` is a share.* Received: 1.5 for files"),
         ({"seed": -1}, "non-negative. Received: seed=-1"),
         ({"first_epoch": -1}, "non-negative. Received: .*first_epoch=-1"),
+        ({"first_step": -1}, "non-negative. Received: .*first_step=-1"),
     ],
 )
 def test_refuses(files, options, message):

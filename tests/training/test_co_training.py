@@ -267,8 +267,8 @@ class TestBadInput:
             CoTraining({"a": a}, frozen={"b": a}, learns_from="frozen", attack=ATTACK)
 
     def test_no_attack(self, make_network):
-        with pytest.raises(ValueError, match="An attack is needed"):
-            CoTraining({"a": make_network("a"), "b": make_network("b")})
+        with pytest.raises(ValueError, match=r"An attack is needed.*'a' learns from 'b'"):
+            CoTraining({"a": make_network("a"), "b": make_network("b")}, attack={"itself": ATTACK})
 
     def test_no_network(self):
         with pytest.raises(ValueError, match="at least one network"):

@@ -21,7 +21,7 @@ def test_constant_strength():
 
 @pytest.mark.parametrize("options", [{"weight": -1}, {"strength": "linear"}, {"strength": -0.1}, {"hidden": 0}])
 def test_bad_options(options):
-    with pytest.raises(ValueError, match="Received: DomainAdversarial"):
+    with pytest.raises(ValueError, match="Received: "):
         DomainAdversarial(**options)
 
 

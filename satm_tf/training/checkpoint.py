@@ -1,0 +1,198 @@
+"""Training that can be killed at any moment and ends as if it had not been."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from satm_tf.training.distribution import is_chief
+from satm_tf.training.snapshot import Snapshot, read_first_whole, write
+
+_EARLY_STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
+
+
+class Position(NamedTuple):
+    """How far a training has come: epochs done, steps done in the one after, and whether it was stopped early."""
+
+    epoch: int = 0
+    step: int = 0
+    stopped: bool = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised out of `fit` after a signal, once the step is finished and everything is saved.
+
+    Attributes:
+        signal_number: The signal that was received.
+    """
+
+    def __init__(self, signal_number: int, folder: Path):
+        name = signal.Signals(signal_number).name
+        super().__init__(
+            f"{name} received; the step was finished and saved in {folder}. The same command goes on there."
+        )
+        self.signal_number = signal_number
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves everything a training depends on, and lets `CoTraining.fit` go on from there, bit for bit on a CPU.
+
+    Saved are the networks, optimizers, counters, metrics, dropout's seeds, the position in the data, the figures of the
+    epochs and the state of an `EarlyStopping` among the callbacks; at the end of each epoch, after some time within
+    one, and when SIGINT or SIGTERM asks the process to end. The folder holds `last.ckpt`, `previous.ckpt`, which takes
+    over where the last one is damaged, and `best.ckpt`, that of the epoch with the lowest monitored figure.
+
+    `fit` must be given the same networks, scheme, optimizer and data as the first time. Where several workers train
+    together, one of them writes and all read: the folder has to be on a file system that they share.
+
+    Args:
+        folder: Folder of this training alone; it is made.
+        every_seconds: How long to wait before saving within an epoch.
+        monitor: The figure, lower being better, by which an epoch is the best.
+
+    Attributes:
+        rows: A mapping for each epoch so far: `epoch` and its figures, also those from before an interruption.
+
+    Raises:
+        Interrupted: Out of `fit`, when SIGINT or SIGTERM was received.
+
+    Example:
+        >>> trainer.fit(train, validation_data=validation, epochs=30, callbacks=[Checkpoint("runs/satm/checkpoints")])
+    """
+
+    def __init__(self, folder: str | Path, *, every_seconds: float = 300.0, monitor: str = "val_loss"):
+        super().__init__()
+        self.folder = Path(folder)
+        self.every_seconds = every_seconds
+        self.monitor = monitor
+        self.rows: list[dict[str, float]] = []
+        self._position = Position()
+        self._early_stopping: keras.callbacks.EarlyStopping | None = None
+        self._received: int | None = None
+        self._metric_values: list[np.ndarray] = []
+
+    def restore(self, model: Any, callbacks: Sequence[Any]) -> Position:
+        """Puts a model into the state of the last whole checkpoint; `fit` does so by itself.
+
+        Args:
+            model: A compiled `CoTraining`.
+            callbacks: Those of the training, whose `EarlyStopping` is to be saved too.
+
+        Raises:
+            ValueError: If the checkpoint is of other networks or another optimizer.
+
+        Warns:
+            UserWarning: If a damaged checkpoint was passed over.
+        """
+        self._early_stopping = next((c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping)), None)
+        found, broken = read_first_whole([self.folder / name for name in ("last.ckpt", "previous.ckpt")])
+        for message in broken:
+            warnings.warn(f"{message}. The checkpoint before it is taken.", stacklevel=2)
+        if found is None:
+            self.rows, self._position, self._found = [], Position(), None
+            return self._position
+        variables, shapes = model.state(), [list(array.shape) for array in found.arrays]
+        expected = [list(variable.shape) for variable in variables]
+        if shapes[: len(expected)] != expected:
+            raise ValueError(
+                f"The checkpoint in {self.folder} is of other networks or another optimizer; choose another folder, or "
+                f"delete it. Received: {len(shapes)} arrays for {len(expected)} variables of other shapes"
+            )
+        for variable, array in zip(variables, found.arrays, strict=False):
+            variable.assign(array)
+        self.rows = found.facts["rows"]
+        self._position = Position(*found.facts["position"])
+        self._found = Snapshot(found.arrays[len(expected) :], found.facts)
+        # Copies: NumPy shares the memory of a variable on a CPU.
+        self._metric_values = [np.array(keras.ops.convert_to_numpy(each)) for each in _metric_variables(model)]
+        return self._position
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._saved_at = time.monotonic()
+        self._epoch, self._steps_done = self._position.epoch, self._position.step
+        self._received = None
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for row in self.rows:
+            for key, value in row.items():
+                if key != "epoch":
+                    self.model.history.history.setdefault(key, []).append(value)
+        if self._found is not None and self._early_stopping is not None and self._found.facts["early_stopping"]:
+            for key, value in self._found.facts["early_stopping"].items():
+                setattr(self._early_stopping, key, value)
+            self._early_stopping.best_weights = self._found.arrays or None
+        self._found = None
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self._position.epoch and self._position.step:
+            # Keras has just reset them.
+            for variable, value in zip(_metric_variables(self.model), self._metric_values, strict=True):
+                variable.assign(value)
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._epoch == self._position.epoch and batch < self._position.step:
+            return  # It was done before.
+        self._steps_done = batch + 1
+        if self._received is not None or time.monotonic() - self._saved_at >= self.every_seconds:
+            self._save(Position(self._epoch, self._steps_done))
+        self._leave_if_asked()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._leave_if_asked()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        figures = {key: float(value) for key, value in (logs or {}).items()}
+        best = min((row.get(self.monitor, np.inf) for row in self.rows), default=np.inf)
+        self.rows.append({"epoch": epoch, **figures})
+        self._save(
+            Position(epoch + 1, 0, bool(self.model.stop_training)), best=figures.get(self.monitor, np.inf) < best
+        )
+        self._leave_if_asked()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._restore_handlers()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._received = number
+        self._restore_handlers()  # A second signal does what it always did.
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _leave_if_asked(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received, self.folder)
+
+    def _save(self, position: Position, best: bool = False) -> None:
+        self._saved_at = time.monotonic()
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in self.model.state()]
+        facts: dict[str, Any] = {"position": position, "rows": self.rows, "early_stopping": {}}
+        if self._early_stopping is not None:
+            facts["early_stopping"] = {key: _plain(getattr(self._early_stopping, key)) for key in _EARLY_STOPPING}
+            arrays += self._early_stopping.best_weights or []
+        if is_chief(self.model.distribute_strategy):
+            snapshot = Snapshot(arrays, facts)
+            write(self.folder / "last.ckpt", snapshot, previous=self.folder / "previous.ckpt")
+            if best:
+                write(self.folder / "best.ckpt", snapshot)
+
+
+def _metric_variables(model: keras.Model) -> list[keras.Variable]:
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int) else float(value)

@@ -1,0 +1,57 @@
+"""An optimizer of its own for each network, all following one learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class NetworkOptimizer:
+    """A copy of an optimizer for one network: it scales losses where the network computes in float16.
+
+    The copy follows the learning rate of the original, whose `iterations` count the steps taken, also those that loss
+    scaling skips here. Its clipping thresholds are those of the whole gradient, however many replicas share it.
+
+    Args:
+        original: Optimizer to copy.
+        variables: What it updates.
+        half_precision: Whether to scale the loss.
+        name: What the copy is called.
+    """
+
+    def __init__(self, original: keras.optimizers.Optimizer, variables: Sequence[Any], half_precision: bool, name: str):
+        self.replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        config = {**original.get_config(), "name": name, "learning_rate": lambda: original.learning_rate}
+        clips = [key for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key) is not None]
+        # Keras clips a replica's share of the gradient and then sums: equal shares, equally clipped, make the whole.
+        config.update({key: config[key] / self.replicas for key in clips})
+        self.optimizer = type(original).from_config(config)
+        if half_precision:
+            self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer, name=f"{name}_loss_scale")
+        self.variables = list(variables)
+        self.optimizer.build(self.variables)
+        # Neither clipping nor the search for infinities may look at one replica's share alone.
+        self._reduce_first = self.replicas > 1 and bool(clips or half_precision)
+
+    def scale(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss to differentiate."""
+        return self.optimizer.scale_loss(loss)
+
+    def apply(self, gradients: Sequence[tf.Tensor | None]) -> None:
+        """Updates the variables by the sum over the replicas of these gradients of the scaled loss."""
+        if self._reduce_first:
+            whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
+            gradients = [each / self.replicas for each in whole]
+        self.optimizer.apply(gradients, self.variables)
+
+    def finalize(self) -> None:
+        """Puts moving averages of the weights in their place, where the optimizer keeps any."""
+        self.optimizer.finalize_variable_values(self.variables)
+
+
+def in_half_precision(network: keras.Model) -> bool:
+    """Whether any layer computes in float16, whose gradients underflow unless the loss is scaled."""
+    return any(layer.compute_dtype == "float16" for layer in network._flatten_layers())

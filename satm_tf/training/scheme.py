@@ -1,0 +1,183 @@
+"""Training schemes as data: who learns from whom, by which examples, at which price."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from satm_tf.attacks import KLPGD, PGD, Attack, IterativeLL, RandomisedStep, StepLL
+from satm_tf.errors import unknown_name
+from satm_tf.training.domain import DomainAdaptation, DomainAdversarial, UnifiedEmbedding
+from satm_tf.training.epsilon import EpsilonSchedule
+from satm_tf.training.passes import BATCH_NORM_MODES
+from satm_tf.training.sources import LearnsFrom
+
+ADVERSARIAL_LOSSES = ("cross_entropy", "divergence")
+CRAFTING_MODES = ("inference", "training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Everything by which the ways of training differ.
+
+    With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
+    + adversarial_weight * (CE(x') or KL(x || x')) + peer_weight * KL(peers on x' || x') + domain adaptation`.
+
+    Attributes:
+        learns_from: Whose adversarial examples each network learns from, as `resolve_sources` takes it.
+        attack: What the sources craft with; or one for each, by the source's name or by "itself", "others" (another
+            network that trains) and "frozen". An attack may be given as a mapping with its name. None is the paper's,
+            R+Step-LL at 16/256.
+        all_sources: Whether a step uses every source of a network; if not, they take turns, one a step, so that half of
+            what a network sees is clean at the same cost whatever their number. The adversarial parts of the loss are
+            means over the sources of the step in either case.
+        epsilon: In place of the attacks' own; None leaves theirs.
+        epsilon_schedule: Which share of epsilon a training step uses; None is always all of it.
+        crafting_mode: "inference", or "training": with dropout and batch statistics, still without a trace. Frozen
+            sources are in inference mode in either case.
+        clean_weight: Weight of the cross-entropy of clean images, non-negative.
+        adversarial_weight: r_adv, weight of the adversarial loss, non-negative.
+        adversarial_loss: "cross_entropy" with the labels, or "divergence": how far the answers to adversarial images
+            are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES.
+        peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
+            constants in it; 0 is none.
+        domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
+            may be given as a mapping with its name.
+        batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
+            (one pass together), "separate" (a pass each), "frozen" (moving statistics, which stay) or "auxiliary" (a
+            second set of scale, shift and statistics for adversarial images, AdvProp; only the first set is kept).
+
+    Raises:
+        ValueError: If a number is negative or a name unknown.
+
+    Example:
+        >>> CoTraining(networks, "trades", epsilon=8 / 256)
+        >>> CoTraining(networks, Scheme(learns_from=("itself", "others"), attack=PGD(epsilon=8 / 256)))
+
+    Source:
+        Algorithm 1 of Liao (SATM); TRADES: Zhang et al., ICML 2019; peers: Liu et al., "Mutual Adversarial Training",
+        2021; AdvProp: Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020.
+    """
+
+    learns_from: LearnsFrom = "others"
+    attack: Any = None
+    all_sources: bool = False
+    epsilon: float | None = None
+    epsilon_schedule: Any = None
+    crafting_mode: str = "inference"
+    clean_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    adversarial_loss: str = "cross_entropy"
+    peer_weight: float = 0.0
+    domain_adaptation: Any = None
+    batch_norm: str | Mapping[str, str] = "shared"
+
+    def __post_init__(self) -> None:
+        families = {"attack": Attack, "epsilon_schedule": EpsilonSchedule, "domain_adaptation": DomainAdaptation}
+        for field, family in families.items():
+            object.__setattr__(self, field, _made(family, getattr(self, field)))
+        for field in ("clean_weight", "adversarial_weight", "peer_weight"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
+        if self.epsilon is not None and not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be non-negative. Received: epsilon={self.epsilon}")
+        modes = self.batch_norm.values() if isinstance(self.batch_norm, Mapping) else [self.batch_norm]
+        for kind, values, known in (
+            ("adversarial loss", [self.adversarial_loss], ADVERSARIAL_LOSSES),
+            ("crafting mode", [self.crafting_mode], CRAFTING_MODES),
+            ("batch normalisation mode", modes, BATCH_NORM_MODES),
+        ):
+            for value in values:
+                if value not in known:
+                    raise unknown_name(kind, value, known)
+
+    @classmethod
+    def get(cls, identifier: str | Mapping[str, Any] | Scheme | None, **fields: Any) -> Scheme:
+        """A scheme from the name of a preset, a mapping of fields (which may have a `preset` to start from), or itself.
+
+        Args:
+            identifier: What to start from; None is the default.
+            **fields: Fields in place of its own.
+
+        Raises:
+            ValueError: If the preset or a field is unknown; the message gives the nearest.
+        """
+        start: Any = identifier
+        if isinstance(identifier, Mapping):
+            fields = {**identifier, **fields}
+            start = fields.pop("preset", None)
+        if isinstance(start, str):
+            if start not in SCHEMES:
+                raise unknown_name("scheme", start, SCHEMES)
+            start = SCHEMES[start]
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise unknown_name("field of a scheme", name, known)
+        return dataclasses.replace(start or cls(), **fields)
+
+    def attack_on(self, source: str, learner: str, trained: bool) -> Attack:
+        """The attack with which a source crafts for a learner.
+
+        Args:
+            source: Name of the source.
+            learner: Name of the network that learns from it.
+            trained: Whether the source trains too.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.attack is None:
+            return _PAPERS_ATTACK
+        if isinstance(self.attack, Attack):
+            return self.attack
+        relation = "itself" if source == learner else "others" if trained else "frozen"
+        for key in (source, relation):
+            if key in self.attack:
+                return self.attack[key]
+        raise ValueError(
+            f"An attack is needed where networks learn from adversarial examples: {learner!r} learns from {source!r}. "
+            f"Received: attack={self.attack}"
+        )
+
+
+def _made(family: Any, value: Any) -> Any:
+    """A member of the family from its description, or a mapping of members from one of descriptions."""
+    if isinstance(value, Mapping) and "name" not in value:
+        return {key: family.get(each) for key, each in value.items()}
+    return value if value is None else family.get(value)
+
+
+_EPSILON = 16 / 256  # the paper's
+
+_PAPERS_ATTACK = RandomisedStep(epsilon=_EPSILON)
+
+_PGD = PGD(epsilon=_EPSILON, steps=10)
+
+SCHEMES: dict[str, Scheme] = {
+    "undefended": Scheme(learns_from="nobody"),
+    "adversarial": Scheme(learns_from="itself"),
+    "pgd": Scheme(learns_from="itself", attack=_PGD, clean_weight=0.0),
+    "trades": Scheme(
+        learns_from="itself", attack=KLPGD(epsilon=_EPSILON), adversarial_loss="divergence", adversarial_weight=6.0
+    ),
+    "ensemble": Scheme(learns_from="frozen"),
+    "ensemble_with_itself": Scheme(learns_from=("itself", "frozen")),
+    "cascade": Scheme(
+        learns_from=("itself", "frozen"),
+        attack={"itself": StepLL(epsilon=_EPSILON), "frozen": IterativeLL(epsilon=_EPSILON)},
+        domain_adaptation=UnifiedEmbedding(),
+    ),
+    "satm": Scheme(learns_from="others", domain_adaptation=DomainAdversarial()),
+    "satm_all_sources": Scheme(
+        learns_from="others", domain_adaptation=DomainAdversarial(domains="sources"), all_sources=True
+    ),
+    "satm_white_box": Scheme(learns_from=("others", "itself"), domain_adaptation=DomainAdversarial()),
+    "mutual": Scheme(
+        learns_from=("itself", "others"), attack=_PGD, all_sources=True, clean_weight=0.0, peer_weight=1.0
+    ),
+    "collaborative": Scheme(learns_from="itself", attack=_PGD, clean_weight=0.0, peer_weight=1.0),
+}
+"""The schemes that have a name: the paper's, its baselines, and its relatives since; epsilon is the paper's 16/256."""

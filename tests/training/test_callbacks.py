@@ -1,0 +1,103 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from satm_tf import CoTraining
+from satm_tf.attacks import FGSM
+from satm_tf.training import Pictures, Progress, callbacks
+from tests.training import resumable
+from tests.training.resumable import STEPS, At, train
+
+
+class Terminal:
+    """A stream that says it is a terminal, and keeps what is written."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What is shown on a terminal 100 columns wide, figures at every step."""
+    stream = Terminal()
+    monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_FIGURES", 0.0)
+    shape = {"dynamic_ncols": False, "file": stream, "ncols": 100, "mininterval": 0}
+    bar = callbacks.tqdm
+    monkeypatch.setattr(callbacks, "tqdm", lambda **options: bar(**{**options, **shape}))
+    return stream
+
+
+def test_the_bar_shows_the_stage_the_time_left_and_the_figures_within_an_epoch(terminal, tmp_path):
+    train(tmp_path, callbacks=[Progress("co-train", {"a": "val_a_classification_rate", "loss": "loss"})], epochs=2)
+    assert re.search(r"co-train: +25%.* 3/12 \[\d\d:\d\d<\d\d:\d\d.*epoch=1/2, loss=\d\.\d{3}\]", terminal.text)
+    assert re.search(r"co-train: +100%.* 12/12 .*epoch=2/2, loss=\d\.\d{3}, a=0\.\d{3}\]", terminal.text)
+
+
+def test_a_resumed_bar_begins_where_the_training_does(terminal, tmp_path):
+    def stop():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(tmp_path, callbacks=[At(STEPS + 2, stop)])
+    train(tmp_path, callbacks=[Progress("co-train", {"loss": "loss"})])
+    shown = [int(count) for count in re.findall(rf"(\d+)/{3 * STEPS} ", terminal.text)]
+    assert (shown[0], shown[-1]) == (STEPS, 3 * STEPS)
+
+
+def test_a_strip_is_clean_over_adversarial_over_their_difference_around_grey():
+    images = tf.constant([0.2, 0.6], shape=(2, 1, 1, 1)) * tf.ones((1, 4, 5, 3))
+    adversarial = images + tf.constant([0.1, -0.05], shape=(2, 1, 1, 1))
+    picture = callbacks.strip(images, adversarial)
+    assert picture.shape == (12, 10, 3)
+    rows = picture.numpy()[::4, ::5, 0]
+    np.testing.assert_allclose(rows, [[0.2, 0.6], [0.3, 0.55], [1.0, 0.25]], atol=1e-6)
+
+
+def test_no_difference_is_grey():
+    images = tf.fill((1, 2, 2, 3), 0.3)
+    np.testing.assert_array_equal(callbacks.strip(images, images)[4:], np.full((2, 2, 3), 0.5))
+
+
+def test_pictures_of_every_source_reach_tensorboard_and_leave_no_trace(make_network, images, labels, tmp_path):
+    def fit(*extra):
+        keras.utils.set_random_seed(0)
+        networks = {"a": make_network("a", dropout=0.3), "b": make_network("b", batch_norm=True)}
+        trainer = CoTraining(networks, attack=FGSM(epsilon=0.1))
+        trainer.compile("sgd")
+        trainer.fit(images, labels, batch_size=6, epochs=2, shuffle=False, verbose=0, callbacks=list(extra))
+        return [variable.numpy().copy() for variable in trainer.state()], trainer
+
+    without, _ = fit()
+    shown, trainer = fit(Pictures(tmp_path, tf.data.Dataset.from_tensors((images, labels)), most=3))
+    for found, expected in zip(shown, without, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+    (path,) = tmp_path.iterdir()
+    pictures = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            pictures[event.step, value.tag] = tf.io.decode_png(value.tensor.string_val[2])
+    assert sorted(pictures) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    crafted = trainer.craft(images[:3], labels[:3])["b"]
+    expected = callbacks.strip(images[:3], crafted)
+    # A PNG keeps 256 levels.
+    np.testing.assert_allclose(pictures[1, "b"].numpy() / 255, expected, atol=1 / 255)
+
+
+def test_the_checkpoint_is_where_the_design_says():
+    import satm_tf
+
+    assert satm_tf.callbacks.Checkpoint is resumable.Checkpoint

@@ -1,0 +1,150 @@
+"""Training that was stopped, in any way, ends as training that was not: every array of it, to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from satm_tf import CoTraining
+from satm_tf.training import Checkpoint, Interrupted
+from tests.training import resumable
+from tests.training.resumable import STEPS, At, train
+
+SCRIPT = Path(resumable.__file__)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop():
+    raise StoppedError
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def assert_equal(found, expected, note=""):
+    assert list(found) == list(expected)
+    differing = [key for key in expected if not np.array_equal(found[key], expected[key])]
+    assert differing == [], note
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_killed_process_goes_on_to_the_bit(precision, tmp_path):
+    step = random.randint(1, 3 * STEPS - 1)
+    folder, reference = tmp_path / "killed", tmp_path / "reference"
+
+    def run(last):
+        command = [sys.executable, str(SCRIPT), str(folder), precision, str(last)]
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+    killed = run(step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    finished = run(reference)
+    assert finished.returncode == 0, finished.stderr
+    assert_equal(np.load(folder / "result.npz"), np.load(reference / "result.npz"), f"killed at step {step}")
+
+
+# The last step of an epoch, where validation is still to come; the first; one between; after two interruptions.
+@pytest.mark.parametrize("steps", [[STEPS], [STEPS + 1], [2, STEPS + 3]])
+def test_an_exception_leaves_a_training_that_goes_on(steps, uninterrupted, tmp_path):
+    for step in steps:
+        with pytest.raises(StoppedError):
+            train(tmp_path, callbacks=[At(step, stop)])
+    assert_equal(train(tmp_path), uninterrupted)
+
+
+def test_what_has_finished_is_not_done_again(uninterrupted, tmp_path):
+    first = train(tmp_path)
+    assert_equal(first, uninterrupted)
+    assert_equal(train(tmp_path, callbacks=[At(1, stop), At(3 * STEPS, stop)]), uninterrupted)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone", "half-written"])
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_taken(damage, uninterrupted, tmp_path):
+    with pytest.raises(StoppedError):
+        train(tmp_path, callbacks=[At(STEPS + 2, stop)])
+    last = tmp_path / "last.ckpt"
+    content = last.read_bytes()
+    if damage == "cut":
+        last.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        last.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    elif damage == "empty":
+        last.write_bytes(b"")
+    elif damage == "gone":  # killed between the two renames
+        last.unlink()
+    else:
+        (tmp_path / ".last.ckpt").write_bytes(content[:1000])
+    if damage in ("cut", "flip", "empty"):
+        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The checkpoint before it is taken"):
+            result = train(tmp_path)
+    else:
+        result = train(tmp_path)
+    assert_equal(result, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_leaves(number, uninterrupted, tmp_path):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match=f"{number.name} received.*saved in") as interruption:
+        train(tmp_path, callbacks=[At(STEPS + 2, lambda: signal.raise_signal(number))], every_seconds=1e9)
+    assert interruption.value.signal_number == number
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    with pytest.raises(StoppedError):  # The step that was saved is the one that is gone on from, not the epoch's start.
+        train(tmp_path, callbacks=[At(STEPS + 2, stop)])
+    assert_equal(train(tmp_path), uninterrupted)
+
+
+def test_early_stopping_goes_on_and_the_best_weights_come_back(tmp_path):
+    def run(folder, *callbacks, learning_rate=3.0):
+        early = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
+        return train(folder, callbacks=[early, *callbacks], epochs=12, learning_rate=learning_rate)
+
+    expected = run(tmp_path / "uninterrupted")
+    epochs = len(expected["loss"])
+    best = int(np.argmin(expected["val_loss"]))
+    assert epochs == best + 1 + 3 < 12, "it must have stopped, and early"
+    for step in ((best + 1) * STEPS + 2, (best + 2) * STEPS + 1):
+        with pytest.raises(StoppedError):
+            run(tmp_path / "stopped", At(step, stop))
+    assert_equal(run(tmp_path / "stopped"), expected)
+    assert_equal(run(tmp_path / "stopped"), expected, "and once more when all is done")
+
+
+def test_the_best_is_kept_beside_the_last(tmp_path):
+    train(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+
+
+def test_a_checkpoint_of_something_else_is_refused(make_network, images, labels, tmp_path):
+    train(tmp_path, epochs=1)
+    other = CoTraining({"a": make_network("a")}, "undefended")
+    other.compile("sgd")
+    with pytest.raises(ValueError, match="of other networks or another optimizer"):
+        other.fit(images, labels, epochs=1, verbose=0, callbacks=[Checkpoint(tmp_path)])
+
+
+def test_data_without_a_position_cannot_go_on(make_network, images, labels, tmp_path):
+    def fit():
+        keras.utils.set_random_seed(0)
+        trainer = CoTraining({"a": make_network("a")}, "undefended")
+        trainer.compile("sgd")
+        trainer.fit(images, labels, epochs=2, batch_size=6, verbose=0, callbacks=[At(3, stop), Checkpoint(tmp_path)])
+
+    with pytest.raises(StoppedError):
+        fit()
+    with pytest.raises(ValueError, match=r"such as that of satm_tf\.data\.batches"):
+        fit()
