@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["satm_tf", "satm_tf.*"]),
-    package_data={"satm_tf": ["configs/*.yaml", "py.typed"]},
+    package_data={"satm_tf": ["configs/*.yaml", "evaluation/report.html.j2", "py.typed"]},
     install_requires=[
         f"{TENSORFLOW}>=2.18",
         "keras>=3.8",
@@ -33,6 +33,7 @@ setup(
         "tqdm>=4.66",
         "tensorboard>=2.18",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],
@@ -44,6 +45,9 @@ setup(
             "keras-vggface==0.6",
             "keras-applications==1.0.8",
             "pillow>=10.0",
+            "playwright>=1.40",
+            "scipy>=1.11",
+            "statsmodels>=0.14",
         ],
         "dev": ["ruff>=0.9", "mypy>=1.11", "pandas-stubs", "types-PyYAML", "types-tqdm", "pre-commit", "build"],
     },

@@ -1,7 +1,35 @@
-"""Transfer matrix and the checks that go with it."""
+"""Transfer matrix, statistics, tables, and the checks that tell a defence from what only looks like one."""
 
 from satm_tf.evaluation.checks import label_leaking
-from satm_tf.evaluation.tables import robustness_table
-from satm_tf.evaluation.transfer import transfer_matrix
+from satm_tf.evaluation.masking import gradient_reaches, loss_surface, masking_checks
+from satm_tf.evaluation.predictions import Predictions
+from satm_tf.evaluation.statistics import compare_paired, mean_interval, over_repeats, wilson_interval
+from satm_tf.evaluation.tables import (
+    compare_schemes,
+    matrix_table,
+    read_results,
+    robustness_table,
+    strength_table,
+    with_uncertainty,
+)
+from satm_tf.evaluation.transfer import measure, transfer_matrix
 
-__all__ = ["label_leaking", "robustness_table", "transfer_matrix"]
+__all__ = [
+    "Predictions",
+    "compare_paired",
+    "compare_schemes",
+    "gradient_reaches",
+    "label_leaking",
+    "loss_surface",
+    "masking_checks",
+    "matrix_table",
+    "mean_interval",
+    "measure",
+    "over_repeats",
+    "read_results",
+    "robustness_table",
+    "strength_table",
+    "transfer_matrix",
+    "wilson_interval",
+    "with_uncertainty",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from satm_tf.evaluation.transfer import CLEAN
+from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.evaluation.statistics import REPEATS
 
 
 def label_leaking(frame: pd.DataFrame) -> pd.DataFrame:
@@ -15,7 +16,8 @@ def label_leaking(frame: pd.DataFrame) -> pd.DataFrame:
     worth nothing against a stranger.
 
     Args:
-        frame: As `transfer_matrix` gives it. Columns beyond its own, such as a scheme, are kept.
+        frame: As `transfer_matrix` gives it. Columns beyond its own, such as a scheme, are kept; rows of several folds
+            or seeds are told apart by the columns `fold` and `seed`.
 
     Returns:
         The adversarial rows with two more columns: `clean_rate`, the target's, and `leaks`, whether the adversarial
@@ -24,9 +26,9 @@ def label_leaking(frame: pd.DataFrame) -> pd.DataFrame:
     Source:
         Kurakin et al., "Adversarial Machine Learning at Scale", ICLR 2017, Section 4.4 ("label leaking").
     """
-    clean = frame[frame.attack == CLEAN].set_index("target").classification_rate
-    rows = frame[frame.attack != CLEAN].copy()
-    rows["clean_rate"] = rows.target.map(clean)
+    keys = ["target", *(name for name in REPEATS if name in frame)]
+    clean = frame[frame.attack == CLEAN].rename(columns={"classification_rate": "clean_rate"})
+    rows = frame[frame.attack != CLEAN].merge(clean[[*keys, "clean_rate"]], on=keys, how="left", validate="m:1")
     variance = sum(rate * (1 - rate) / rows.images for rate in (rows.classification_rate, rows.clean_rate))
     rows["leaks"] = rows.classification_rate - rows.clean_rate > 1.96 * np.sqrt(variance)
     return rows

@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pandas as pd
 
-from satm_tf.evaluation.transfer import CLEAN
+from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
 
 HOLDOUT = "holdout"
+WHITE_BOX, PARTNERS = "white box", "partners"
 
 
-def robustness_table(results: pd.DataFrame, attack: str, value: str = "classification_rate") -> pd.DataFrame:
-    """Sets the schemes side by side: clean, white box, black box from the other networks, black box from holdouts.
+def with_views(results: pd.DataFrame) -> pd.DataFrame:
+    """Says of each row what it is to its target: clean, white box, black box between the networks, or from a holdout.
 
     Args:
         results: As `transfer_matrix` gives it, with sources and targets named `<scheme>/<network>`, and holdouts
             `holdout/<network>`.
+
+    Returns:
+        The rows whose target is no holdout and whose source is of the same scheme or a holdout, with the columns
+        `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners" or "holdout".
+    """
+    rows = results.copy()
+    source, target = rows.source.str.split("/", n=1), rows.target.str.split("/", n=1)
+    rows["scheme"], rows["network"] = target.str[0], target.str[-1]
+    source_scheme, rows["source_network"] = source.str[0], source.str[-1]
+    rows["view"] = PARTNERS
+    rows.loc[rows.source == rows.target, "view"] = WHITE_BOX
+    rows.loc[source_scheme == HOLDOUT, "view"] = HOLDOUT
+    rows.loc[rows.attack == CLEAN, "view"] = CLEAN
+    within = rows.view.isin([CLEAN, HOLDOUT]) | (source_scheme == rows.scheme)
+    return rows[within & (rows.scheme != HOLDOUT)]
+
+
+def robustness_table(
+    results: pd.DataFrame, attack: str, value: str = "classification_rate", epsilon: float | None = None
+) -> pd.DataFrame:
+    """Sets the schemes side by side: clean, white box, black box from the other networks, black box from holdouts.
+
+    Args:
+        results: As `with_views` takes it. Where it has several rows to a cell, of folds or seeds, their mean is shown.
         attack: The attack to show.
-        value: The column to show.
+        value: The column to show; the ends of the intervals make tables of their own.
+        epsilon: Which of the attack's epsilons, where it has several.
 
     Returns:
         A frame indexed by `network` and `scheme`, with the columns "clean", "white box", "partners" (the mean over the
         other networks of the same scheme) and one for each holdout. A column for which there are no rows is missing.
 
     Raises:
-        ValueError: If the results have no such attack.
+        ValueError: If the results have no such attack, or several epsilons of it and none is chosen.
 
     Example:
         >>> robustness_table(results, "fgsm").loc[("vgg", "satm"), "partners"]
@@ -31,26 +61,171 @@ def robustness_table(results: pd.DataFrame, attack: str, value: str = "classific
     Source:
         Tables 2, 4 and 5 of Liao (SATM).
     """
-    rows = results[results.attack.isin([CLEAN, attack])].copy()
-    if attack not in set(rows.attack):
+    rows = with_views(_chosen(results, attack, epsilon))
+    rows["column"] = rows.view.where(rows.view != HOLDOUT, rows.source_network)
+    table = rows.pivot_table(index=["network", "scheme"], columns="column", values=value, sort=False)
+    first = [name for name in (CLEAN, WHITE_BOX, PARTNERS) if name in table]
+    table = table[[*first, *(name for name in table if name not in first)]]
+    return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
+
+
+def strength_table(
+    results: pd.DataFrame, attack: str, value: str = "classification_rate", epsilon: float | None = None
+) -> pd.DataFrame:
+    """How strong the networks' own examples are on the holdouts, which no scheme has trained.
+
+    Args:
+        results: As `robustness_table` takes it.
+        attack: As `robustness_table` takes it.
+        value: As `robustness_table` takes it.
+        epsilon: As `robustness_table` takes it.
+
+    Returns:
+        A frame indexed by `network` and `scheme`, of the network that crafts, with a column for each holdout.
+
+    Raises:
+        ValueError: As `robustness_table` does.
+
+    Source:
+        Table 3 of Liao (SATM).
+    """
+    rows = _chosen(results, attack, epsilon)
+    rows = rows[(rows.attack == attack) & rows.target.str.startswith(f"{HOLDOUT}/")].copy()
+    rows["scheme"], rows["network"] = rows.source.str.split("/", n=1).str[0], rows.source.str.split("/", n=1).str[-1]
+    rows["target"] = rows.target.str.split("/", n=1).str[-1]
+    table = rows[rows.scheme != HOLDOUT].pivot_table(
+        index=["network", "scheme"], columns="target", values=value, sort=False
+    )
+    return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
+
+
+def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.DataFrame:
+    """The rows of one attack at one epsilon, and the clean ones."""
+    of_attack = results[results.attack == attack]
+    if of_attack.empty:
         raise ValueError(
             f"There are no results of this attack, only of {sorted(set(results.attack))}. Received: {attack}"
         )
-    rows[["scheme", "network"]] = rows.target.str.split("/", expand=True)
-    source = rows.source.str.split("/")
-    rows["source_scheme"], rows["source_network"] = source.str[0], source.str[-1]
-    rows = rows[rows.scheme != HOLDOUT]
-    rows = rows[(rows.attack == CLEAN) | (rows.source_scheme == rows.scheme) | (rows.source_scheme == HOLDOUT)]
+    epsilons = sorted(set(of_attack.epsilon)) if "epsilon" in results else []
+    if epsilon is None and len(epsilons) > 1:
+        raise ValueError(f"{attack!r} has several epsilons, {epsilons}; choose one. Received: epsilon=None")
+    if epsilon is not None and epsilon not in epsilons:
+        raise ValueError(f"There are no results of {attack!r} but at {epsilons}. Received: epsilon={epsilon}")
+    if epsilon is not None:
+        of_attack = of_attack[of_attack.epsilon == epsilon]
+    clean = results[results.attack == CLEAN]
+    return pd.concat([clean, of_attack]) if attack != CLEAN else clean
 
-    def column(row: pd.Series) -> str:
-        if row.attack == CLEAN:
-            return CLEAN
-        if row.source_scheme == HOLDOUT:
-            return str(row.source_network)
-        return "white box" if row.source_network == row.network else "partners"
 
-    rows["column"] = rows.apply(column, axis=1)
-    table = rows.pivot_table(index=["network", "scheme"], columns="column", values=value, sort=False)
-    first = [name for name in (CLEAN, "white box", "partners") if name in table]
-    table = table[[*first, *(name for name in table if name not in first)]]
-    return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
+def matrix_table(
+    results: pd.DataFrame, attack: str, value: str = "classification_rate", epsilon: float | None = None
+) -> pd.DataFrame:
+    """The transfer matrix itself under one attack: a row for each source, the first for clean images; targets across.
+
+    Args:
+        results: As `transfer_matrix` gives it, whatever the names.
+        attack: As `robustness_table` takes it.
+        value: As `robustness_table` takes it.
+        epsilon: As `robustness_table` takes it.
+
+    Raises:
+        ValueError: As `robustness_table` does.
+    """
+    rows = _chosen(results, attack, epsilon)
+    rows = rows.assign(source=rows.source.where(rows.attack != CLEAN, CLEAN))
+    return rows.pivot_table(index="source", columns="target", values=value, sort=False)
+
+
+def with_uncertainty(
+    results: pd.DataFrame, table: Callable[[pd.DataFrame, str], pd.DataFrame], value: str = "classification"
+) -> pd.DataFrame:
+    """A table of rates as texts that say how sure each is, for printing.
+
+    Args:
+        results: As `transfer_matrix` gives it; or with a column `fold` or `seed`, and several of them.
+        table: Takes results and a column to the table of that column, such as `robustness_table` with its attack.
+        value: "classification" or "one_off".
+
+    Returns:
+        The table, of texts: "65.8% (61.4 to 69.9)" with the 95 % interval where there is one fold; of several
+        "65.8% ± 1.2 (n = 5)", the mean and the standard deviation over them. A mean over several partners has the
+        mean of their intervals, which is none too narrow: they are measured on the same images.
+
+    Example:
+        >>> with_uncertainty(results, lambda rows, column: robustness_table(rows, "pgd", column, epsilon=0.1))
+    """
+    repeats = [name for name in REPEATS if name in results and results[name].nunique() > 1]
+    if repeats:
+        each = [table(rows, f"{value}_rate") for _, rows in results.groupby(repeats)]
+        stacked = pd.concat(each, keys=range(len(each)))
+        levels = list(range(1, stacked.index.nlevels))
+        groups = stacked.groupby(level=levels if len(levels) > 1 else levels[0], sort=False)
+        rates, second, third = groups.mean(), 100 * groups.std(), groups.count()
+        template = "{:.1%} ± {:.1f} (n = {:.0f})"
+    else:
+        rates, second, third = (100 * table(results, f"{value}_{end}") for end in ("rate", "low", "high"))
+        rates, template = rates / 100, "{:.1%} ({:.1f} to {:.1f})"
+    return pd.DataFrame(
+        {
+            name: [
+                "" if pd.isna(rate) else template.format(rate, here, there)
+                for rate, here, there in zip(rates[name], second[name], third[name], strict=True)
+            ]
+            for name in rates
+        },
+        index=rates.index,
+    )
+
+
+def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.DataFrame:
+    """Compares two schemes network by network on the very same images, with McNemar's exact test.
+
+    Clean images are set against clean ones, each scheme's white box against the other's, what its own partners craft
+    against what the other's do, and a holdout's examples, which are the same for both, against each other.
+
+    Args:
+        predictions: As `measure` gives them, with sources and targets named as `with_views` takes them.
+        first: One scheme.
+        second: Another.
+
+    Returns:
+        A frame with a row for each network, attack, epsilon and source, with the columns `network`, `view`, `attack`,
+        `epsilon`, `source_network`, `<first>` and `<second>` (the rates), and those of `statistics.Paired`.
+
+    Raises:
+        ValueError: If a scheme is not there, or the two have nothing in common.
+
+    Example:
+        >>> compare_schemes(predictions, "undefended", "satm").query("view == 'holdout' and p_value < 0.05")
+    """
+    cells = with_views(predictions.cells.assign(place=range(len(predictions.cells))))
+    keys = ["network", "view", "attack", "epsilon", "source_network"]
+    sides = [cells[cells.scheme == scheme].set_index(keys).place for scheme in (first, second)]
+    common = sides[0].index.intersection(sides[1].index, sort=False)
+    if common.empty:
+        raise ValueError(
+            f"Two schemes are compared where both were measured; there are {sorted(set(cells.scheme))}. "
+            f"Received: {first!r} and {second!r}"
+        )
+    right = predictions.predicted == predictions.labels
+    rows = []
+    for key in common:
+        pair = [right[side[key]] for side in sides]
+        rates = {scheme: float(side.mean()) for scheme, side in zip((first, second), pair, strict=True)}
+        rows.append({**dict(zip(keys, key, strict=True)), **rates, **compare_paired(*pair)._asdict()})
+    return pd.DataFrame(rows)
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN.
+
+    Intervals that the file does not hold are counted again.
+    """
+    rates = ("classification", "one_off")
+    numbers = [f"{name}_{end}" for name in rates for end in ("rate", "low", "high")]
+    results = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in [*numbers, *REPEATS]})
+    for name in rates:
+        if f"{name}_low" not in results:
+            low, high = wilson_interval(results[f"{name}_rate"] * results.images, results.images)
+            results = results.assign(**{f"{name}_low": low, f"{name}_high": high})
+    return results

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -10,96 +13,206 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from satm_tf.attacks import Attack
-from satm_tf.metrics import classification_rate, confusion_matrix, one_off_rate
-from satm_tf.models import ImageClassifier
+from satm_tf.evaluation.blocks import block_name, fingerprint
+from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
 
-CLEAN = "clean"
+Network = Callable[..., tf.Tensor]
+
+
+class Classifier(Protocol):
+    """A network that says how many classes it tells apart, as `ImageClassifier` does."""
+
+    num_classes: int
+
+    def __call__(self, images: Any, training: bool | None = None) -> Any:
+        """Logits `[batch, num_classes]`."""
 
 
 def transfer_matrix(
     *,
-    sources: Mapping[str, Callable[..., tf.Tensor]],
-    targets: Mapping[str, ImageClassifier],
+    sources: Mapping[str, Network],
+    targets: Mapping[str, Classifier],
     dataset: tf.data.Dataset,
     attacks: Mapping[str, Attack],
     ordered: bool = True,
-    seed: int = 0,
-    stage: str = "transfer matrix",
+    **options: Any,
 ) -> pd.DataFrame:
     """Measures every target on clean images and on the adversarial examples of every source.
 
-    A source's examples are crafted once per attack and shown to all targets. A target that is also a source is
-    attacked as a white box in that row.
-
     Args:
-        sources: The networks that craft, by name.
-        targets: The networks that are measured, by name, all with the same number of classes.
-        dataset: Batches of `(images, labels)`: float images in [0, 1], integer labels.
-        attacks: The attacks, by the name that the frame shall show; "clean" is taken.
+        sources: As `measure` takes them.
+        targets: As `measure` takes them.
+        dataset: As `measure` takes it.
+        attacks: As `measure` takes them.
         ordered: Whether the classes are ordered; if not, the one-off rate has no meaning and is NaN.
-        seed: Seed of the attacks' random numbers; each batch draws its own.
-        stage: What the progress bar is called.
+        **options: `epsilons`, `seed`, `folder` and `stage`, as `measure` takes them.
 
     Returns:
-        A tidy frame, one row per attack, source and target, the clean rows first, with columns `attack`, `epsilon`,
-        `source`, `target`, `classification_rate`, `one_off_rate` (shares in [0, 1]) and `images`. A clean row has
-        attack "clean", epsilon 0 and an empty source.
+        A tidy frame, one row per attack, epsilon, source and target, the clean rows first, with columns `attack`,
+        `epsilon`, `source`, `target`; `classification_rate` and `one_off_rate` (shares in [0, 1]), and the ends of
+        their 95 % intervals (Wilson's), `classification_low`, `classification_high`, `one_off_low` and `one_off_high`;
+        and `images`. A clean row has attack "clean", epsilon 0 and an empty source.
 
     Raises:
-        ValueError: If there is nothing to measure on, or an attack is called "clean".
+        ValueError: As `measure` does.
 
     Example:
         >>> frame = transfer_matrix(sources={"a": a}, targets={"a": a, "b": b}, dataset=test,
         ...                         attacks={"fgsm": FGSM(epsilon=0.1)})
         >>> frame[(frame.source == "a") & (frame.target == "b")]
     """
+    measured = measure(sources=sources, targets=targets, dataset=dataset, attacks=attacks, **options)
+    return measured.frame(ordered)
+
+
+def measure(
+    *,
+    sources: Mapping[str, Network],
+    targets: Mapping[str, Classifier],
+    dataset: tf.data.Dataset,
+    attacks: Mapping[str, Attack],
+    epsilons: Mapping[str, Sequence[float]] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    stage: str = "transfer matrix",
+) -> Predictions:
+    """Finds out what every target makes of clean images and of the adversarial examples of every source.
+
+    A source's examples are crafted once per attack and epsilon and shown to all targets. A target that is also a source
+    is attacked as a white box in that row.
+
+    Args:
+        sources: The networks that craft, by name.
+        targets: The networks that are measured, by name, all with the same `num_classes`.
+        dataset: Batches of `(images, labels)`: float images in [0, 1], integer labels.
+        attacks: The attacks, by the name that the results shall show; "clean" is taken.
+        epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
+        seed: Seed of the attacks' random numbers; each batch draws its own.
+        folder: Where each finished block, of one attack, epsilon and source, is kept, so that a measurement that was
+            stopped goes on there. A block is found again only by the very networks, images, attack and seed.
+        stage: What the progress bar is called.
+
+    Returns:
+        The predictions, clean ones first.
+
+    Raises:
+        ValueError: If there is nothing to measure on, an attack is called "clean", epsilons are given for an attack
+            that is not there, the targets differ in classes, or a folder is given and a network has no fingerprint.
+        FloatingPointError: If a target's logits are not numbers.
+
+    Example:
+        >>> predictions = measure(sources={"a": a}, targets={"a": a, "b": b}, dataset=test, folder="run/blocks",
+        ...                       attacks={"pgd": PGD(epsilon=0.1)}, epsilons={"pgd": [0.05, 0.1]})
+        >>> predictions.frame().query("attack == 'pgd'")
+    """
+    epsilons = dict(epsilons or {})
+    num_classes = _check(targets, attacks, epsilons)
+    prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
+    labels, images_print = _look_through(dataset, bool(folder), stage)
+    predict = _predictor(targets, dataset)
+
+    crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")]
+    crafts += [(name, attack, source) for name, attack in attacks.items() for source in sources]
+    radii = {name: epsilons.get(name, [attack.epsilon]) for name, attack in attacks.items()} | {CLEAN: [0.0]}
+    total = sum(len(radii[name]) for name, *_ in crafts) * len(dataset)
+    parts = []
+    with tqdm(total=total, desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
+        for name, attack, source in crafts:
+            craft = None
+            for epsilon in radii[name]:
+                path = None
+                if folder:
+                    path = Path(folder) / block_name(
+                        attack=attack,
+                        epsilon=epsilon,
+                        source=prints[source] if attack else None,
+                        targets={target: prints[target] for target in targets},
+                        images=images_print,
+                        seed=seed,
+                        label=(name, f"{epsilon:g}", source),
+                    )
+                if path and path.exists():
+                    block = Predictions.load(path)
+                    bar.update(len(dataset))
+                else:
+                    # Traced once for all epsilons, and not at all where all blocks are there.
+                    craft = craft or (_crafter(attack, sources[source], dataset) if attack else _unchanged)
+                    cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in targets]
+                    predicted = []
+                    for index, (images, batch) in enumerate(dataset):
+                        adversarial = craft(images, batch, tf.constant(epsilon), tf.constant([seed, index]))
+                        predicted.append(predict(adversarial).numpy())
+                        bar.update()
+                    classes = np.concatenate(predicted, axis=1)
+                    _check_finite(classes, targets)
+                    small = classes.astype(np.min_scalar_type(num_classes - 1))
+                    block = Predictions(pd.DataFrame(cells), small, labels, num_classes)
+                    if path:
+                        block.save(path)
+                parts.append(block)
+    return concatenate(parts)
+
+
+def _check(targets: Mapping[str, Any], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]) -> int:
+    """The number of classes, once all is well."""
     if CLEAN in attacks:
         raise ValueError(f"The name {CLEAN!r} stands for no attack at all; choose another. Received: {list(attacks)}")
     if not targets:
         raise ValueError("There must be at least one target. Received: none")
-    num_classes = next(iter(targets.values())).num_classes
-    labels = np.concatenate([np.zeros(0, np.int32), *(batch.numpy() for _, batch in dataset)])
-    if not labels.size:
-        raise ValueError("There must be at least one image to measure on. Received: an empty dataset")
+    stray = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
+    if stray:
+        raise ValueError(f"Epsilons are for one of the attacks {list(attacks)}, and not none. Received: {stray}")
+    classes = {name: target.num_classes for name, target in targets.items()}
+    if len(set(classes.values())) > 1:
+        raise ValueError(f"All targets must know the same classes. Received: {classes}")
+    return next(iter(classes.values()))
+
+
+def _look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> tuple[np.ndarray, str]:
+    """The labels, and a digest of images and labels in their batches, by which random numbers are drawn."""
+    digest = hashlib.sha256()
+    labels = [np.zeros(0, np.int32)]
+    for images, batch in dataset:
+        labels.append(batch.numpy().astype(np.int32))
+        if digest_images:
+            digest.update(f"{images.shape}".encode() + images.numpy().tobytes() + labels[-1].tobytes())
+    if sum(map(len, labels)) == 0:
+        raise ValueError(f"There must be at least one image to measure on. Received: an empty dataset for {stage!r}")
+    return np.concatenate(labels), digest.hexdigest()
+
+
+def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
     # One trace for all batches, the last and smaller one too.
-    signature = [*dataset.element_spec, tf.TensorSpec([2], tf.int32)]
-
-    @tf.function(input_signature=signature[:1])
+    @tf.function(input_signature=[dataset.element_spec[0]])
     def predict(images: tf.Tensor) -> tf.Tensor:
-        return tf.stack([tf.argmax(target(images, training=False), -1) for target in targets.values()])
+        classes = []
+        for target in targets.values():
+            logits = target(images, training=False)
+            numbers = tf.reduce_all(tf.math.is_finite(logits), -1)
+            classes.append(tf.where(numbers, tf.argmax(logits, -1), -1))
+        return tf.stack(classes)
 
-    crafters: dict[tuple[str, str], Callable[..., tf.Tensor]] = {(CLEAN, ""): lambda images, labels, seed: images}
-    for name, attack in attacks.items():
-        crafters |= {(name, source): _crafter(attack, network, signature) for source, network in sources.items()}
-
-    rows = []
-    with tqdm(total=len(crafters) * len(dataset), desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
-        for (name, source), craft in crafters.items():
-            predictions = []
-            for index, (images, batch) in enumerate(dataset):
-                predictions.append(predict(craft(images, batch, tf.constant([seed, index]))).numpy())
-                bar.update()
-            for target, predicted in zip(targets, np.concatenate(predictions, axis=1), strict=True):
-                matrix = confusion_matrix(labels, predicted, num_classes)
-                rows.append(
-                    {
-                        "attack": name,
-                        "epsilon": attacks[name].epsilon if name in attacks else 0.0,
-                        "source": source,
-                        "target": target,
-                        "classification_rate": classification_rate(matrix),
-                        "one_off_rate": one_off_rate(matrix) if ordered else float("nan"),
-                        "images": int(labels.size),
-                    }
-                )
-    return pd.DataFrame(rows)
+    return predict.get_concrete_function()
 
 
-def _crafter(
-    attack: Attack, network: Callable[..., tf.Tensor], signature: list[tf.TensorSpec]
-) -> Callable[..., tf.Tensor]:
+def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
+    broken = {name: int(count) for name, count in zip(targets, (classes < 0).sum(axis=1), strict=True) if count}
+    if broken:
+        raise FloatingPointError(
+            "A network's logits must be finite numbers; was it trained until it diverged? "
+            f"Received: others, for so many of {classes.shape[1]} images: {broken}"
+        )
+
+
+def _unchanged(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return images
+
+
+def _crafter(attack: Attack, network: Network, dataset: tf.data.Dataset) -> Network:
+    signature = [*dataset.element_spec, tf.TensorSpec([], tf.float32), tf.TensorSpec([2], tf.int32)]
+
     @tf.function(input_signature=signature)
-    def craft(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return attack(network, images, labels, seed=seed)
+    def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return attack(network, images, labels, epsilon=epsilon, seed=seed)
 
-    return craft
+    return craft.get_concrete_function()

@@ -1,7 +1,9 @@
+import numpy as np
 import pandas as pd
 import pytest
 
-from satm_tf.evaluation import robustness_table
+from satm_tf.evaluation import Predictions, robustness_table
+from satm_tf.evaluation.tables import compare_schemes, matrix_table, read_results, strength_table, with_uncertainty
 
 
 @pytest.fixture
@@ -38,3 +40,81 @@ def test_a_single_network_has_no_partners(results):
 def test_unknown_attack(results):
     with pytest.raises(ValueError, match=r"only of \['clean', 'x', 'y'\]"):
         robustness_table(results, "z")
+
+
+def test_one_of_several_epsilons_is_chosen(results):
+    doubled = pd.concat([results.assign(epsilon=(results.attack != "clean") * epsilon) for epsilon in (0.1, 0.2)])
+    doubled.loc[doubled.epsilon == 0.2, "classification_rate"] += 1
+    table = robustness_table(doubled, "x", epsilon=0.2)
+    assert table.loc[("a", "satm"), "partners"] == 1 + cell(results, "x", "satm/b", "satm/a")
+    with pytest.raises(ValueError, match="choose one"):
+        robustness_table(doubled, "x")
+    with pytest.raises(ValueError, match=r"but at \[0\.1, 0\.2\]"):
+        robustness_table(doubled, "x", epsilon=0.3)
+
+
+def test_strength_is_the_sources_on_the_holdouts(results):
+    table = strength_table(results, "x")
+    assert list(table) == ["c"]
+    assert table.loc[("b", "plain"), "c"] == cell(results, "x", "plain/b", "holdout/c")
+
+
+def test_the_matrix_has_sources_down_and_targets_across(results):
+    table = matrix_table(results, "x")
+    assert table.index[0] == "clean"
+    assert table.loc["satm/a", "plain/b"] == cell(results, "x", "satm/a", "plain/b")
+    assert table.loc["clean", "plain/b"] == cell(results, "clean", "", "plain/b")
+
+
+def test_rates_are_printed_with_how_sure_they_are(results):
+    results = results.assign(classification_low=0.1, classification_high=0.95)
+    view = lambda rows, column: robustness_table(rows, "x", column)  # noqa: E731
+    assert with_uncertainty(results, view).loc[("a", "plain"), "clean"] == "0.0% (10.0 to 95.0)"
+    folds = [
+        results.assign(fold=fold, classification_rate=results.classification_rate + fold / 10) for fold in range(3)
+    ]
+    printed = with_uncertainty(pd.concat(folds), view)
+    assert printed.loc[("a", "plain"), "clean"] == "10.0% ± 10.0 (n = 3)"
+
+
+@pytest.fixture
+def predictions():
+    """A hundred images of class 0: each cell gives so many of them right, the first ones."""
+    right = {
+        ("clean", 0.0, "", "plain/a"): 90,
+        ("clean", 0.0, "", "satm/a"): 88,
+        ("x", 0.1, "plain/a", "plain/a"): 0,
+        ("x", 0.1, "satm/a", "satm/a"): 5,
+        ("x", 0.1, "plain/b", "plain/a"): 40,
+        ("x", 0.1, "satm/b", "satm/a"): 70,
+        ("x", 0.1, "holdout/c", "plain/a"): 50,
+        ("x", 0.1, "holdout/c", "satm/a"): 60,
+        ("x", 0.1, "plain/b", "satm/a"): 1,
+    }
+    cells = pd.DataFrame(list(right), columns=["attack", "epsilon", "source", "target"])
+    predicted = np.array([[0] * count + [1] * (100 - count) for count in right.values()], np.uint8)
+    return Predictions(cells, predicted, np.zeros(100, np.int32), 2)
+
+
+def test_two_schemes_are_compared_where_they_stand_alike(predictions):
+    compared = compare_schemes(predictions, "plain", "satm").set_index(["view", "source_network"])
+    assert compared.difference.round(6).to_dict() == {
+        ("clean", ""): -0.02,
+        ("white box", "a"): 0.05,
+        ("partners", "b"): 0.3,
+        ("holdout", "c"): 0.1,
+    }
+    assert compared.loc[("holdout", "c"), ["plain", "satm", "only_first", "only_second"]].tolist() == [0.5, 0.6, 0, 10]
+    assert compared.p_value[("holdout", "c")] == pytest.approx(2 / 2**10)
+    with pytest.raises(ValueError, match=r"there are \['plain', 'satm'\]"):
+        compare_schemes(predictions, "plain", "ensemble")
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_results_are_read_as_they_were_written(predictions, tmp_path, ordered):
+    frame = predictions.frame(ordered)
+    frame.insert(0, "fold", None)
+    frame.to_csv(tmp_path / "results.csv", index=False)
+    read = read_results(tmp_path / "results.csv")
+    pd.testing.assert_frame_equal(read, frame.astype({"fold": float}))
+    assert set(read.source) >= {""}

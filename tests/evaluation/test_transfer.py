@@ -1,10 +1,12 @@
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 
-from satm_tf.attacks import FGSM, Attack, RandomisedStep
-from satm_tf.evaluation import transfer_matrix
+from satm_tf.attacks import FGSM, Attack, Ensemble, RandomisedStep
+from satm_tf.evaluation import Predictions, measure, transfer_matrix
+from satm_tf.evaluation.blocks import fingerprint
 
 
 class Linear:
@@ -123,3 +125,149 @@ def test_bad_input(dataset):
         transfer_matrix(targets={"a": Linear(0)}, **{**options, "attacks": {"clean": FGSM(epsilon=0.1)}})
     with pytest.raises(ValueError, match="empty dataset"):
         transfer_matrix(targets={"a": Linear(0)}, **{**options, "dataset": dataset.take(0)})
+
+
+def test_several_epsilons_of_one_attack(dataset):
+    red = Linear(0)
+    options = {"sources": {"red": red}, "targets": {"red": red}, "dataset": dataset}
+    frame = transfer_matrix(
+        **options,
+        attacks={"fgsm": FGSM(epsilon=0.1), "weak": FGSM(epsilon=0.01)},
+        epsilons={"fgsm": [0.02, 0.1]},
+    )
+    # The margin is 0.05: only 0.1 takes it away. An attack that is not named has its own epsilon.
+    assert frame[["attack", "epsilon", "classification_rate"]].values.tolist() == [
+        ["clean", 0.0, 1.0],
+        ["fgsm", 0.02, 1.0],
+        ["fgsm", 0.1, 0.0],
+        ["weak", 0.01, 1.0],
+    ]
+    with pytest.raises(ValueError, match=r"Received: \{'fgms'"):
+        transfer_matrix(**options, attacks={"fgsm": FGSM(epsilon=0.1)}, epsilons={"fgms": [0.1]})
+
+
+def test_intervals_confusion_and_paired_rows(dataset):
+    red, green = Linear(0), Linear(1)
+    predictions = measure(
+        sources={"red": red}, targets={"red": red, "green": green}, dataset=dataset, attacks={"a": FGSM(epsilon=0.1)}
+    )
+    frame = predictions.frame().set_index(["attack", "target"])
+    # Ten of ten and none of ten, as statsmodels has it.
+    assert frame.loc[("clean", "red"), ["classification_low", "classification_high"]].tolist() == pytest.approx(
+        [0.72247, 1.0], abs=1e-5
+    )
+    assert frame.loc[("a", "red"), "classification_high"] == pytest.approx(0.27753, abs=1e-5)
+    assert predictions.confusion("a", 0.1, "red", "red").tolist() == [[0, 5], [5, 0]]
+    assert predictions.confusion("a", 0.1, "red", "green").tolist() == [[5, 0], [0, 5]]
+    assert not predictions.correct("a", 0.1, "red", "red").any()
+    with pytest.raises(KeyError, match="from 'green' on 'red'"):
+        predictions.correct("a", 0.1, "green", "red")
+
+
+def test_predictions_survive_their_file(dataset, tmp_path):
+    predictions = measure(sources={}, targets={"red": Linear(0)}, dataset=dataset, attacks={})
+    predictions.save(tmp_path / "p.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+    pd.testing.assert_frame_equal(Predictions.load(tmp_path / "p.npz").frame(), predictions.frame())
+    whole = (tmp_path / "p.npz").read_bytes()
+    (tmp_path / "p.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="holds no predictions; delete it"):
+        Predictions.load(tmp_path / "p.npz")
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def measured(make_network, images, labels, tmp_path):
+    """A measurement of two networks at two epsilons that counts what it crafts and can be killed."""
+    a, b = make_network("a"), make_network("b", width=4)
+    calls = []
+
+    def run(kill_after=None, folder=tmp_path / "blocks", **changes):
+        calls.clear()
+
+        class Watched(RandomisedStep):
+            def perturb(self, *arguments):
+                def count():
+                    calls.append(1)
+                    if kill_after is not None and len(calls) > kill_after:
+                        raise KilledError
+
+                with tf.control_dependencies([tf.py_function(count, [], [])]):
+                    return super().perturb(*arguments)
+
+        options = {
+            "sources": {"a": a, "b": b},
+            "targets": {"a": a, "b": b},
+            "dataset": tf.data.Dataset.from_tensor_slices((images, labels)).batch(5),
+            "attacks": {"r": Watched(epsilon=0.3)},
+            "epsilons": {"r": [0.1, 0.3]},
+            "folder": folder,
+        }
+        return transfer_matrix(**{**options, **changes}), len(calls)
+
+    run.networks = a, b
+    return run
+
+
+def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(measured, tmp_path):
+    whole, calls = measured(folder=None)
+    assert calls == 2 * 2 * 3  # sources, epsilons, batches
+    with pytest.raises(tf.errors.UnknownError, match="KilledError"):
+        measured(kill_after=7)  # in the third block
+    resumed, calls = measured()
+    assert calls == 2 * 3
+    pd.testing.assert_frame_equal(resumed, whole)
+    again, calls = measured()
+    assert calls == 0
+    pd.testing.assert_frame_equal(again, whole)
+    assert not list((tmp_path / "blocks").glob(".*")), "nothing half written is left"
+
+
+def test_a_stale_block_is_not_taken_for_a_fresh_one(measured, images, labels):
+    measured()
+    a, _ = measured.networks
+    all_blocks, of_one = 12, 6
+    dataset = tf.data.Dataset.from_tensor_slices
+    assert measured(seed=1)[1] == all_blocks
+    assert measured(dataset=dataset((images[::-1].copy(), labels)).batch(5))[1] == all_blocks
+    assert measured(dataset=dataset((images, labels[::-1].copy())).batch(5))[1] == all_blocks
+    assert measured(dataset=dataset((images, labels)).batch(6))[1] == 8  # two batches, which draw otherwise
+    assert measured(targets={"a": a})[1] == all_blocks
+    assert measured(epsilons={"r": [0.1, 0.2]})[1] == of_one
+    assert measured()[1] == 0
+    a.weights[0].assign(a.weights[0] + 1e-3)
+    assert measured()[1] == all_blocks  # those of b show a's answers
+
+
+def test_fingerprints_tell_networks_apart(make_network, images, tmp_path):
+    network = make_network("a", dropout=0.5)
+    before = fingerprint(network)
+    network(images)
+    assert fingerprint(network) == before
+    network.save(tmp_path / "a.keras")
+    loaded = keras.saving.load_model(tmp_path / "a.keras")
+    assert fingerprint(loaded) == fingerprint(network), "dropout's seeds are drawn anew, and do not matter"
+    other = make_network("a", dropout=0.5)
+    assert fingerprint(other) != fingerprint(network)
+    pairs = [Ensemble([network, other]), Ensemble([other, network]), Ensemble([network, other], fuse="losses")]
+    assert len({fingerprint(pair) for pair in pairs}) == 3
+    assert fingerprint(Linear(0)) != fingerprint(Linear(1))
+    with pytest.raises(ValueError, match="attribute `fingerprint`"):
+        fingerprint(lambda images, training=None: images)
+
+
+def test_logits_that_are_no_numbers_are_refused(dataset):
+    class Diverged(Linear):
+        def __call__(self, images, training=None):
+            return super().__call__(images) / 0.0 * 0.0
+
+    with pytest.raises(FloatingPointError, match="'bad': 10"):
+        transfer_matrix(sources={}, targets={"good": Linear(0), "bad": Diverged(0)}, dataset=dataset, attacks={})
+
+
+def test_targets_must_know_the_same_classes(dataset, make_network):
+    with pytest.raises(ValueError, match="'b': 4"):
+        transfer_matrix(sources={}, targets={"a": Linear(0), "b": make_network("b")}, dataset=dataset, attacks={})

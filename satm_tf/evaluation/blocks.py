@@ -1,0 +1,103 @@
+"""Finished parts of a measurement on disk, each bound to all that it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from satm_tf.attacks import Attack, serialize
+
+
+def fingerprint(network: Any) -> str:
+    """A digest that changes when a network's architecture or weights do.
+
+    Args:
+        network: A Keras model; an object with an attribute `fingerprint`, which is taken at its word; or an object made
+            of such, of numbers, texts and arrays, as `attacks.Ensemble` is.
+
+    Returns:
+        A hexadecimal SHA-256.
+
+    Raises:
+        ValueError: If it is something else, such as a function.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, network)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if getattr(value, "fingerprint", None):
+        digest.update(str(value.fingerprint).encode())
+    elif isinstance(value, keras.Model):
+        architecture = _lasting(keras.saving.serialize_keras_object(value))
+        digest.update(json.dumps(architecture, sort_keys=True, default=repr).encode())
+        # Not `variables`: dropout's seeds are drawn anew in every process, and no prediction depends on them.
+        for weight in value.weights:
+            _feed(digest, keras.ops.convert_to_numpy(weight))
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif isinstance(value, (str, int, float, bool, type(None))):
+        digest.update(repr(value).encode())
+    elif isinstance(value, (list, tuple)):
+        digest.update(str(len(value)).encode())
+        for item in value:
+            _feed(digest, item)
+    elif callable(value) and not isinstance(value, (types.FunctionType, type)) and hasattr(value, "__dict__"):
+        digest.update(type(value).__qualname__.encode())
+        for name, part in sorted(vars(value).items()):
+            digest.update(name.encode())
+            _feed(digest, part)
+    else:
+        raise ValueError(
+            "Finished work can be kept only of networks that can be told apart: Keras models, or objects with an "
+            f"attribute `fingerprint`. Received: {value!r}"
+        )
+
+
+def _lasting(config: Any) -> Any:
+    """A configuration of Keras's without what is written into it by the first call, or by `compile`."""
+    if isinstance(config, dict):
+        return {key: _lasting(value) for key, value in config.items() if key not in ("build_config", "compile_config")}
+    return [_lasting(value) for value in config] if isinstance(config, (list, tuple)) else config
+
+
+def block_name(
+    *,
+    attack: Attack | None,
+    epsilon: float,
+    source: Any,
+    targets: Mapping[str, str],
+    images: str,
+    seed: int,
+    label: Sequence[str],
+) -> str:
+    """The file name of a block: readable in front, and behind it the digest of all that its content follows from.
+
+    Args:
+        attack: The attack; None for clean images.
+        epsilon: Its epsilon.
+        source: The fingerprint of the network that crafts.
+        targets: The fingerprint of each network that is measured, by name, in order.
+        images: The fingerprint of images and labels, in their batches.
+        seed: The seed of the attack's random numbers.
+        label: What stands in front.
+    """
+    made_of = {
+        "label": list(label),
+        "attack": None if attack is None else [type(attack).__qualname__, serialize(attack)],
+        "epsilon": epsilon,
+        "source": source,
+        "targets": list(targets.items()),
+        "images": images,
+        "seed": seed,
+    }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=repr).encode()).hexdigest()
+    readable = "-".join("".join(c if c.isalnum() or c in "+_" else "." for c in part) for part in label if part)
+    return f"{readable[:80]}-{digest[:20]}.npz"

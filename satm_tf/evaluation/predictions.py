@@ -1,0 +1,114 @@
+"""What every target made of every image: the facts from which all rates, tables and tests are counted."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from satm_tf.evaluation.statistics import wilson_interval
+from satm_tf.metrics import classification_rate, confusion_matrix, one_off_rate
+
+CLEAN = "clean"
+_CELL = ["attack", "epsilon", "source", "target"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The classes predicted for the same images under several attacks.
+
+    Attributes:
+        cells: A row for each attack, epsilon, source and target, with these columns. Clean images have the attack
+            "clean", epsilon 0 and an empty source.
+        predicted: Integers `[cells, images]`, the classes predicted.
+        labels: int32 `[images]`, the true ones.
+        num_classes: Number of classes.
+
+    Example:
+        >>> predictions = measure(sources={"a": a}, targets={"a": a, "b": b}, dataset=test, attacks={"pgd": pgd})
+        >>> predictions.correct("pgd", 0.1, source="a", target="b").mean()
+        0.43
+    """
+
+    cells: pd.DataFrame
+    predicted: NDArray[np.integer]
+    labels: NDArray[np.int32]
+    num_classes: int
+
+    def frame(self, ordered: bool = True) -> pd.DataFrame:
+        """The rates of every cell, with 95 % intervals of Wilson's, as `transfer_matrix` describes them."""
+        matrices = [confusion_matrix(self.labels, row, self.num_classes) for row in self.predicted]
+        images = len(self.labels)
+        columns: dict[str, Any] = {}
+        for name, rate in (("classification", classification_rate), ("one_off", one_off_rate)):
+            rates = np.array([rate(matrix) for matrix in matrices], float)
+            if name == "one_off" and not ordered:
+                rates[:] = np.nan
+            low, high = wilson_interval(rates * images, images)
+            columns |= {f"{name}_rate": rates, f"{name}_low": low, f"{name}_high": high}
+        return self.cells.reset_index(drop=True).assign(**columns, images=images)
+
+    def row(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.integer]:
+        """The classes predicted in one cell, integers `[images]`.
+
+        Raises:
+            KeyError: If there is no such cell.
+        """
+        found = (self.cells[_CELL] == [attack, epsilon, source, target]).all(axis=1)
+        if not found.any():
+            raise KeyError(f"No predictions under {attack!r}, {epsilon:g}, from {source!r} on {target!r}.")
+        return self.predicted[int(np.flatnonzero(found)[0])]
+
+    def correct(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.bool_]:
+        """Whether each image was classified rightly in one cell, bool `[images]`."""
+        return self.row(attack, epsilon, source, target) == self.labels
+
+    def confusion(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.int64]:
+        """The confusion matrix of one cell, `[classes, classes]`: rows are true classes, columns predicted ones."""
+        return confusion_matrix(self.labels, self.row(attack, epsilon, source, target), self.num_classes)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all of it as one compressed `.npz` file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Any] = {
+            name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in _CELL
+        }
+        arrays |= {"predicted": self.predicted, "labels": self.labels, "num_classes": self.num_classes}
+        temporary = path.with_name(f".{path.name}")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictions:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file is not one of these, or was cut short.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                cells = pd.DataFrame({name: file[name] for name in _CELL})
+                return cls(cells, file["predicted"], file["labels"], int(file["num_classes"]))
+        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"This file holds no predictions; delete it. Received: {path} ({error})") from error
+
+
+def concatenate(parts: list[Predictions]) -> Predictions:
+    """The predictions of several measurements of the same images, one after the other.
+
+    Raises:
+        ValueError: If the images, by their labels, are not the same.
+    """
+    first = parts[0]
+    for part in parts:
+        if not np.array_equal(part.labels, first.labels) or part.num_classes != first.num_classes:
+            raise ValueError("Only predictions about the same images can stand together.")
+    cells = pd.concat([part.cells for part in parts], ignore_index=True)
+    return Predictions(cells, np.concatenate([part.predicted for part in parts]), first.labels, first.num_classes)

@@ -1,0 +1,65 @@
+"""What a folder of results says of where it came from, and how its files are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import yaml
+
+_PACKAGES = ("satm_tf", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas")
+
+
+def environment() -> dict[str, Any]:
+    """The versions and the machine, as `environment.json` holds them."""
+    installed = {}
+    for name in _PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # TensorFlow goes by one of two names; ours may run from its sources.
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "devices": [f"{device.device_type} {device.name}" for device in tf.config.list_physical_devices()],
+        **installed,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def claim(folder: Path, described: Mapping[str, Any]) -> None:
+    """Makes a folder the one of this configuration, or finds that it is; writes `config.yaml` and `environment.json`.
+
+    Args:
+        folder: The folder; it need not exist.
+        described: The configuration, of what JSON can hold.
+
+    Raises:
+        ValueError: If the folder holds results of another configuration.
+    """
+    described = json.loads(json.dumps(described))
+    path = folder / "config.yaml"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "environment.json", json.dumps(environment(), indent=2))
+        write_text(path, yaml.safe_dump(described, sort_keys=False))
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    differing = [key for key in {**described, **found} if described.get(key) != found.get(key)]
+    if differing:
+        raise ValueError(
+            f"{folder} holds results of another configuration; choose another folder, or delete it. "
+            f"Received: other values of {', '.join(differing)}"
+        )

@@ -1,0 +1,170 @@
+"""How sure a figure is: intervals of rates, tests of two rates on the same images, repeats over folds and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+REPEATS = ("fold", "seed")
+
+
+def wilson_interval(hits: Any, images: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+    """The interval of a rate that was counted on images.
+
+    Args:
+        hits: How many images were hit: a number, or an array.
+        images: Of how many, alike. Where it is 0 the interval is all of [0, 1].
+        confidence: In (0, 1).
+
+    Returns:
+        The lower and the upper end, in [0, 1].
+
+    Example:
+        >>> low, high = wilson_interval(90, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+
+    Source:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927, without correction
+        for continuity.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    hits, images = np.asarray(hits, float), np.asarray(images, float)
+    # Half a hit in no images: its interval is the widest there is.
+    rate = np.divide(hits, images, out=np.full(np.broadcast(hits, images).shape, 0.5), where=images > 0)
+    centre, spread = images * rate + z**2 / 2, z * np.sqrt(images * rate * (1 - rate) + z**2 / 4)
+    low, high = (centre - spread) / (images + z**2), (centre + spread) / (images + z**2)
+    # Of none and of all, the ends are 0 and 1 but for rounding; of no images, all of [0, 1] is.
+    low, high = np.where((hits == 0) | (images == 0), 0.0, low), np.where((hits == images) | (images == 0), 1.0, high)
+    return low[()], high[()]
+
+
+class Paired(NamedTuple):
+    """Two classifications of the same images, compared.
+
+    Attributes:
+        difference: The second rate minus the first.
+        low: Lower end of the difference's 95 % interval.
+        high: Upper end.
+        only_first: How many images only the first classified rightly.
+        only_second: How many only the second did.
+        p_value: McNemar's exact test, two-sided: how probable so uneven a split of those images is if both are equal.
+    """
+
+    difference: float
+    low: float
+    high: float
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def compare_paired(first: Any, second: Any) -> Paired:
+    """Compares two classifications of the same images: McNemar's exact test, and the difference with its interval.
+
+    Args:
+        first: Whether each image was classified rightly, bool `[images]`.
+        second: The same images, classified otherwise.
+
+    Raises:
+        ValueError: If the two are not of one length, or empty.
+
+    Example:
+        >>> compare_paired([True] * 10, [False] * 9 + [True]).p_value
+        0.00390625
+
+    Source:
+        McNemar, Psychometrika 1947, with the binomial distribution in the place of chi-squared; the interval is that of
+        Agresti and Min, "Simple Improved Confidence Intervals for Comparing Matched Proportions", Statistics in
+        Medicine 2005: Wald's after half an image is added to each of the four cells.
+    """
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    if first.shape != second.shape or first.ndim != 1 or not first.size:
+        raise ValueError(
+            "Paired classifications are two vectors of one length, about the same images. "
+            f"Received shapes: {first.shape} and {second.shape}"
+        )
+    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    images = first.size + 2
+    centre = (only_second - only_first) / images
+    spread = math.sqrt((only_first + only_second + 1) / images - centre**2) / math.sqrt(images)
+    spread *= NormalDist().inv_cdf(0.975)
+    return Paired(
+        difference=(only_second - only_first) / first.size,
+        low=max(centre - spread, -1.0),
+        high=min(centre + spread, 1.0),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=_even_split(min(only_first, only_second), only_first + only_second),
+    )
+
+
+def _even_split(fewer: int, count: int) -> float:
+    """The probability of at most `fewer`, or at least as many as the rest, heads in `count` throws of a fair coin."""
+    ways = term = 1
+    for index in range(fewer):
+        term = term * (count - index) // (index + 1)
+        ways += term
+    return min(1.0, 2 * ways / 2**count)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of values, such as one difference for each fold or seed.
+
+    Args:
+        values: Two or more.
+
+    Returns:
+        The lower and the upper end; NaN of fewer than two values.
+
+    Example:
+        >>> mean_interval([0.02, 0.04, 0.03])
+        (0.0051..., 0.0548...)
+    """
+    sample = np.asarray(values, float)
+    if sample.size < 2:
+        return math.nan, math.nan
+    freedom = sample.size - 1
+    low, high = 0.0, 1e4
+    for _ in range(100):  # Student's distribution function, from the incomplete beta function, inverted by bisection.
+        middle = (low + high) / 2
+        share = freedom / (freedom + middle**2)
+        outside = tf.math.betainc(*tf.constant([freedom / 2, 0.5, share], tf.float64)[:, None])
+        low, high = (middle, high) if float(outside[0]) > 0.05 else (low, middle)
+    half = high * sample.std(ddof=1) / math.sqrt(sample.size)
+    return float(sample.mean() - half), float(sample.mean() + half)
+
+
+def over_repeats(results: pd.DataFrame, values: Sequence[str] = ("classification_rate",)) -> pd.DataFrame:
+    """Means and standard deviations over folds and seeds.
+
+    Args:
+        results: Rows of `transfer_matrix`, one or more to a fold or seed, with the column `fold`, `seed` or both.
+        values: The columns to average.
+
+    Returns:
+        A frame indexed by `attack`, `epsilon`, `source` and `target`, with the columns `<value>_mean` and `<value>_std`
+        (of the sample; NaN of one) for each value, and `repeats`, how many there were.
+
+    Raises:
+        ValueError: If the rows do not say of which fold or seed they are, or say it twice.
+    """
+    keys = ["attack", "epsilon", "source", "target"]
+    repeats = [name for name in REPEATS if name in results]
+    if not repeats:
+        raise ValueError(f"To average over repeats takes a column {' or '.join(REPEATS)}. Received: {list(results)}")
+    twice = results.duplicated([*keys, *repeats])
+    if twice.any():
+        raise ValueError(
+            f"Each cell has one row to a {' and '.join(repeats)}. Received: two of "
+            f"{results[twice].iloc[0][[*keys, *repeats]].to_dict()}"
+        )
+    groups = results.groupby(keys, sort=False)
+    columns = {f"{value}_{kind}": getattr(groups[value], kind)() for value in values for kind in ("mean", "std")}
+    return pd.DataFrame({**columns, "repeats": groups.size()})
