@@ -1,5 +1,6 @@
-"""Export for TF Serving."""
+"""Export for TF Serving, and asking a server or an export."""
 
 from satm_tf.serving.export import export_saved_model
+from satm_tf.serving.verification import VerificationError
 
-__all__ = ["export_saved_model"]
+__all__ = ["VerificationError", "export_saved_model"]

@@ -1,0 +1,94 @@
+"""The three questions that an exported classifier answers, as functions in its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from satm_tf.models import ImageClassifier
+from satm_tf.serving.decoding import decode_batch
+
+ANSWERS = ("probabilities", "class_id", "label", "valid")
+OUTPUTS = {
+    "serving_default": ANSWERS,
+    "serving_bytes": ANSWERS,
+    "features": ("features", "valid"),
+}
+"""The signatures, and what each gives."""
+
+# Above rounding in whoever made the pixels, below anything that could be meant as another range.
+_SLACK = 1e-3
+
+
+def archive(model: ImageClassifier, label_file: str | Path) -> keras.export.ExportArchive:
+    """An archive of the model with its three signatures, ready to be written.
+
+    `serving_default` takes `images`, float32 `[batch, height, width, 3]` in [0, 1]; `serving_bytes` takes
+    `image_bytes`, str `[batch]`, JPEG or PNG files of any size. Both give `probabilities` float32 `[batch, classes]`,
+    `class_id` int64 `[batch]`, `label` str `[batch]` and `valid` bool `[batch]`. `features` takes `images` and gives
+    `features` float32 `[batch, feature_size]` and `valid`.
+
+    An image that does not decode, or holds a pixel that is no number or lies outside [0, 1], fails alone: `valid` is
+    false, its probabilities and features are zeros, its class is -1 and its label empty. A batch may be empty.
+
+    Args:
+        model: The classifier.
+        label_file: A text file with a line for each class, which becomes an asset of the SavedModel.
+    """
+    # A table and not a constant: its file travels with the model, and class -1 has the empty label.
+    place = tf.lookup.TextFileIndex
+    lines = tf.lookup.TextFileInitializer(str(label_file), tf.int64, place.LINE_NUMBER, tf.string, place.WHOLE_LINE)
+    labels = tf.lookup.StaticHashTable(lines, default_value="")
+    height, width, channels = model.image_shape
+    shape = [None, height, width, channels]
+
+    def answers(images: tf.Tensor, valid: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = tf.nn.softmax(_run(lambda batch: model(batch, training=False), images))
+        class_id = tf.where(valid, tf.argmax(probabilities, -1), -1)
+        return {
+            "probabilities": tf.where(valid[:, None], probabilities, 0.0),
+            "class_id": class_id,
+            "label": labels.lookup(class_id),
+            "valid": valid,
+        }
+
+    def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answers(*_checked(images, shape))
+
+    def serving_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels, valid = decode_batch(image_bytes, (height, width))
+        return answers(tf.cast(pixels, tf.float32) / 255.0, valid)
+
+    def features(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = _checked(images, shape)
+        return {"features": tf.where(valid[:, None], _run(model.features, images), 0.0), "valid": valid}
+
+    images = tf.TensorSpec(shape, tf.float32, name="images")
+    result = keras.export.ExportArchive()
+    result.track(model)
+    result.track(labels)
+    result.add_endpoint("serving_default", serving_default, input_signature=[images])
+    result.add_endpoint(
+        "serving_bytes", serving_bytes, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")]
+    )
+    result.add_endpoint("features", features, input_signature=[images])
+    return result
+
+
+def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The images, zeros in the place of those that are none, and which those are not."""
+    # The signature alone does not enforce height and width at run time.
+    images = tf.ensure_shape(images, shape)
+    # A comparison with NaN is false.
+    valid = tf.reduce_all((images >= -_SLACK) & (images <= 1 + _SLACK), [1, 2, 3])
+    return tf.where(valid[:, None, None, None], images, 0.0), valid
+
+
+def _run(network: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+    # An empty batch fails within batch normalisation where oneDNN is on, so it gets one image, whose row is cut off.
+    count = tf.shape(images)[0]
+    missing = tf.cast(tf.equal(count, 0), tf.int32)
+    return network(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]))[:count]
