@@ -12,6 +12,14 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "satm_tf" / "__init__.py"
 # `SATM_TF_TENSORFLOW=tensorflow-cpu pip install .` leaves out the wheel with GPU support.
 TENSORFLOW = os.environ.get("SATM_TF_TENSORFLOW", "tensorflow")
 
+# tensorflow-serving-api requires the wheel that is called tensorflow, which must not be installed over another one:
+# there it is `pip install --no-deps tensorflow-serving-api`.
+SERVING = {
+    "client": ["grpcio>=1.60", *(["tensorflow-serving-api>=2.18"] if TENSORFLOW == "tensorflow" else [])],
+    "lite": ["ai-edge-litert>=1.0"],
+    "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.19"],
+}
+
 setup(
     name="satm_tf",
     version=VERSION,
@@ -32,10 +40,13 @@ setup(
         "jsonargparse[signatures]>=4.49",
         "tqdm>=4.66",
         "matplotlib>=3.8",
+        "requests>=2.31",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],
+        **SERVING,
         "test": [
+            *(package for packages in SERVING.values() for package in packages),
             "pytest>=8.0",
             "hypothesis>=6.100",
             "foolbox>=3.3.4",
@@ -43,7 +54,16 @@ setup(
             "keras-applications==1.0.8",
             "pillow>=10.0",
         ],
-        "dev": ["ruff>=0.9", "mypy>=1.11", "pandas-stubs", "types-PyYAML", "types-tqdm", "pre-commit", "build"],
+        "dev": [
+            "ruff>=0.9",
+            "mypy>=1.11",
+            "pandas-stubs",
+            "types-PyYAML",
+            "types-requests",
+            "types-tqdm",
+            "pre-commit",
+            "build",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
