@@ -18,7 +18,7 @@ from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving.deployment import write_configuration
 from satm_tf.serving.signatures import OUTPUTS, archive
-from satm_tf.serving.verification import TOLERANCE, verify
+from satm_tf.serving.verification import tolerance, verify
 from satm_tf.serving.warmup import write_warmup
 
 _SAMPLES = 4
@@ -167,7 +167,7 @@ def _facts(
         "labels": list(labels),
         "signatures": {signature: list(outputs) for signature, outputs in OUTPUTS.items()},
         "verification": {
-            "tolerance": TOLERANCE,
+            "tolerance": tolerance(model),
             "largest_difference": dict(differences),
             "runs_on": "TensorFlow 2.15 and newer: the graph holds no newer operation",
         },

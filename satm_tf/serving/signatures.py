@@ -88,7 +88,8 @@ def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.
 
 
 def _run(network: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
-    # An empty batch fails within batch normalisation where oneDNN is on, so it gets one image, whose row is cut off.
-    count = tf.shape(images)[0]
-    missing = tf.cast(tf.equal(count, 0), tf.int32)
-    return network(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]))[:count]
+    # An empty batch fails within convolutions and batch normalisation where oneDNN is on, so it gets one image, whose
+    # row is cut off. By a concatenation: a pad is merged with the convolution behind it, and loses what it adds here.
+    shape = tf.shape(images)
+    blank = tf.zeros(tf.concat([tf.cast(shape[:1] == 0, tf.int32), shape[1:]], 0))
+    return network(tf.concat([images, blank], 0))[: shape[0]]

@@ -9,7 +9,7 @@ from satm_tf.serving import comparison
 @pytest.fixture
 def task(exported):
     """Images, and for each the class that the network gives it, so that it is right about all clean ones."""
-    images = np.random.default_rng(0).uniform(0.2, 0.8, (40, 16, 16, 3)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(0.2, 0.8, (24, 16, 16, 3)).astype(np.float32)
     return images, exported.probabilities(images).argmax(-1)
 
 
@@ -32,7 +32,7 @@ def planted(exported, monkeypatch):
 
 def test_rates_under_attack_of_original_and_converted(exported, task, planted):
     images, labels = task
-    attack, query = attacks.FGSM(epsilon=0.05), attacks.SquareAttack(epsilon=0.2, queries=30)
+    attack, query = attacks.FGSM(epsilon=0.05), attacks.SquareAttack(epsilon=0.2, queries=15)
     names = {"exact": "exact", "coarse": "coarse", "stuck": "stuck"}
     frame = comparison.compare(exported.network, names, images, labels, attack=attack, query_attack=query, batch_size=8)
     rates = frame.set_index(["format", "attack", "crafted_on"]).classification_rate

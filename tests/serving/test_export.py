@@ -215,7 +215,7 @@ def contents(folder: Path) -> set[str]:
 def test_killed_at_random_moments_no_part_of_a_version_is_seen(tmp_path):
     """As a server sees it, that looks at the folder again and again, while exports are killed and after that."""
     root, generator = tmp_path / "model", random.Random(time.time_ns())
-    shares = [generator.uniform(0.1, 1.0) for _ in range(6)]
+    shares = [generator.uniform(0.1, 1.0) for _ in range(4)]
     process = subprocess.Popen([sys.executable, "-c", KILLED, root, *map(str, shares)])
     seen: dict[str, set[str]] = {}
     while process.poll() is None:

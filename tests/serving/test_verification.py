@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -71,3 +72,12 @@ def test_operations_newer_than_tensorflow_2_15_are_named(exported, tmp_path):
         lambda x: tf.raw_ops.ScatterNd(indices=[[0]], updates=x[:1], shape=[4], bad_indices_policy="IGNORE"),
     )
     assert scattered == ["ScatterNd.bad_indices_policy"]
+
+
+def test_half_precision_is_held_to_its_own_last_digit(exported):
+    assert verification.tolerance(exported.network) == 1e-5
+    layer = exported.network.backbone.layers[1]
+    for policy, expected in (("mixed_float16", 2**-10), ("mixed_bfloat16", 2**-7)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layer, "_dtype_policy", keras.DTypePolicy(policy))
+            assert verification.tolerance(exported.network) == expected
