@@ -59,7 +59,6 @@ setup(
             "mypy>=1.11",
             "pandas-stubs",
             "types-PyYAML",
-            "types-requests",
             "types-tqdm",
             "pre-commit",
             "build",

@@ -96,7 +96,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     z2 = 1.959964**2
     centre = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = math.sqrt(z2 * (share * (1 - share) / images + z2 / (4 * images**2))) / (1 + z2 / images)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def _results(results: pd.DataFrame, target: str) -> list[dict[str, Any]]:

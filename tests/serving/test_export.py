@@ -216,7 +216,8 @@ def test_killed_at_random_moments_no_part_of_a_version_is_seen(tmp_path):
     """As a server sees it, that looks at the folder again and again, while exports are killed and after that."""
     root, generator = tmp_path / "model", random.Random(time.time_ns())
     shares = [generator.uniform(0.1, 1.0) for _ in range(4)]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, root, *map(str, shares)])
+    checkout = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, root, *map(str, shares)], cwd=checkout)
     seen: dict[str, set[str]] = {}
     while process.poll() is None:
         for version in root.glob("[0-9]*"):
