@@ -79,8 +79,10 @@ def export(
         raise ValueError(f"The models of a run are named as its networks. Received: --name {name}")
     files = _network_files(path, scheme, networks)
     described = config.from_arguments(["--config", str(path / "config.yaml")])
-    data = experiment._load_data(described.data, path, described.seed) if labels is None or formats else None
-    names = labels or list(data.class_names)  # type: ignore[union-attr]
+    data, names = None, labels
+    if names is None or formats:
+        data = experiment._load_data(described.data, path, described.seed)
+        names = names or list(data.class_names)
     exported = {}
     for network, file in files.items():
         card = model_card.from_run(path, str(scheme), network)

@@ -11,7 +11,8 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf.errors import unknown_name
-from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, local
+from satm_tf.serving.signatures import INPUTS, OUTPUTS
+from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, ServingError, local
 
 _TRANSPORTS: dict[str, Callable[..., Ask]] = {"rest": RestTransport, "grpc": GrpcTransport}
 
@@ -33,7 +34,7 @@ class Client:
         batch_size: The most images in one request.
 
     Raises:
-        ValueError: If the transport is unknown.
+        ValueError: If the transport is unknown, or a number out of range.
         ImportError: If the transport is "grpc" and the extra is missing.
 
     Example:
@@ -54,6 +55,11 @@ class Client:
     ):
         if transport not in _TRANSPORTS:
             raise unknown_name("transport", transport, _TRANSPORTS)
+        if timeout <= 0 or retries < 0 or batch_size < 1:
+            raise ValueError(
+                "timeout and batch_size must be positive, retries not negative. "
+                f"Received: timeout={timeout}, batch_size={batch_size}, retries={retries}"
+            )
         self._ask = _TRANSPORTS[transport](host, model, version=version, timeout=timeout, retries=retries)
         self.batch_size = batch_size
 
@@ -92,17 +98,17 @@ class Client:
             FileNotFoundError: If a file does not exist.
             ServingError: If the server cannot be reached, or refuses.
         """
-        signature, name, values, files = _request(images)
-        answers = self._in_batches(signature, name, values)
-        frame = pd.DataFrame(index=range(len(values)))
-        if files is not None:
-            frame["file"] = files
+        signature, images = _request(images)
+        answers = self._in_batches(signature, images)
+        frame = pd.DataFrame(index=range(len(images)))
+        if any(isinstance(image, str | Path) for image in images):
+            frame["file"] = ["" if isinstance(image, bytes) else str(image) for image in images]
         frame["valid"] = answers["valid"].astype(bool)
         frame["label"] = [_text(label) for label in answers["label"]]
         frame["class_id"] = answers["class_id"].astype("int64")
         probabilities = np.asarray(answers["probabilities"], np.float32)
-        frame["probability"] = probabilities.max(-1, initial=0) if len(values) else np.zeros(0, np.float32)
-        if len(values):
+        frame["probability"] = probabilities.max(-1, initial=0) if len(images) else np.zeros(0, np.float32)
+        if len(images):
             columns = [f"probability_{index}" for index in range(probabilities.shape[-1])]
             frame = frame.join(pd.DataFrame(probabilities, columns=columns))
         frame.loc[~frame.valid, [column for column in frame if column.startswith("probability")]] = np.nan
@@ -118,39 +124,55 @@ class Client:
             ValueError: If the images are files, or as for `predict`.
             ServingError: As for `predict`.
         """
-        signature, name, values, _ = _request(images)
+        signature, images = _request(images)
         if signature != "serving_default":
             raise ValueError("Features are those of arrays of images; decode files first. Received: files")
-        answers = self._in_batches("features", name, values)
+        answers = self._in_batches("features", images)
         features = np.asarray(answers["features"], np.float32)
         features[~answers["valid"].astype(bool)] = np.nan
         return features
 
-    def _in_batches(self, signature: str, name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-        starts = range(0, len(values), self.batch_size)
-        answers = [self._ask(signature, {name: values[start : start + self.batch_size]}) for start in starts]
-        if not answers:
-            return dict.fromkeys(("valid", "label", "class_id", "probabilities", "features"), np.zeros(0))
-        return {key: np.concatenate([answer[key] for answer in answers]) for key in answers[0]}
+    def _in_batches(self, signature: str, images: Any) -> dict[str, np.ndarray]:
+        """The outputs of all images, by name. Files are read batch by batch."""
+        if not len(images):
+            return dict.fromkeys(OUTPUTS[signature], np.zeros(0))
+        answers = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            answer = self._ask(signature, {INPUTS[signature]: batch if isinstance(batch, np.ndarray) else _read(batch)})
+            missing = set(OUTPUTS[signature]) - set(answer)
+            if missing:
+                raise ServingError(
+                    f"This is no model that satm_tf exported: its signature {signature!r} lacks "
+                    f"{', '.join(sorted(missing))}. Received: {', '.join(sorted(answer))}"
+                )
+            answers.append(answer)
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in OUTPUTS[signature]}
 
 
-def _request(images: Any) -> tuple[str, str, np.ndarray, list[str] | None]:
-    """The signature, the name of its input, the values, and the names of the files if there are any."""
+def _request(images: Any) -> tuple[str, Any]:
+    """The signature that takes these images, and the images: an array, or a list of paths and bytes."""
     if isinstance(images, np.ndarray | tf.Tensor):
-        values = np.asarray(images)
-        if values.ndim != 4 or values.dtype.kind != "f":
+        array = np.asarray(images)
+        if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(
                 "Images are floats in [0, 1] of shape [images, height, width, 3]. "
-                f"Received: {values.dtype} {list(values.shape)}"
+                f"Received: {array.dtype} {list(array.shape)}"
             )
-        return "serving_default", "images", values.astype(np.float32), None
+        return "serving_default", array.astype(np.float32)
     if isinstance(images, str | Path | bytes):
         raise ValueError(f"Several files are a list, also if it is one. Received: {type(images).__name__}")
-    paths = [None if isinstance(image, bytes) else str(image) for image in images]
-    contents = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
-    values = np.empty(len(contents), object)
-    values[:] = contents
-    return "serving_bytes", "image_bytes", values, [path or "" for path in paths] if any(paths) else None
+    files = list(images)
+    missing = [str(file) for file in files if not isinstance(file, bytes) and not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"No such file: {', '.join(missing)}")
+    return "serving_bytes", files
+
+
+def _read(files: Sequence[str | Path | bytes]) -> np.ndarray:
+    contents = np.empty(len(files), object)
+    contents[:] = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files]
+    return contents
 
 
 def _text(label: Any) -> str:

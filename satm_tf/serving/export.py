@@ -17,7 +17,7 @@ import tensorflow as tf
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving.deployment import write_configuration
-from satm_tf.serving.signatures import OUTPUTS, archive
+from satm_tf.serving.signatures import INPUTS, OUTPUTS, archive
 from satm_tf.serving.verification import tolerance, verify
 from satm_tf.serving.warmup import write_warmup
 
@@ -141,11 +141,10 @@ def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 
 def _warmup_requests(images: np.ndarray) -> list[tuple[str, dict[str, np.ndarray]]]:
     files = np.array([tf.io.encode_png(np.round(image * 255).astype(np.uint8)).numpy() for image in images], object)
-    inputs = {"serving_default": ("images", images), "serving_bytes": ("image_bytes", files)}
-    inputs["features"] = inputs["serving_default"]
+    values = {"images": images, "image_bytes": files}
     return [
-        (signature, {name: values[:count]})
-        for signature, (name, values) in inputs.items()
+        (signature, {name: values[name][:count]})
+        for signature, name in INPUTS.items()
         for count in sorted({1, len(images)})
     ]
 

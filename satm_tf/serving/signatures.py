@@ -19,6 +19,9 @@ OUTPUTS = {
 }
 """The signatures, and what each gives."""
 
+INPUTS = {"serving_default": "images", "serving_bytes": "image_bytes", "features": "images"}
+"""What each takes."""
+
 # Above rounding in whoever made the pixels, below anything that could be meant as another range.
 _SLACK = 1e-3
 

@@ -13,6 +13,8 @@ import requests
 import tensorflow as tf
 from urllib3.util import Retry
 
+from satm_tf.errors import unknown_name
+
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """A signature and its inputs by name, in; its outputs by name, out."""
 
@@ -176,6 +178,8 @@ def local(folder: str | Path) -> Ask:
     loaded: Any = tf.saved_model.load(str(folder))
 
     def ask(signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if signature not in loaded.signatures:
+            raise unknown_name("signature", signature, loaded.signatures)
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in loaded.signatures[signature](**tensors).items()}
 

@@ -213,6 +213,30 @@ def test_a_server_that_never_answers(images, transport):
         assert time.monotonic() - began < 5
 
 
+def test_a_model_that_is_not_ours_is_told(images, tmp_path):
+    module = tf.Module()
+    module.serve = tf.function(
+        lambda images: {"scores": images[:, 0, 0]}, input_signature=[tf.TensorSpec([None, 16, 16, 3], name="images")]
+    )
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.serve})
+    client = Client.from_folder(tmp_path)
+    with pytest.raises(ServingError, match=r"lacks class_id, label, probabilities, valid\. Received: scores"):
+        client.predict(images)
+    with pytest.raises(ValueError, match="Unknown signature"):
+        client.features(images)
+
+
+def test_missing_files_are_named_before_anything_is_asked(files):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png, nor\.png"):
+        Client("localhost:1", "faces").predict([files[0], "nowhere.png", Path("nor.png")])
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"retries": -1}, {"batch_size": 0}])
+def test_numbers_out_of_range(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}"):
+        Client("localhost:1", "faces", **options)
+
+
 def test_an_unknown_transport():
     with pytest.raises(ValueError, match="Did you mean 'grpc'"):
         Client("localhost:8500", "faces", transport="gprc")
@@ -262,7 +286,7 @@ def test_a_new_version_appears_while_sixteen_clients_ask(server, exported, image
         while not over.is_set():
             given = client.predict(images).filter(like="probability_").to_numpy()
             seen.append([name for name, expected in answers.items() if np.allclose(given, expected, atol=1e-5)])
-            time.sleep(0.02)
+            time.sleep(0.1)
         return seen
 
     with ThreadPoolExecutor(16) as pool:
