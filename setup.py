@@ -14,10 +14,11 @@ TENSORFLOW = os.environ.get("SATM_TF_TENSORFLOW", "tensorflow")
 
 # tensorflow-serving-api requires the wheel that is called tensorflow, which must not be installed over another one:
 # there it is `pip install --no-deps tensorflow-serving-api`.
+# onnx 1.19.0 needs a newer ml_dtypes than TensorFlow 2.18 takes, and does not say so.
 SERVING = {
-    "client": ["grpcio>=1.60", *(["tensorflow-serving-api>=2.18"] if TENSORFLOW == "tensorflow" else [])],
-    "lite": ["ai-edge-litert>=1.0"],
-    "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.19"],
+    "client": ["grpcio>=1.62", *(["tensorflow-serving-api>=2.18"] if TENSORFLOW == "tensorflow" else [])],
+    "lite": ["ai-edge-litert>=1.4"],
+    "onnx": ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime>=1.19"],
 }
 
 setup(

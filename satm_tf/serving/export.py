@@ -17,7 +17,7 @@ import tensorflow as tf
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving.deployment import write_configuration
-from satm_tf.serving.signatures import INPUTS, OUTPUTS, archive
+from satm_tf.serving.signatures import INPUTS, OUTPUTS, write
 from satm_tf.serving.verification import tolerance, verify
 from satm_tf.serving.warmup import write_warmup
 
@@ -84,7 +84,7 @@ def export_saved_model(
         label_file = temporary / "labels.txt"
         label_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         written = temporary / "saved_model"
-        archive(model, label_file).write_out(str(written), verbose=False)
+        write(model, label_file, written)
         differences = verify(written, model, labels, images)
         write_warmup(written, folder.name, _warmup_requests(images))
         facts = _facts(model, folder.name, version, labels, differences)

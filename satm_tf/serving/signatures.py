@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from satm_tf.models import ImageClassifier
@@ -26,8 +25,8 @@ INPUTS = {"serving_default": "images", "serving_bytes": "image_bytes", "features
 _SLACK = 1e-3
 
 
-def archive(model: ImageClassifier, label_file: str | Path) -> keras.export.ExportArchive:
-    """An archive of the model with its three signatures, ready to be written.
+def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) -> None:
+    """Writes a SavedModel with three signatures.
 
     `serving_default` takes `images`, float32 `[batch, height, width, 3]` in [0, 1]; `serving_bytes` takes
     `image_bytes`, str `[batch]`, JPEG or PNG files of any size. Both give `probabilities` float32 `[batch, classes]`,
@@ -40,6 +39,7 @@ def archive(model: ImageClassifier, label_file: str | Path) -> keras.export.Expo
     Args:
         model: The classifier.
         label_file: A text file with a line for each class, which becomes an asset of the SavedModel.
+        folder: The folder to write, which must not exist.
     """
     # A table and not a constant: its file travels with the model, and class -1 has the empty label.
     place = tf.lookup.TextFileIndex
@@ -70,15 +70,18 @@ def archive(model: ImageClassifier, label_file: str | Path) -> keras.export.Expo
         return {"features": tf.where(valid[:, None], _run(model.features, images), 0.0), "valid": valid}
 
     images = tf.TensorSpec(shape, tf.float32, name="images")
-    result = keras.export.ExportArchive()
-    result.track(model)
-    result.track(labels)
-    result.add_endpoint("serving_default", serving_default, input_signature=[images])
-    result.add_endpoint(
-        "serving_bytes", serving_bytes, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")]
-    )
-    result.add_endpoint("features", features, input_signature=[images])
-    return result
+    specifications = {"images": images, "image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
+    # Not keras.export.ExportArchive: that of Keras 3.8 forgets the table, though told to track it.
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.labels = labels
+    signatures = {
+        function.__name__: tf.function(
+            function, input_signature=[specifications[INPUTS[function.__name__]]], autograph=False
+        )
+        for function in (serving_default, serving_bytes, features)
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
 def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.Tensor]:
