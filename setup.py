@@ -12,6 +12,15 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "satm_tf" / "__init__.py"
 # `SATM_TF_TENSORFLOW=tensorflow-cpu pip install .` leaves out the wheel with GPU support.
 TENSORFLOW = os.environ.get("SATM_TF_TENSORFLOW", "tensorflow")
 
+# tensorflow-serving-api requires the wheel that is called tensorflow, which must not be installed over another one:
+# there it is `pip install --no-deps tensorflow-serving-api`.
+# onnx 1.19.0 needs a newer ml_dtypes than TensorFlow 2.18 takes, and does not say so.
+SERVING = {
+    "client": ["grpcio>=1.62", *(["tensorflow-serving-api>=2.18"] if TENSORFLOW == "tensorflow" else [])],
+    "lite": ["ai-edge-litert>=1.4"],
+    "onnx": ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime>=1.19"],
+}
+
 setup(
     name="satm_tf",
     version=VERSION,
@@ -21,7 +30,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["satm_tf", "satm_tf.*"]),
-    package_data={"satm_tf": ["configs/*.yaml", "evaluation/report.html.j2", "py.typed"]},
+    package_data={"satm_tf": ["configs/*.yaml", "evaluation/report.html.j2", "serving/tf_2_15_ops.txt", "py.typed"]},
     install_requires=[
         f"{TENSORFLOW}>=2.18",
         "keras>=3.8",
@@ -34,10 +43,13 @@ setup(
         "tensorboard>=2.18",
         "matplotlib>=3.8",
         "jinja2>=3.1",
+        "requests>=2.31",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],
+        **SERVING,
         "test": [
+            *(package for packages in SERVING.values() for package in packages),
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
@@ -49,7 +61,15 @@ setup(
             "scipy>=1.11",
             "statsmodels>=0.14",
         ],
-        "dev": ["ruff>=0.9", "mypy>=1.11", "pandas-stubs", "types-PyYAML", "types-tqdm", "pre-commit", "build"],
+        "dev": [
+            "ruff>=0.9",
+            "mypy>=1.11",
+            "pandas-stubs",
+            "types-PyYAML",
+            "types-tqdm",
+            "pre-commit",
+            "build",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -213,6 +213,21 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class ChecksConfig:
+    """The checks of whether networks only hide their gradients.
+
+    Attributes:
+        schemes: The schemes whose networks are checked; null checks all.
+        limit: How many test images to check with.
+        effort: Options of satm_tf.evaluation.masking_checks: steps, targets, queries.
+    """
+
+    schemes: list[str] | None = None
+    limit: int = 200
+    effort: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole experiment: from images on disk to defended networks and the tables that compare them.
 
@@ -232,6 +247,7 @@ class Config:
         attack: The attack in training, by name, with its options, for schemes that name no other.
         schemes: The ways of training that are compared, by name.
         evaluation_attacks: The attacks in the tables, by name; without an epsilon they take the training attack's.
+        checks: Whether networks only hide their gradients.
         export: What is exported for serving.
     """
 
@@ -249,7 +265,13 @@ class Config:
     attack: dict[str, Any] = field(default_factory=dict)
     schemes: dict[str, SchemeConfig] = field(default_factory=dict)
     evaluation_attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+
+
+def scheme_networks(config: Config, scheme: str) -> list[str]:
+    """The networks that a scheme trains."""
+    return list(config.schemes[scheme].networks or config.networks)
 
 
 _SCHEME_FIELDS = {"preset", *(field.name for field in dataclasses.fields(Scheme))}

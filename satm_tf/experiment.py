@@ -6,13 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
-import platform
 import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +17,14 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-import yaml
 
-import satm_tf
-from satm_tf import attacks, data, serving
-from satm_tf.config import Config, DataConfig, TrainingConfig, make_attack
+from satm_tf import attacks, data
+from satm_tf.config import Config, TrainingConfig, make_attack, scheme_networks
 from satm_tf.errors import unknown_name
-from satm_tf.evaluation import label_leaking, robustness_table, transfer_matrix
+from satm_tf.evaluation.record import claim, write_text
+from satm_tf.loading import load_data, make_batches
 from satm_tf.models import ImageClassifier, get_backbone
+from satm_tf.outcome import conclude, load_network
 from satm_tf.training import (
     Checkpoint,
     ClassificationLoss,
@@ -71,9 +68,10 @@ def run(config: Config) -> pd.DataFrame:
     The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras` with a record of the weights
     they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
     pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
-    attack, source and target) and `exports.json`. Whatever is written appears whole or not at all, and random numbers
-    follow from the seed and the stage's name alone. So a run that was killed at any moment, and started again by the
-    same command, ends as one that was not, on CPUs to the bit.
+    attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`.
+    Whatever is written appears whole or not at all, and random numbers follow from the seed and the stage's name alone.
+    So a run that was killed at any moment, and started again by the same command, ends as one that was not, on CPUs to
+    the bit.
 
     Under the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
     folder has to be on a file system that they share.
@@ -101,9 +99,11 @@ def run(config: Config) -> pd.DataFrame:
     devices = devices_for(names) if config.strategy == "network_per_device" else {}
     folder = Path(config.run_dir or Path("runs") / config.name)
     with _one_after_the_other(strategy):
-        images = _load_data(config.data, folder, config.seed)
+        images = load_data(config.data, folder, config.seed)
         loss = _loss(config, images)
-        _claim(folder, config)
+        described = dataclasses.asdict(config)
+        del described["run_dir"]  # A folder that was moved, or handed to somebody, is the same run.
+        claim(folder, described)
     schemes = {name: scheme.scheme(training_attack) for name, scheme in config.schemes.items()}
     job = _Run(config, folder, images, schemes, loss, strategy, devices)
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
@@ -118,10 +118,7 @@ def run(config: Config) -> pd.DataFrame:
     if not job.writes:
         return pd.DataFrame()
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    results = _evaluate(config, images, evaluation_attacks, folder)
-    _print_tables(results, images.ordered, evaluation_attacks)
-    _export(config, images.class_names, folder)
-    return results
+    return conclude(config, images, evaluation_attacks, folder)
 
 
 def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
@@ -158,7 +155,12 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
                 f"{', '.join(trained) or 'there is none'}. Received: {described.frozen_from!r}"
             )
         trained.append(name)
-        resolve_sources(described.scheme(training_attack).learns_from, _trained(config, name), _frozen(config, name))
+        resolve_sources(
+            described.scheme(training_attack).learns_from, scheme_networks(config, name), _frozen(config, name)
+        )
+    stranger = [name for name in config.checks.schemes or () if name not in config.schemes]
+    if stranger:
+        raise unknown_name("scheme in checks.schemes", stranger[0], config.schemes)
     if config.export.scheme is not None and config.export.scheme not in config.schemes:
         raise ValueError(
             f"export.scheme must be one of the schemes, {list(config.schemes)}. Received: {config.export.scheme!r}"
@@ -214,96 +216,10 @@ def _optimizer(training: TrainingConfig, steps: int = 1) -> keras.optimizers.Opt
     return type(optimizer)(learning_rate=rate, **training.optimizer_options)
 
 
-def _trained(config: Config, scheme: str) -> list[str]:
-    """The networks that a scheme trains."""
-    return list(config.schemes[scheme].networks or config.networks)
-
-
 def _frozen(config: Config, scheme: str) -> dict[str, str]:
     """The names by which a scheme knows the networks that only craft."""
     origin = config.schemes[scheme].frozen_from
-    return {f"frozen_{name}": name for name in (_trained(config, origin) if origin else config.networks)}
-
-
-def _load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
-    if config.root is None and config.format != "synthetic_faces":
-        raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
-    root = Path(config.root or folder / "synthetic_faces")
-    split: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
-    classes: dict[str, Any] = {"class_names": config.class_names, **split}
-    unsplit: dict[str, Any] = {"ordered": config.ordered, "test_share": config.test_share, **classes}
-
-    def read_adience() -> data.ImageData:
-        if config.fold is None:
-            raise ValueError("Adience is tested on one of its folds, 0 to 4. Received: data.fold=null")
-        return data.adience.load(root, fold=config.fold, target=config.target, variant=config.variant, **split)
-
-    def write_faces() -> data.ImageData:
-        data.synthetic_faces.write_adience(
-            root, num_subjects=config.num_subjects, images_per_subject=config.images_per_subject, seed=seed
-        )
-        return read_adience()
-
-    def read_table() -> data.ImageData:
-        if config.table is None:
-            raise ValueError("Data of the format 'table' needs the CSV file as --data.table FILE. Received: none")
-        return data.tables.load(config.table, root, fold=config.fold, **unsplit)
-
-    formats: dict[str, Callable[[], data.ImageData]] = {
-        "synthetic_faces": write_faces,
-        "adience": read_adience,
-        "idx": lambda: data.idx.load(root, **classes),
-        "folder": lambda: data.folder.load(root, **unsplit),
-        "table": read_table,
-    }
-    images = formats[config.format]()
-    if config.prepared:
-        images = data.prepared.attach(images, config.prepared, root=root)
-    limits = {
-        "train": config.limit,
-        "validation": config.limit and max(1, round(config.limit * config.validation_share)),
-        "test": config.test_limit,
-    }
-    limited = {part: getattr(images, part).limit(limit, seed) for part, limit in limits.items() if limit}
-    return dataclasses.replace(images, **limited)
-
-
-def _batches(examples: data.Examples, config: Config, **options: Any) -> tf.data.Dataset:
-    return data.batches(
-        examples, image_size=config.data.image_size, cache=config.data.cache, **{"batch_size": 128, **options}
-    )
-
-
-def _claim(folder: Path, config: Config) -> None:
-    """Makes the run folder this configuration's own, or finds that it is."""
-    described = dataclasses.asdict(config)
-    del described["run_dir"]  # A folder that was moved, or handed to somebody, is the same run.
-    described = json.loads(json.dumps(described))
-    path = folder / "config.yaml"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "environment.json", json.dumps(_environment(), indent=2))
-        _write(path, yaml.safe_dump(described, sort_keys=False))
-    found = yaml.safe_load(path.read_text())
-    differing = [key for key in described if described[key] != found.get(key)]
-    if differing:
-        raise ValueError(
-            f"{folder} holds a run of another configuration. Choose another --run_dir, or delete the folder. "
-            f"Received: other values of {', '.join(differing)}"
-        )
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("keras", "numpy", "pandas")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "satm_tf": satm_tf.__version__,
-        "tensorflow": tf.__version__,
-        "devices": [f"{device.device_type} {device.name}" for device in tf.config.list_physical_devices()],
-        **{name: metadata.version(name) for name in packages},
-    }
+    return {f"frozen_{name}": name for name in (scheme_networks(config, origin) if origin else config.networks)}
 
 
 def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[str]) -> None:
@@ -327,7 +243,7 @@ def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[s
         for name, network in trainer.networks.items():
             network.save(temporary / f"{name}.keras")
         initial = {name: network.initial_weights for name, network in trainer.networks.items()}
-        _write(temporary / "initial_weights.json", json.dumps(initial, indent=2))
+        write_text(temporary / "initial_weights.json", json.dumps(initial, indent=2))
         pd.DataFrame(rows).to_csv(temporary / "history.csv", index=False)
         temporary.rename(final)
         shutil.rmtree(checkpoints)
@@ -353,7 +269,7 @@ def _fine_tuning(job: _Run, name: str) -> CoTraining:
 
 def _co_training(job: _Run, name: str) -> CoTraining:
     scheme = job.schemes[name]
-    networks = {network: _load(job, f"fine_tune/{network}", network) for network in _trained(job.config, name)}
+    networks = {network: _load(job, f"fine_tune/{network}", network) for network in scheme_networks(job.config, name)}
     aliases = _frozen(job.config, name)
     sources = resolve_sources(scheme.learns_from, networks, aliases)
     origin = job.config.schemes[name].frozen_from
@@ -385,11 +301,7 @@ def _trainer(
 
 def _load(job: _Run, stage: str, name: str) -> ImageClassifier:
     with tf.device(job.devices.get(name)):
-        return _network(job.folder, stage, name)
-
-
-def _network(folder: Path, stage: str, name: str) -> ImageClassifier:
-    return keras.saving.load_model(folder / "networks" / stage / f"{name}.keras")
+        return load_network(job.folder, stage, name)
 
 
 def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: list[str]) -> list[dict[str, float]]:
@@ -406,7 +318,7 @@ def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: 
         callbacks += [
             Progress(stage, {"loss": "loss", "val_loss": "val_loss", **rates}),
             keras.callbacks.TensorBoard(logs, write_graph=False),
-            Pictures(logs / "pictures", _batches(images.validation, config).take(1)),
+            Pictures(logs / "pictures", make_batches(images.validation, config).take(1)),
             keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, logs: _write_metrics(job.folder, stages, stage, checkpoint.rows)
             ),
@@ -414,8 +326,8 @@ def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: 
     drop_remainder = len(images.train) >= training.batch_size
     options = {"batch_size": training.batch_size, "seed": config.seed, "drop_remainder": drop_remainder}
     trainer.fit(
-        _batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options),
-        validation_data=_batches(images.validation, config),
+        make_batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options),
+        validation_data=make_batches(images.validation, config),
         epochs=training.epochs,
         shuffle=False,
         verbose=0,
@@ -433,7 +345,7 @@ def _write_metrics(folder: Path, stages: list[str], stage: str, rows: list[dict[
         for each in stages[: stages.index(stage)]
     ]
     frame = pd.concat([*before, pd.DataFrame(rows).assign(stage=stage)])
-    _write(folder / "metrics.csv", frame.to_csv(index=False))
+    write_text(folder / "metrics.csv", frame.to_csv(index=False))
 
 
 def _warn_of_collapse(stage: str, trainer: CoTraining, rows: list[dict[str, float]]) -> None:
@@ -446,60 +358,3 @@ def _warn_of_collapse(stage: str, trainer: CoTraining, rows: list[dict[str, floa
                 f"warning: {name} has collapsed in {stage}: a validation classification rate of {rate:.1%}, where "
                 f"chance is {chance:.1%}. A smaller learning rate, or weight of domain adaptation, may help."
             )
-
-
-def _evaluate(
-    config: Config, images: data.ImageData, evaluation_attacks: Mapping[str, attacks.Attack], folder: Path
-) -> pd.DataFrame:
-    path = folder / "results.csv"
-    if not path.exists():
-        keras.utils.clear_session()
-        measured = {
-            f"{scheme}/{name}": _network(folder, f"co_train/{scheme}", name)
-            for scheme in config.schemes
-            for name in _trained(config, scheme)
-        } | {f"holdout/{name}": _network(folder, f"fine_tune/{name}", name) for name in config.holdouts}
-        results = transfer_matrix(
-            sources=measured,
-            targets=measured,
-            dataset=_batches(images.test, config),
-            attacks=evaluation_attacks,
-            ordered=images.ordered,
-            seed=config.seed,
-            stage="evaluate",
-        )
-        results.insert(0, "fold", config.data.fold)
-        results.insert(1, "scheme", results.target.str.split("/").str[0])
-        _write(path, results.to_csv(index=False))
-    # Read back in either case, so that a run that goes on gives the very frame of one that did not stop.
-    return pd.read_csv(path, keep_default_na=False, na_values={"one_off_rate": ""})
-
-
-def _print_tables(results: pd.DataFrame, ordered: bool, evaluation_attacks: Mapping[str, attacks.Attack]) -> None:
-    for name, attack in evaluation_attacks.items():
-        for value in ("classification_rate", "one_off_rate") if ordered else ("classification_rate",):
-            table = robustness_table(results, name, value)
-            print(f"\n{value.replace('_', ' ')}, {name}, epsilon {attack.epsilon:g}")
-            print(table.map("{:.1%}".format).to_string())
-    leaking = label_leaking(results).query("leaks")
-    print(f"\nLabel leaking (adversarial images classified better than clean ones): {len(leaking) or 'none found'}")
-    if len(leaking):
-        print(leaking[["attack", "source", "target", "classification_rate", "clean_rate"]].to_string(index=False))
-
-
-def _export(config: Config, labels: tuple[str, ...], folder: Path) -> None:
-    path = folder / "exports.json"
-    if config.export.scheme is None or path.exists():
-        return
-    exported = {}
-    for name in _trained(config, config.export.scheme):
-        network = _network(folder, f"co_train/{config.export.scheme}", name)
-        exported[name] = str(serving.export_saved_model(network, Path(config.export.folder) / name, labels=labels))
-        print(f"exported {exported[name]}")
-    _write(path, json.dumps(exported, indent=2))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)

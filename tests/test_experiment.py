@@ -15,7 +15,7 @@ import tensorflow as tf
 import yaml
 
 from satm_tf import config as configuration
-from satm_tf import experiment, train
+from satm_tf import experiment, loading, train
 from satm_tf.data import Augmentation
 from satm_tf.models import register_backbone
 
@@ -67,6 +67,7 @@ def config(idx_folder, tmp_path):
             ),
         },
         evaluation_attacks={"r+step_ll": {"name": "randomised_step"}, "r+fgsm": {"name": "fgsm", "epsilon": 0.2}},
+        checks=configuration.ChecksConfig(schemes=["satm"], limit=12, effort={"steps": 2, "targets": 1, "queries": 5}),
         export=configuration.ExportConfig("satm", str(tmp_path / "exported")),
     )
 
@@ -75,7 +76,8 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     results = experiment.run(config)
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.yaml", "environment.json", "exports.json", "logs", "metrics.csv", "networks", "results.csv",
+        "checks.csv", "class_names.json", "config.yaml", "data.txt", "environment.json", "exports.json", "figures",
+        "gallery", "logs", "metrics.csv", "networks", "predictions.npz", "report.html", "results.csv", "surfaces.csv",
     ]  # fmt: skip
     measured = ["ensemble/a", "ensemble/b", "satm/a", "satm/b", "holdout/c"]
     assert len(results) == 5 + 2 * 5 * 5
@@ -99,6 +101,13 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
         np.testing.assert_allclose(
             served(images=tf.constant(images))["probabilities"], tf.nn.softmax(network(images)), atol=1e-5
         )
+
+    checks = pd.read_csv(run / "checks.csv")
+    assert set(checks.network) == {"satm/a", "satm/b"}
+    page = (run / "report.html").read_text()
+    assert all(word in page for word in ("Label leaking", "satm/a", "co_train/satm", "r+fgsm"))
+    card = json.loads((tmp_path / "exported" / "a" / "1" / "assets.extra" / "model_card.json").read_text())
+    assert "satm" in json.dumps(card)
 
     printed = capsys.readouterr().out
     assert "classification rate, r+step_ll, epsilon 0.1" in printed
@@ -140,6 +149,7 @@ def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, 
                 "first": configuration.SchemeConfig(preset="adversarial", networks=["b"]),
                 "cascade": configuration.SchemeConfig(preset="cascade", networks=["a"], frozen_from="first"),
             },
+            checks=configuration.ChecksConfig(schemes=[]),
             export=configuration.ExportConfig(),
         )
     )
@@ -174,6 +184,7 @@ def changed(config, **changes):
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(networks=["a", "z"])}), "Unknown network"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
+        (lambda c: changed(c, checks=configuration.ChecksConfig(schemes=["stam"])), "Did you mean 'satm'"),
         (lambda c: changed(c, strategy="mirored"), "Did you mean 'mirrored'"),
         (lambda c: changed(c, loss=configuration.LossConfig(class_weights=[1.0])), "a weight for each of 3 classes"),
         (lambda c: changed(c, loss=configuration.LossConfig(order_temperature=1.0)), "in a meaningful order"),
@@ -217,17 +228,17 @@ def test_a_folder_and_a_table_of_images_reach_the_networks(config, pictures, kin
     options = {"format": kind, "root": str(pictures), "class_names": names, "ordered": True, "test_share": 0.2}
     table = {"table": str(pictures.with_suffix(".csv")), "fold": 1} if kind == "table" else {}
     described = dataclasses.replace(config.data, validation_share=0.2, **options, **table)
-    images = experiment._load_data(described, tmp_path, seed=0)
+    images = loading.load_data(described, tmp_path, seed=0)
     assert (images.class_names, images.ordered, len(images.test)) == (tuple(names), True, 6)
     for split in (images.train, images.validation, images.test):
-        for batch, labels in experiment._batches(split, changed(config, data=described)):
+        for batch, labels in loading.make_batches(split, changed(config, data=described)):
             np.testing.assert_allclose(batch[:, 0, 0, 0], (40 + 80 * labels.numpy()) / 255, atol=1e-6)
 
 
 def test_a_table_that_is_not_named_is_asked_for(config, pictures, tmp_path):
     described = dataclasses.replace(config.data, format="table", root=str(pictures))
     with pytest.raises(ValueError, match=r"--data\.table FILE"):
-        experiment._load_data(described, tmp_path, seed=0)
+        loading.load_data(described, tmp_path, seed=0)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
@@ -253,6 +264,7 @@ def test_a_killed_run_ends_as_one_that_was_not(config, tmp_path):
         schemes={"pgd": configuration.SchemeConfig(preset="pgd", attack={"name": "pgd", "steps": 2})},
         data=dataclasses.replace(config.data, augmentation=Augmentation(flip=False)),
         co_train=configuration.TrainingConfig(epochs=2, batch_size=8, checkpoint_seconds=0.0, patience=1),
+        checks=configuration.ChecksConfig(schemes=[]),
         export=configuration.ExportConfig(),
     )
     described = tmp_path / "described.yaml"

@@ -2,45 +2,72 @@
 
 from __future__ import annotations
 
+import datetime
+import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import keras
+import numpy as np
 import tensorflow as tf
 
 from satm_tf.models import ImageClassifier
+from satm_tf.serving import card as model_card
+from satm_tf.serving.deployment import write_configuration
+from satm_tf.serving.signatures import INPUTS, OUTPUTS, write
+from satm_tf.serving.verification import tolerance, verify
+from satm_tf.serving.warmup import write_warmup
+
+_SAMPLES = 4
 
 
 def export_saved_model(
-    model: ImageClassifier, folder: str | Path, *, labels: Sequence[str], version: int | None = None
+    model: ImageClassifier,
+    folder: str | Path,
+    *,
+    labels: Sequence[str],
+    version: int | None = None,
+    samples: np.ndarray | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes `<folder>/<version>/`, a SavedModel that needs nothing beside it, as a whole or not at all.
 
-    Its signature `serving_default` takes `images`, float32 `[batch, height, width, 3]` in [0, 1], and gives
-    `probabilities` float32 `[batch, classes]`, `class_id` int64 `[batch]` and `label` string `[batch]`.
+    Its signatures are `serving_default` (images), `serving_bytes` (JPEG and PNG files) and `features`; `signatures.py`
+    says what each takes and gives. The labels are its asset `labels.txt`. In `assets.extra` are warm-up requests for
+    TensorFlow Serving and a model card, `model_card.md` and `model_card.json`.
+
+    Before the version appears under its name it is loaded again and compared with the model through every signature,
+    and its operations with those of TensorFlow 2.15. After that `models.config`, which names all models beside this
+    one, and, where they are missing, `batching.config` and `serve.sh` are written beside `folder`.
 
     Args:
         model: The classifier.
-        folder: Folder of the model, which TF Serving calls its base path.
-        labels: A name for each class, in the order of the logits.
+        folder: Folder of the model, which TF Serving calls its base path; its name is the model's.
+        labels: A name for each class, in the order of the logits: a line of text each.
         version: A positive number; None takes one more than the highest there is.
+        samples: Images to compare on and to warm up with, floats `[samples, *model.image_shape]` in [0, 1]; the first
+            four are used, at 8 bits. They are stored with the model: give none that must not be handed on. None takes
+            random ones.
+        card: More facts for the model card, such as `card.from_run` gathers.
 
     Returns:
         The folder of the version.
 
     Raises:
-        ValueError: If the number of labels is not the number of classes, or the version is not positive.
-        FileExistsError: If the version exists: a server may have it loaded.
+        ValueError: If the labels do not fit the classes, the samples not the model, or the version is not positive.
+        FileExistsError: If the version exists, also if it came to exist meanwhile: a server may have it loaded.
+        VerificationError: If what was written does not answer as the model does. No version appears then.
 
     Example:
         >>> export_saved_model(network, "exported_models/vgg", labels=["young", "old"])
         PosixPath('exported_models/vgg/1')
     """
     folder = Path(folder)
-    if len(labels) != model.num_classes:
-        raise ValueError(f"There must be a label for each of {model.num_classes} classes. Received: {list(labels)}")
+    _check_labels(labels, model.num_classes)
+    images = _samples(samples, model.image_shape)
     if version is None:
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
@@ -48,30 +75,113 @@ def export_saved_model(
         raise ValueError(f"A version is a positive number. Received: {version}")
     final = folder / str(version)
     if final.exists():
-        raise FileExistsError(f"{final} exists; choose another version, or none for the next free one.")
+        raise FileExistsError(_taken(final))
 
-    names = tf.constant(list(labels))
-
-    def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        # The signature alone does not enforce height and width at run time.
-        images = tf.ensure_shape(images, [None, *model.image_shape])
-        probabilities = tf.nn.softmax(model(images, training=False))
-        class_id = tf.argmax(probabilities, axis=-1)
-        return {"probabilities": probabilities, "class_id": class_id, "label": tf.gather(names, class_id)}
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        serving_default,
-        input_signature=[tf.TensorSpec([None, *model.image_shape], tf.float32, name="images")],
-    )
     folder.mkdir(parents=True, exist_ok=True)
     # A sibling whose name is no number: on the same disk, and invisible to a server that polls the folder.
     temporary = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder))
     try:
-        archive.write_out(str(temporary / "saved_model"), verbose=False)
-        (temporary / "saved_model").rename(final)
+        label_file = temporary / "labels.txt"
+        label_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        written = temporary / "saved_model"
+        write(model, label_file, written)
+        differences = verify(written, model, labels, images)
+        write_warmup(written, folder.name, _warmup_requests(images))
+        facts = _facts(model, folder.name, version, labels, differences)
+        model_card.write_card(written / "assets.extra", {**facts, **(card or {})})
+        written.chmod(0o755)
+        _rename(written, final)
     finally:
         shutil.rmtree(temporary)
+    write_configuration(folder.parent)
     return final
+
+
+def _rename(written: Path, final: Path) -> None:
+    try:
+        written.rename(final)
+    except OSError as error:
+        # A rename takes the place of no folder that holds something.
+        if final.exists():
+            raise FileExistsError(_taken(final)) from error
+        raise
+
+
+def _taken(final: Path) -> str:
+    return f"{final} exists; choose another version, or none for the next free one."
+
+
+def _check_labels(labels: Sequence[str], num_classes: int) -> None:
+    if len(labels) != num_classes:
+        raise ValueError(f"There must be a label for each of {num_classes} classes. Received: {list(labels)}")
+    odd = [label for label in labels if not label or label != label.strip() or len(label.splitlines()) > 1]
+    if odd or len(set(labels)) < len(labels):
+        raise ValueError(
+            "A label is a line of text without blanks around it, and each class has its own. "
+            f"Received: {odd or list(labels)}"
+        )
+
+
+def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    if samples is None:
+        # From dark to light and from flat to busy, so that the classes differ.
+        random = np.random.default_rng(0)
+        coarse = random.uniform(size=(_SAMPLES, 4, 4, 3)) * np.linspace(0.4, 1, _SAMPLES)[:, None, None, None]
+        samples = tf.clip_by_value(tf.image.resize(coarse, shape[:2], "bicubic"), 0, 1).numpy()
+    samples = np.asarray(samples, np.float32)
+    if samples.shape[1:] != shape or not len(samples) or not (samples >= 0).all() or not (samples <= 1).all():
+        raise ValueError(
+            f"Samples are images of shape {shape} in [0, 1], at least one. "
+            f"Received: shape {samples.shape}, values from {samples.min(initial=np.inf)} to "
+            f"{samples.max(initial=-np.inf)}"
+        )
+    # Divided as serving_bytes divides what it decodes.
+    return np.round(samples[:_SAMPLES] * 255) / np.float32(255)
+
+
+def _warmup_requests(images: np.ndarray) -> list[tuple[str, dict[str, np.ndarray]]]:
+    files = np.array([tf.io.encode_png(np.round(image * 255).astype(np.uint8)).numpy() for image in images], object)
+    values = {"images": images, "image_bytes": files}
+    return [
+        (signature, {name: values[name][:count]})
+        for signature, name in INPUTS.items()
+        for count in sorted({1, len(images)})
+    ]
+
+
+def _facts(
+    model: ImageClassifier, name: str, version: int, labels: Sequence[str], differences: Mapping[str, float]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "exported": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "network": {
+            "backbone": model.backbone.name,
+            "image_shape": list(model.image_shape),
+            "parameters": model.count_params(),
+            "features": model.feature_size,
+            "initial_weights": model.initial_weights,
+        },
+        "labels": list(labels),
+        "signatures": {signature: list(outputs) for signature, outputs in OUTPUTS.items()},
+        "verification": {
+            "tolerance": tolerance(model),
+            "largest_difference": dict(differences),
+            "runs_on": "TensorFlow 2.15 and newer: the graph holds no newer operation",
+        },
+        "software": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("keras", "numpy")},
+            "tensorflow": tf.__version__,
+            "satm_tf": _own_version(),
+        },
+        "intended_use": model_card.INTENDED_USE,
+        "limits": list(model_card.LIMITS),
+    }
+
+
+def _own_version() -> str:
+    import satm_tf  # once it is whole: it imports this room
+
+    return satm_tf.__version__

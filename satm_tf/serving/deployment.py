@@ -1,0 +1,70 @@
+"""The files beside the models with which a server is started: written anew whenever a model is exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+_HEADER = "# Every model of this folder. Written at each export; a server that polls it takes up what is new.\n"
+
+_BATCHING = """\
+# How requests that arrive together become one batch. Written once and then yours to change.
+max_batch_size { value: 32 }
+batch_timeout_micros { value: 2000 }
+max_enqueued_batches { value: 100 }
+"""
+
+_SERVE = """\
+#!/bin/sh
+# Serves every model of this folder: gRPC on port 8500, REST on port 8501. Written once and then yours to change.
+exec docker run --rm -p 8500:8500 -p 8501:8501 -v "$(cd "$(dirname "$0")" && pwd):/models:ro" tensorflow/serving \\
+    --model_config_file=/models/models.config --model_config_file_poll_wait_seconds=60 \\
+    --enable_batching --batching_parameters_file=/models/batching.config
+"""
+
+
+def write_configuration(folder: str | Path) -> None:
+    """Writes `models.config`, `batching.config` and `serve.sh`, a `docker run` line, into a folder of models.
+
+    `models.config` names every sub-folder that holds a version; inside the server's container the folder is
+    `/models`. The other two are written only where they are missing. Each file appears whole.
+
+    Args:
+        folder: The folder that holds a folder for each model.
+
+    Source:
+        https://www.tensorflow.org/tfx/serving/serving_config
+    """
+    folder = Path(folder)
+    for name, text, mode in (("batching.config", _BATCHING, 0o644), ("serve.sh", _SERVE, 0o755)):
+        if not (folder / name).exists():
+            _write(folder / name, text, mode)
+    models = None
+    # Another export may end between the look at the folder and the writing: then the file is behind, so look again.
+    while models != (models := exported_models(folder)):
+        _write(folder / "models.config", _HEADER + _model_configurations(models), 0o644)
+
+
+def exported_models(folder: str | Path) -> list[str]:
+    """The names of the models in a folder, sorted: the sub-folders that hold a version."""
+    versions = Path(folder).glob("*/*/saved_model.pb")
+    return sorted({path.parts[-3] for path in versions if path.parts[-2].isdigit() and path.parts[-3][0] != "."})
+
+
+def _model_configurations(models: list[str]) -> str:
+    entries = [
+        f"  config {{ name: {json.dumps(name)} base_path: {json.dumps(f'/models/{name}')} "
+        'model_platform: "tensorflow" }\n'
+        for name in models
+    ]
+    return f"model_config_list {{\n{''.join(entries)}}}\n"
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    os.chmod(temporary, mode)
+    os.replace(temporary, path)

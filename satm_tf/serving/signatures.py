@@ -1,0 +1,101 @@
+"""The three questions that an exported classifier answers, as functions in its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow as tf
+
+from satm_tf.models import ImageClassifier
+from satm_tf.serving.decoding import decode_batch
+
+ANSWERS = ("probabilities", "class_id", "label", "valid")
+OUTPUTS = {
+    "serving_default": ANSWERS,
+    "serving_bytes": ANSWERS,
+    "features": ("features", "valid"),
+}
+"""The signatures, and what each gives."""
+
+INPUTS = {"serving_default": "images", "serving_bytes": "image_bytes", "features": "images"}
+"""What each takes."""
+
+# Above rounding in whoever made the pixels, below anything that could be meant as another range.
+_SLACK = 1e-3
+
+
+def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) -> None:
+    """Writes a SavedModel with three signatures.
+
+    `serving_default` takes `images`, float32 `[batch, height, width, 3]` in [0, 1]; `serving_bytes` takes
+    `image_bytes`, str `[batch]`, JPEG or PNG files of any size. Both give `probabilities` float32 `[batch, classes]`,
+    `class_id` int64 `[batch]`, `label` str `[batch]` and `valid` bool `[batch]`. `features` takes `images` and gives
+    `features` float32 `[batch, feature_size]` and `valid`.
+
+    An image that does not decode, or holds a pixel that is no number or lies outside [0, 1], fails alone: `valid` is
+    false, its probabilities and features are zeros, its class is -1 and its label empty. A batch may be empty.
+
+    Args:
+        model: The classifier.
+        label_file: A text file with a line for each class, which becomes an asset of the SavedModel.
+        folder: The folder to write, which must not exist.
+    """
+    # A table and not a constant: its file travels with the model, and class -1 has the empty label.
+    place = tf.lookup.TextFileIndex
+    lines = tf.lookup.TextFileInitializer(str(label_file), tf.int64, place.LINE_NUMBER, tf.string, place.WHOLE_LINE)
+    labels = tf.lookup.StaticHashTable(lines, default_value="")
+    height, width, channels = model.image_shape
+    shape = [None, height, width, channels]
+
+    def answers(images: tf.Tensor, valid: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = tf.nn.softmax(_run(lambda batch: model(batch, training=False), images))
+        class_id = tf.where(valid, tf.argmax(probabilities, -1), -1)
+        return {
+            "probabilities": tf.where(valid[:, None], probabilities, 0.0),
+            "class_id": class_id,
+            "label": labels.lookup(class_id),
+            "valid": valid,
+        }
+
+    def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answers(*_checked(images, shape))
+
+    def serving_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels, valid = decode_batch(image_bytes, (height, width))
+        return answers(tf.cast(pixels, tf.float32) / 255.0, valid)
+
+    def features(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = _checked(images, shape)
+        return {"features": tf.where(valid[:, None], _run(model.features, images), 0.0), "valid": valid}
+
+    images = tf.TensorSpec(shape, tf.float32, name="images")
+    specifications = {"images": images, "image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
+    # Not keras.export.ExportArchive: that of Keras 3.8 forgets the table, though told to track it.
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.labels = labels
+    signatures = {
+        function.__name__: tf.function(
+            function, input_signature=[specifications[INPUTS[function.__name__]]], autograph=False
+        )
+        for function in (serving_default, serving_bytes, features)
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The images, zeros in the place of those that are none, and which those are not."""
+    # The signature alone does not enforce height and width at run time.
+    images = tf.ensure_shape(images, shape)
+    # A comparison with NaN is false.
+    valid = tf.reduce_all((images >= -_SLACK) & (images <= 1 + _SLACK), [1, 2, 3])
+    return tf.where(valid[:, None, None, None], images, 0.0), valid
+
+
+def _run(network: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+    # An empty batch fails within convolutions and batch normalisation where oneDNN is on, so it gets one image, whose
+    # row is cut off. By a concatenation: a pad is merged with the convolution behind it, and loses what it adds here.
+    shape = tf.shape(images)
+    blank = tf.zeros(tf.concat([tf.cast(shape[:1] == 0, tf.int32), shape[1:]], 0))
+    return network(tf.concat([images, blank], 0))[: shape[0]]

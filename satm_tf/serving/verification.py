@@ -1,0 +1,188 @@
+"""Whether a written SavedModel answers as the model does, and whether an older server can run it."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from satm_tf.data import decoding
+from satm_tf.models import ImageClassifier
+from satm_tf.serving.signatures import OUTPUTS
+
+TOLERANCES = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""The largest difference of a probability, and of a feature: a relative one if it is above 1 in size.
+
+A network that computes in half precision rounds anew for every size of batch, so that it equals itself to one unit of
+its last digit only.
+"""
+
+
+class VerificationError(RuntimeError):
+    """What was written is not what was meant."""
+
+
+def tolerance(model: ImageClassifier) -> float:
+    """What a served network may be off by: 1e-5, or one last digit of the half precision that it computes in."""
+    return max(TOLERANCES.get(layer.compute_dtype, 0.0) for layer in [model, *model.backbone.layers])
+
+
+def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], samples: np.ndarray) -> dict[str, float]:
+    """Loads a SavedModel again and compares it with the model it was made of, through every signature.
+
+    Through `serving_bytes` go the samples as PNGs, one at two and a half times its size as a JPEG, which is to come out
+    as `satm_tf.data` decodes it for training, and one file that is no image. Each signature is also asked about a
+    single image and about none.
+
+    Args:
+        folder: The SavedModel.
+        model: The classifier.
+        labels: A name for each class.
+        samples: float32 `[samples, *model.image_shape]` in [0, 1], of 8-bit levels, at least one.
+
+    Returns:
+        The largest difference found, for each signature.
+
+    Raises:
+        VerificationError: If a signature or output is missing, a value differs by more than `tolerance`, or the graph
+            holds an operation that TensorFlow 2.15 does not know.
+    """
+    newer = newer_operations(folder)
+    if newer:
+        raise VerificationError(f"TensorFlow 2.15 does not know these operations of the graph: {', '.join(newer)}")
+    # The signatures live as long as what was loaded.
+    loaded: Any = tf.saved_model.load(str(folder))
+    served = loaded.signatures
+    _check_names({name: list(function.structured_outputs) for name, function in served.items()})
+    reference = tf.function(
+        lambda images: {
+            "probabilities": tf.nn.softmax(model(images, training=False)),
+            "features": model.features(images),
+        }
+    )
+    expected = {name: value.numpy() for name, value in reference(tf.constant(samples)).items()}
+    pngs, (jpeg, decoded) = [_png(sample) for sample in samples], _jpeg(samples[0])
+    beside = reference(tf.constant(decoded[None]))["probabilities"].numpy()
+    files = tf.constant([*pngs, jpeg, b"not an image"])
+    probabilities = np.concatenate([expected["probabilities"], beside, np.zeros_like(beside)])
+
+    check = functools.partial(_compare, labels=labels, allowed=tolerance(model))
+    count = len(samples)
+    differences = dict.fromkeys(OUTPUTS, 0.0)
+    for rows in (slice(0), slice(1), slice(count)):
+        images = tf.constant(samples[rows])
+        for name in ("serving_default", "features"):
+            answer = served[name](images=images)
+            wanted = {key: value[rows] for key, value in expected.items() if key in answer}
+            differences[name] = max(differences[name], check(name, answer, wanted))
+    for rows in (slice(0), slice(1), slice(count, None), slice(None)):
+        answer = served["serving_bytes"](image_bytes=files[rows])
+        found = check("serving_bytes", answer, {"probabilities": probabilities[rows]})
+        differences["serving_bytes"] = max(differences["serving_bytes"], found)
+    return differences
+
+
+def _check_names(found: Mapping[str, Sequence[str]]) -> None:
+    for name, outputs in OUTPUTS.items():
+        missing = set(outputs) - set(found.get(name, ()))
+        if missing:
+            raise VerificationError(
+                f"The signature {name!r} must give {', '.join(outputs)}. Received: {found.get(name)}"
+            )
+
+
+def _compare(
+    name: str,
+    answer: Mapping[str, tf.Tensor],
+    expected: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    allowed: float,
+) -> float:
+    """The largest difference; raises where it is too large, or where the other outputs do not follow from it."""
+    values = {key: value.numpy() for key, value in answer.items()}
+    largest = 0.0
+    for key, wanted in expected.items():
+        if values[key].shape != wanted.shape:
+            raise VerificationError(f"{name!r} must give {key} of shape {wanted.shape}. Received: {values[key].shape}")
+        difference = np.abs(values[key] - wanted) / np.maximum(1, np.abs(wanted))
+        largest = max(largest, float(difference.max(initial=0)))
+        # A NaN is no difference below the tolerance either.
+        if not (difference <= allowed).all():
+            raise VerificationError(
+                f"{key} of {name!r} may differ by {allowed:g} from what the model gives. Received: {largest:g}"
+            )
+    if "probabilities" in values:
+        valid = expected["probabilities"].any(-1)
+        class_id = np.where(valid, values["probabilities"].argmax(-1), -1)
+        named = [labels[index].encode() if index >= 0 else b"" for index in class_id]
+        follows = (values["valid"] == valid).all() and (values["class_id"] == class_id).all()
+        if not follows or values["label"].tolist() != named:
+            raise VerificationError(
+                f"valid, class_id and label of {name!r} do not follow from its probabilities. "
+                f"Received: {values['valid']}, {values['class_id']}, {values['label']}"
+            )
+    elif not values["valid"].all():
+        raise VerificationError(f"{name!r} took a sample for invalid. Received: {values['valid']}")
+    return largest
+
+
+def _png(image: np.ndarray) -> bytes:
+    return tf.io.encode_png(_levels(image)).numpy()
+
+
+def _jpeg(image: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """A file two and a half times as large as served, and the pixels that training would see of it."""
+    height, width, _ = image.shape
+    larger = tf.image.resize(image, [5 * height // 2, 5 * width // 2])
+    contents = tf.io.encode_jpeg(_levels(larger), quality=90).numpy()
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(contents)
+        file.flush()
+        return contents, decoding.decode(tf.constant(file.name), (height, width)).numpy() / np.float32(255)
+
+
+def _levels(image: np.ndarray | tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.round(image * 255.0), tf.uint8)
+
+
+def newer_operations(folder: str | Path) -> list[str]:
+    """The operations of a SavedModel, or attributes of them, that TensorFlow 2.15 does not know.
+
+    `tf_2_15_ops.txt` beside this file has a line for each operation of TensorFlow 2.15.1, its name and attributes, as
+    `TF_GetAllOpList` of its wheel gives them; those for TPUs, XLA and MKL are left out.
+
+    Args:
+        folder: The SavedModel.
+
+    Returns:
+        Their names, with attributes as `Operation.attribute`; empty if TensorFlow 2.15 knows all.
+    """
+    saved = saved_model_pb2.SavedModel.FromString((Path(folder) / "saved_model.pb").read_bytes())
+    known = _known_operations()
+    newer = set()
+    for meta_graph in saved.meta_graphs:
+        graph = meta_graph.graph_def
+        functions = {function.signature.name for function in graph.library.function}
+        for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:
+            if node.op in functions:
+                continue
+            if node.op not in known:
+                newer.add(node.op)
+                continue
+            # Attributes that start with an underscore are notes, which every version passes over.
+            unknown = {name for name in node.attr if not name.startswith("_")} - known[node.op]
+            newer |= {f"{node.op}.{name}" for name in unknown}
+    return sorted(newer)
+
+
+@functools.cache
+def _known_operations() -> dict[str, frozenset[str]]:
+    text = (resources.files("satm_tf.serving") / "tf_2_15_ops.txt").read_text()
+    return {name: frozenset(attributes) for name, *attributes in map(str.split, text.splitlines())}

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from satm_tf.serving import VerificationError, formats
+
+from .conftest import build_network
+
+pytest.importorskip("ai_edge_litert", reason="needs the lite extra")
+pytest.importorskip("tf2onnx", reason="needs the onnx extra")
+pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+
+
+@pytest.fixture(scope="module")
+def images(pixels):
+    return pixels / np.float32(255)
+
+
+@pytest.fixture(scope="module")
+def files(exported, images, tmp_path_factory):
+    """One file of each format."""
+    stem = tmp_path_factory.mktemp("formats") / "faces"
+    return {
+        name: formats.convert(
+            exported.network, stem, name, samples=images[:2], calibration=images if kind.calibrated else None
+        )
+        for name, kind in formats.FORMATS.items()
+    }
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+@pytest.mark.parametrize("count", [1, 6])
+def test_the_file_answers_as_the_model(exported, files, images, name, count):
+    answer = formats.load(files[name])(images[:count])
+    expected = exported.probabilities(images[:count])
+    assert (answer.dtype, answer.shape) == (np.float32, expected.shape)
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=formats.FORMATS[name].tolerance)
+    # Half precision and eight bits are not float32 under another name.
+    exact = np.abs(answer - expected).max() < 1e-5
+    assert exact == (name in ("litert_float32", "onnx"))
+
+
+def test_sizes_follow_the_precision(files):
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    assert sizes["litert_int8"] < sizes["litert_float32"]
+    assert sizes["litert_float16"] < sizes["litert_float32"]
+
+
+def test_eight_bits_calibrated_on_other_images_are_refused(exported, images, tmp_path):
+    """Ranges found on black images cut off what others need: the probabilities are far off, and no file is written."""
+    with pytest.raises(VerificationError, match=r"litert_int8 a probability may differ by 0\.25"):
+        formats.convert(
+            exported.network, tmp_path / "x", "litert_int8", samples=images, calibration=np.zeros_like(images[:1])
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_that_gives_no_numbers_is_refused(images, tmp_path):
+    network = build_network()
+    network._classification.bias.assign([np.nan] * 4)
+    with pytest.raises(VerificationError, match="Received: nan"):
+        formats.convert(network, tmp_path / "x", "onnx", samples=images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes(exported, images, tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'litert_int8'"):
+        formats.convert(exported.network, tmp_path / "x", "lite_int8", samples=images)
+    with pytest.raises(ValueError, match="needs calibration images"):
+        formats.convert(exported.network, tmp_path / "x", "litert_int8", samples=images)
+    with pytest.raises(ValueError, match="takes no calibration images"):
+        formats.convert(exported.network, tmp_path / "x", "onnx", samples=images, calibration=images)
+    with pytest.raises(ValueError, match=r"\.onnx or \.tflite"):
+        formats.load(tmp_path / "x.pb")
+    with pytest.raises(FileNotFoundError, match=r"x\.onnx"):
+        formats.load(tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
