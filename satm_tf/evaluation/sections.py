@@ -180,8 +180,12 @@ def comparisons(predictions: Predictions) -> Section:
     section = Section("Schemes compared on the same images")
     if not _in_schemes(predictions.cells):
         return section
-    schemes = list(dict.fromkeys(with_views(predictions.cells).scheme))
+    cells = with_views(predictions.cells)
+    schemes = list(dict.fromkeys(cells.scheme))
+    networks = {scheme: set(cells[cells.scheme == scheme].network) for scheme in schemes}
     for second in schemes[1:]:
+        if not networks[schemes[0]] & networks[second]:
+            continue
         compared = compare_schemes(predictions, schemes[0], second).to_dict("records")
         rows = [
             {
