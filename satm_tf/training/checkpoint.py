@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from satm_tf.training.distribution import is_chief
+from satm_tf.training.distribution import greatest, is_chief
 from satm_tf.training.snapshot import Snapshot, read_first_whole, write
 
 _EARLY_STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
@@ -143,7 +143,10 @@ class Checkpoint(keras.callbacks.Callback):
         if self._epoch == self._position.epoch and batch < self._position.step:
             return  # It was done before.
         self._steps_done = batch + 1
-        if self._received is not None or time.monotonic() - self._saved_at >= self.every_seconds:
+        late = int(time.monotonic() - self._saved_at >= self.every_seconds)
+        late, received = greatest(self.model.distribute_strategy, [late, self._received or 0])
+        self._received = received or None
+        if late or self._received is not None:
             self._save(Position(self._epoch, self._steps_done))
         self._leave_if_asked()
 
@@ -173,6 +176,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _leave_if_asked(self) -> None:
         if self._received is not None:
+            self._restore_handlers()  # The signal may have come to another worker.
             raise Interrupted(self._received, self.folder)
 
     def _save(self, position: Position, best: bool = False) -> None:
