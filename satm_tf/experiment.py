@@ -56,6 +56,10 @@ class _Run:
     strategy: tf.distribute.Strategy
     devices: Mapping[str, str]
 
+    def device(self, name: str) -> Any:
+        """Where a network is made."""
+        return tf.device(self.devices[name]) if name in self.devices else contextlib.nullcontext()
+
     @property
     def writes(self) -> bool:
         """Whether this process is the one that writes."""
@@ -255,7 +259,7 @@ def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[s
 def _fine_tuning(job: _Run, name: str) -> CoTraining:
     network = {**job.config.networks, **job.config.holdouts}[name]
     size = job.config.data.image_size
-    with tf.device(job.devices.get(name)):
+    with job.device(name):
         made = ImageClassifier.from_backbone(
             network.backbone,
             num_classes=job.images.num_classes,
@@ -300,7 +304,7 @@ def _trainer(
 
 
 def _load(job: _Run, stage: str, name: str) -> ImageClassifier:
-    with tf.device(job.devices.get(name)):
+    with job.device(name):
         return load_network(job.folder, stage, name)
 
 

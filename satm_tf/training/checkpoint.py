@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from satm_tf.training.distribution import is_chief
+from satm_tf.training.distribution import greatest, is_chief
 from satm_tf.training.snapshot import Snapshot, read_first_whole, write
 
 _EARLY_STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
@@ -78,6 +78,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._early_stopping: keras.callbacks.EarlyStopping | None = None
         self._received: int | None = None
         self._metric_values: list[np.ndarray] = []
+        self._handlers: dict[int, Any] = {}
 
     def restore(self, model: Any, callbacks: Sequence[Any]) -> Position:
         """Puts a model into the state of the last whole checkpoint; `fit` does so by itself.
@@ -118,9 +119,8 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
-        self._epoch, self._steps_done = self._position.epoch, self._position.step
+        self._epoch = self._position.epoch
         self._received = None
-        self._handlers = {}
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         for row in self.rows:
@@ -143,9 +143,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._epoch == self._position.epoch and batch < self._position.step:
             return  # It was done before.
-        self._steps_done = batch + 1
-        if self._received is not None or time.monotonic() - self._saved_at >= self.every_seconds:
-            self._save(Position(self._epoch, self._steps_done))
+        late = int(time.monotonic() - self._saved_at >= self.every_seconds)
+        late, received = greatest(self.model.distribute_strategy, [late, self._received or 0])
+        self._received = received or None
+        if late or self._received is not None:
+            self._save(Position(self._epoch, batch + 1))
         self._leave_if_asked()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -160,17 +162,15 @@ class Checkpoint(keras.callbacks.Callback):
         )
         self._leave_if_asked()
 
-    def on_train_end(self, logs: Any = None) -> None:
-        self._restore_handlers()
-
-    def _note(self, number: int, frame: Any) -> None:
-        self._received = number
-        self._restore_handlers()  # A second signal does what it always did.
-
-    def _restore_handlers(self) -> None:
+    def release(self) -> None:
+        """Gives the signals back to whom they belonged; `fit` does so however it ends."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._received = number
+        self.release()  # A second signal does what it always did.
 
     def _leave_if_asked(self) -> None:
         if self._received is not None:

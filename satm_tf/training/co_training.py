@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
@@ -20,11 +21,11 @@ from satm_tf.errors import unknown_name
 from satm_tf.metrics import ClassificationRate, OneOffRate
 from satm_tf.models import ImageClassifier
 from satm_tf.training.checkpoint import Checkpoint, Position
-from satm_tf.training.distribution import MultiWorkerFit
+from satm_tf.training.distribution import DistributedFit, count_apart
 from satm_tf.training.domain import DomainAdaptation
 from satm_tf.training.losses import ClassificationLoss
 from satm_tf.training.optimization import NetworkOptimizer, in_half_precision
-from satm_tf.training.passes import batch_norm_variables, forward, in_training_mode
+from satm_tf.training.passes import batch_norm_variables, forward, in_training_mode, synchronize
 from satm_tf.training.scheme import Scheme
 from satm_tf.training.sources import resolve_sources
 
@@ -43,7 +44,7 @@ class _Crafted(NamedTuple):
 _NOTHING = _Crafted((), None, None)
 
 
-class CoTraining(MultiWorkerFit, keras.Model):
+class CoTraining(DistributedFit, keras.Model):
     """Trains one or more networks, each on clean images and on the adversarial examples of the networks it learns from.
 
     In each step every source crafts against its weights as they are (before any update), then each network takes one
@@ -57,7 +58,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
     rates likewise. In training the adversarial figures are of the source whose turn it is; validation uses every
     source, the full epsilon and the same noise each time.
 
-    Under a `tf.distribute` strategy, in whose scope all is made, a step is one device's step on the global batch.
+    Under a `tf.distribute` strategy, in whose scope all is made, a step is one device's step on the global batch, batch
+    statistics included; the batch normalisation of the networks is set to be synchronised. Only random numbers differ:
+    those of dropout and of attacks are drawn on each replica.
 
     Args:
         networks: The networks that train, by name: same image shape, same number of classes.
@@ -118,6 +121,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         if self.scheme.peer_weight and len(networks) < 2:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.networks = dict(networks)
+        for network in networks.values():
+            synchronize(network)
         # A proxy, because Keras would take the variables of networks in a dict for this model's own.
         self.frozen = MappingProxyType(frozen)
         self.classification_loss = loss or ClassificationLoss()
@@ -138,6 +143,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         self.planned_steps = self.add_weight(name="planned_steps", initializer="zeros", **counter)
         self._means = {key: keras.metrics.Mean(name=key) for key in self._loss_names()}
         self._rates = {key: rate(name=key) for key, rate in self._rate_names()}
+        for metric in (*self._means.values(), *self._rates.values()):
+            count_apart(metric)
         self._skip = 0
         self.built = True
 
@@ -187,23 +194,26 @@ class CoTraining(MultiWorkerFit, keras.Model):
         computes in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
 
         Raises:
-            ValueError: If the optimizer scales losses already: that is done for each network by itself.
+            ValueError: If the optimizer scales losses already: that is done for each network by itself. Or, where there
+                are several replicas, if something is asked for that they cannot do together.
         """
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 "Losses are scaled here, for each network that needs it. Give the inner optimizer. "
                 f"Received: {optimizer.name!r}"
             )
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, auto_scale_loss=False, **kwargs)
-        self.optimizer.build([])
-        # Not a dict of a Keras model's: optimizers in it are no layers.
-        optimizers = {}
-        for name, network in self.networks.items():
-            with self._device(name):
-                optimizers[name] = NetworkOptimizer(
-                    self.optimizer, self._trained(name), in_half_precision(network), f"{name}_optimizer"
-                )
-        self.optimizers = MappingProxyType(optimizers)
+        with self.distribute_strategy.scope():
+            super().compile(optimizer=optimizer, jit_compile=jit_compile, auto_scale_loss=False, **kwargs)
+            self.optimizer.build([])
+            self.check_compiled()
+            # Not a dict of a Keras model's: optimizers in it are no layers.
+            optimizers = {}
+            for name, network in self.networks.items():
+                with self._device(name):
+                    optimizers[name] = NetworkOptimizer(
+                        self.optimizer, self._trained(name), in_half_precision(network), f"{name}_optimizer"
+                    )
+            self.optimizers = MappingProxyType(optimizers)
 
     def state(self) -> list[keras.Variable]:
         """All variables on which the rest of a training depends, in a fixed order.
@@ -211,7 +221,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         Weights, counters, metrics, dropout's seeds and the optimizers' own; not those of frozen networks, which stay.
         """
         optimizers = [self.optimizer, *(each.optimizer for each in self.optimizers.values())]
-        return [variable for each in (self, *self.metrics, *optimizers) for variable in each.variables]
+        slots = [variable for each in optimizers for variable in each.variables]
+        return [*self.variables, *self.metrics_variables, *slots]
 
     def fit(
         self,
@@ -236,8 +247,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
         # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.
         callbacks = sorted(callbacks or [], key=lambda callback: isinstance(callback, Checkpoint))
         position = Position()
-        if callbacks and isinstance(callbacks[-1], Checkpoint):
-            position = callbacks[-1].restore(self, callbacks)
+        checkpoint = callbacks[-1] if callbacks and isinstance(callbacks[-1], Checkpoint) else None
+        if checkpoint is not None:
+            position = checkpoint.restore(self, callbacks)
             initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
         self._skip = position.step
         try:
@@ -246,7 +258,7 @@ class CoTraining(MultiWorkerFit, keras.Model):
                 y,
                 epochs=epochs,
                 initial_epoch=initial_epoch,
-                validation_data=self.whole(validation_data),
+                validation_data=self.distributed_validation(validation_data),
                 callbacks=[_Bookkeeping(), *callbacks],
                 **kwargs,
             )
@@ -260,8 +272,11 @@ class CoTraining(MultiWorkerFit, keras.Model):
         except tf.errors.UnavailableError as error:
             raise ConnectionError(
                 "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
-                f"again: it goes on from the last checkpoint. Received: {error.message.splitlines()[0]}"
+                f"again: it goes on from the last checkpoint. Received: {type(error).__name__}"
             ) from None
+        finally:
+            if checkpoint is not None:
+                checkpoint.release()
 
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's, but that the steps which a checkpoint had behind it are not taken again."""
@@ -326,7 +341,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         for name, sources in self.sources.items():
             batches = [crafted[name, source] for source in sources]
             given = _Crafted(batches, tf.range(len(sources)), self._ask_peers(name, batches))
-            total += self._loss(name, images, labels, weights, given, training=False)[0]
+            with self._device(name):
+                total += self._loss(name, images, labels, weights, given, training=False)[0]
         self._means["loss"].update_state(total)
         return self.get_metrics_result()
 
@@ -337,7 +353,8 @@ class CoTraining(MultiWorkerFit, keras.Model):
         return {source: adversarial for (_, source), adversarial in crafted.items()}
 
     def _device(self, name: str) -> Any:
-        return tf.device(self.devices.get(name))
+        # Not `tf.device(None)`, which would bring the work of all replicas back to the first device.
+        return tf.device(self.devices[name]) if name in self.devices else contextlib.nullcontext()
 
     def _trained(self, name: str) -> list[keras.Variable]:
         head = self.domain_heads.get(name)
@@ -461,7 +478,9 @@ class CoTraining(MultiWorkerFit, keras.Model):
             self._means[f"{name}_{part}"].update_state(values)
         for who, answer in answers.items():
             for kind in ("classification_rate", "one_off_rate") if self.ordered else ("classification_rate",):
-                self._rates[f"{who}_{kind}"].update_state(tf.tile(labels[None], [answer.shape[0], 1]), answer)
+                # In one row: Keras takes a metric's means over all axes but the first, and a small batch counts less.
+                everyone = tf.tile(labels, [answer.shape[0]])
+                self._rates[f"{who}_{kind}"].update_state(everyone, tf.reshape(answer, [-1, answer.shape[-1]]))
         return loss, parts, updates
 
     def _progress(self) -> tf.Tensor:

@@ -1,4 +1,24 @@
-"""Training on several devices: of one machine, of several, or one for each network."""
+"""Training on several devices: of one machine, of several, or one for each network.
+
+Two machines train together when the same command is started on both, each with its own place, "index" 0 or 1, in the
+environment variable TF_CONFIG, and with a run folder that both reach under the same path (on a file system they share):
+
+    export TF_CONFIG='{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
+
+and then, on both, a program that makes the strategy before anything else of TensorFlow, and all else in its scope:
+
+    with get_strategy("multi_worker").scope():
+        trainer = CoTraining(make_networks(), "satm")
+        trainer.compile("adam")
+    trainer.fit(batches(data.train, image_size=224, batch_size=64, shuffle=True), epochs=30,
+                callbacks=[Checkpoint("/shared/run")])
+
+The ports have to be open between the machines, both need the same versions, data and code, and the batch size is that
+of all workers together. Each waits for the others to come. A machine with several GPUs starts a worker for each, with
+CUDA_VISIBLE_DEVICES and a port of its own. The first worker, or the "chief", writes the checkpoints. If a worker dies,
+`fit` ends with a `ConnectionError` on the others: start the same command on all of them again, and training goes on
+from the last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from satm_tf.errors import unknown_name
 
@@ -24,10 +45,11 @@ def get_strategy(name: str) -> tf.distribute.Strategy:
     Args:
         name: "none" and "network_per_device" (TensorFlow's default strategy, one replica), "mirrored" (all GPUs of this
             machine, or all logical CPUs if it has none), "multi_worker" (all machines that the environment variable
-            TF_CONFIG names, each started with the same command).
+            TF_CONFIG names, each started with the same command; see this module's description).
 
     Raises:
-        ValueError: If the name is unknown, or TF_CONFIG is missing or names no other machine.
+        ValueError: If the name is unknown; if TF_CONFIG is missing, names no other worker or not this one; or if a
+            worker has more than one GPU.
 
     Example:
         >>> with get_strategy("mirrored").scope():
@@ -79,19 +101,43 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns once every worker has called this; at once where there is only one."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        here = strategy.run(
-            tf.function(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(1.0)))
-        )
-        strategy.experimental_local_results(here)[0].numpy()
+    greatest(strategy, [0])
 
 
-class MultiWorkerFit(keras.Model):
-    """What Keras 3's `fit` lacks for `MultiWorkerMirroredStrategy`, and for data that begins in the middle.
+def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[int]:
+    """The greatest of each of these numbers over all workers, who have to ask at the same moment.
 
-    Keras reduces a distributed batch eagerly to build a model, which fails, and reduces logs over an axis that scalars
-    lack. A model that is built beforehand needs the first not at all; for the second the metrics are synchronised
-    already, and any replica's will do.
+    What one worker alone decides by its clock, or by a signal, the others have to do too, or all of them wait for ever.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return list(numbers)
+    own = tf.constant([list(numbers)], tf.int32)
+    return tf.reduce_max(strategy.gather(own, axis=0), axis=0).numpy().tolist()
+
+
+def count_apart(metric: keras.metrics.Metric) -> None:
+    """Lets each replica add to a metric's variables by itself, to be summed when they are read, as newer Keras does.
+
+    With Keras 3.8 the replicas add up at each step what they had counted until then, and old batches weigh ever more.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return
+    for variable in metric.variables:
+        if variable.value.synchronization != tf.VariableSynchronization.ON_READ:
+            variable._value = tf.Variable(
+                tf.zeros(variable.shape, variable.dtype),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+
+
+class DistributedFit(keras.Model):
+    """What Keras 3's `fit` lacks for several replicas, for several workers, and for data that begins in the middle.
+
+    For `MultiWorkerMirroredStrategy`, Keras reduces a distributed batch eagerly to build a model, which fails, and
+    reduces logs over an axis that scalars lack. A model that is built beforehand needs the first not at all; for the
+    second, the logs of a step are this worker's own, and those of an epoch are of all.
     """
 
     train_function: Any
@@ -99,6 +145,27 @@ class MultiWorkerFit(keras.Model):
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing is left to build."""
+
+    def check_compiled(self) -> None:
+        """Refuses what several replicas cannot do together.
+
+        Raises:
+            ValueError: If it was asked for in `compile`.
+        """
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return
+        optimizer: Any = self.optimizer
+        refusals = {
+            "jit_compile=True": self.jit_compile,
+            "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
+            "steps_per_execution above 1": self._several_workers() and self.steps_per_execution > 1,
+            "an optimizer made outside the strategy's scope": not all(
+                isinstance(variable.value, tf.distribute.DistributedValues) for variable in optimizer.variables
+            ),
+        }
+        found = [what for what, refused in refusals.items() if refused]
+        if found:
+            raise ValueError(f"Training on several replicas works without {found[0]}. Received: {found[0]}")
 
     def distributed(self, dataset: Any, position: Position) -> Any:
         """The part of the training data that this process reads, from a position on.
@@ -112,26 +179,46 @@ class MultiWorkerFit(keras.Model):
                 "Training can go on only with data that can begin in the middle, such as that of satm_tf.data.batches. "
                 f"Received: {type(dataset).__name__}"
             )
+        if self._several_workers() and not movable:
+            raise ValueError(
+                "Several workers share out data that each of them can read in part, such as that of "
+                f"satm_tf.data.batches. Received: {type(dataset).__name__}"
+            )
+        self._check_last_batch(dataset)
 
         def begin(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
             begun = dataset.from_position(position.epoch, position.step, context)
             # Keras counts the steps of every epoch by the first, and `train_function` leaves out those done before.
             return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if position.step else begun
 
-        if not self._several_workers():
-            return begin() if position.step + position.epoch else dataset
-        if not movable:
-            raise ValueError(
-                "Several workers share out data that each of them can read in part, such as that of "
-                f"satm_tf.data.batches. Received: {type(dataset).__name__}"
-            )
-        return self.distribute_strategy.distribute_datasets_from_function(begin)
+        if self._several_workers():
+            return self._shared_out(begin)
+        return begin() if position.step + position.epoch else dataset
 
-    def whole(self, dataset: Any) -> Any:
+    def distributed_validation(self, dataset: Any) -> Any:
         """Validation data, of which each worker reads all: it is small, and the mean over the workers is the same."""
-        if dataset is None or not self._several_workers():
-            return dataset
-        return self.distribute_strategy.distribute_datasets_from_function(lambda context: dataset)
+        if dataset is None:
+            return None
+        if self._several_workers():
+            return self._shared_out(lambda context: dataset)
+        self._check_last_batch(dataset)
+        return dataset
+
+    def _shared_out(self, begin: Any) -> Any:
+        # In an adapter, without which Keras 3.8 does not know this kind of data.
+        return TFDatasetAdapter(self.distribute_strategy.distribute_datasets_from_function(begin))
+
+    def _check_last_batch(self, dataset: Any) -> None:
+        """No replica may be without images: on processors with oneDNN, TensorFlow's convolutions fail on none."""
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas == 1 or not hasattr(dataset, "from_position"):
+            return
+        _, labels = next(iter(dataset.from_position(0, len(dataset) - 1)))
+        if len(labels) < replicas:
+            raise ValueError(
+                "Every replica needs an image of every batch. Choose another batch size, or drop the remainder. "
+                f"Received: {len(labels)} images in the last batch for {replicas} replicas"
+            )
 
     def make_train_function(self, force: bool = False) -> None:
         if not self._several_workers():
@@ -148,12 +235,11 @@ class MultiWorkerFit(keras.Model):
     def _on_all_workers(self, step: Any) -> Any:
         strategy = self.distribute_strategy
 
-        @tf.function
         def run(iterator: Any) -> Any:
             logs = strategy.run(step, args=(next(iterator),))
             return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], logs)
 
-        return run
+        return run if self.run_eagerly else tf.function(run)
 
     def _several_workers(self) -> bool:
         return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -164,12 +250,22 @@ def _devices() -> list[tf.config.LogicalDevice]:
 
 
 def _check_cluster() -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if len(gpus) > 1:
+        raise ValueError(
+            "A worker of strategy 'multi_worker' has one GPU. Start one for each, with a CUDA_VISIBLE_DEVICES "
+            f"and a port of its own. Received: {[gpu.name for gpu in gpus]}"
+        )
     hint = 'such as {"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
     text = os.environ.get("TF_CONFIG", "")
     try:
-        cluster = json.loads(text)["cluster"]
-        workers = [address for job in ("chief", "worker") for address in cluster.get(job, [])]
+        config = json.loads(text)
+        workers = {job: config["cluster"].get(job, []) for job in ("chief", "worker")}
+        present = config["task"]["index"] in range(len(workers[config["task"]["type"]]))
     except (ValueError, KeyError, TypeError, AttributeError):
-        workers = []
-    if not workers:
-        raise ValueError(f"Strategy 'multi_worker' needs TF_CONFIG in the environment, {hint}. Received: {text!r}")
+        present = False
+    if not present or sum(map(len, workers.values())) < 2:
+        raise ValueError(
+            "Strategy 'multi_worker' needs TF_CONFIG in the environment, with two workers or more and this one's place "
+            f"among them, {hint}. Received: {text!r}"
+        )

@@ -44,8 +44,9 @@ class NetworkOptimizer:
     def apply(self, gradients: Sequence[tf.Tensor | None]) -> None:
         """Updates the variables by the sum over the replicas of these gradients of the scaled loss."""
         if self._reduce_first:
-            whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
-            gradients = [each / self.replicas for each in whole]
+            shares = [each for each in gradients if each is not None]
+            whole = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, shares))
+            gradients = [each if each is None else next(whole) / self.replicas for each in gradients]
         self.optimizer.apply(gradients, self.variables)
 
     def finalize(self) -> None:

@@ -56,27 +56,33 @@ def _remembering(
 
 @contextlib.contextmanager
 def batch_statistics(network: keras.Model, *, frozen: bool) -> Iterator[None]:
-    """Within, batch normalisation takes its statistics from all replicas; or uses the moving ones and leaves them.
+    """Within, batch normalisation takes its statistics from the batch; or uses the moving ones and leaves them.
 
     Frozen or not, its scale and shift go on training.
     """
     layers = [layer for layer in batch_normalizations(network) if layer.trainable]
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    before = [(layer, layer.synchronized) for layer in layers]
     for layer in layers:
         layer.trainable = not frozen
-        layer.synchronized = layer.synchronized or several
     try:
         yield
     finally:
-        for layer, synchronized in before:
+        for layer in layers:
             layer.trainable = True
-            layer.synchronized = synchronized
 
 
 def batch_normalizations(network: keras.Model) -> list[keras.layers.BatchNormalization]:
     """The batch normalisation layers of a network, at any depth."""
     return [layer for layer in network._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def synchronize(network: keras.Model) -> None:
+    """Makes batch normalisation take its statistics from all replicas, where there are several.
+
+    For good: the replicas of a step are traced in turns, between which a setting of the moment would change.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        for layer in batch_normalizations(network):
+            layer.synchronized = True
 
 
 def batch_norm_variables(network: keras.Model) -> list[keras.Variable]:
@@ -88,7 +94,8 @@ def in_training_mode(network: keras.Model) -> Any:
     """The network as an attack may see it in training mode: with dropout and batch statistics, but without a trace."""
 
     def call(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        with keras.StatelessScope():
+        written: Written = {}
+        with _distinct_dropout(network, written), _remembering(network, written, ()):
             return network(images, training=True)
 
     return call

@@ -59,9 +59,11 @@ def test_a_killed_process_goes_on_to_the_bit(precision, tmp_path):
 # The last step of an epoch, where validation is still to come; the first; one between; after two interruptions.
 @pytest.mark.parametrize("steps", [[STEPS], [STEPS + 1], [2, STEPS + 3]])
 def test_an_exception_leaves_a_training_that_goes_on(steps, uninterrupted, tmp_path):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     for step in steps:
         with pytest.raises(StoppedError):
             train(tmp_path, callbacks=[At(step, stop)])
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert_equal(train(tmp_path), uninterrupted)
 
 

@@ -1,0 +1,65 @@
+"""What `test_distribution.py` runs in a process of its own for each worker: a training, until a step if one is given.
+
+    TF_CONFIG=... python -m tests.training.worker <folder> [<step to die at>]
+
+It leaves what came of it in `<folder>/<place>.npz`, or prints the error that ended it.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from satm_tf import DomainAdversarial
+from satm_tf.training import Checkpoint, get_strategy, is_chief
+from tests.training.small_training import NETWORKS, train
+
+
+class DieAt(keras.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_small(strategy, callbacks=()):
+    norms = {name: NETWORKS[name] for name in ("plain", "own")}
+    return train(
+        strategy,
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        norms=norms,
+        domain_adaptation=DomainAdversarial(hidden=5),
+        callbacks=callbacks,
+    )
+
+
+def arrays(trainer, figures):
+    """All variables but the metrics' by number, and the figures of the epochs by name."""
+    metrics = {id(variable) for variable in trainer.metrics_variables}
+    variables = [variable for variable in trainer.state() if id(variable) not in metrics]
+    state = {str(index): np.asarray(variable) for index, variable in enumerate(variables)}
+    return {**state, **{key: np.array(values) for key, values in figures.items()}}
+
+
+def main():
+    folder, die_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    strategy = get_strategy("multi_worker")
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    assert is_chief(strategy) == (index == 0)
+    try:
+        trainer, figures = train_small(strategy, [DieAt(die_at), Checkpoint(folder, every_seconds=0.0)])
+    except ConnectionError as error:
+        sys.exit(f"ConnectionError: {error}")
+    np.savez(folder / f"{index}.npz", **arrays(trainer, figures))
+
+
+if __name__ == "__main__":
+    main()
