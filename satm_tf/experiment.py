@@ -97,8 +97,8 @@ def run(config: Config) -> pd.DataFrame:
     Example:
         >>> results = run(config.from_arguments(["--config", "quickstart"]))
     """
+    strategy = get_strategy(config.strategy)  # Before anything else of TensorFlow; the optimizers below are.
     training_attack, evaluation_attacks = _check(config)
-    strategy = get_strategy(config.strategy)
     names = (*config.networks, *config.holdouts)
     devices = devices_for(names) if config.strategy == "network_per_device" else {}
     folder = Path(config.run_dir or Path("runs") / config.name)
@@ -359,6 +359,7 @@ def _warn_of_collapse(stage: str, trainer: CoTraining, rows: list[dict[str, floa
         rate = rows[-1].get(f"val_{name}_classification_rate", 1.0)
         if rate <= 1.1 * chance:
             print(
-                f"warning: {name} has collapsed in {stage}: a validation classification rate of {rate:.1%}, where "
-                f"chance is {chance:.1%}. A smaller learning rate, or weight of domain adaptation, may help."
+                f"warning: {name} is no better than chance after {stage}, with a validation classification rate of "
+                f"{rate:.1%}. It has not learnt, or collapsed: a smaller learning rate, or weight of domain adaptation, "
+                "may help."
             )

@@ -22,6 +22,7 @@ from the last checkpoint.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -111,8 +112,19 @@ def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[i
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return list(numbers)
-    own = tf.constant([list(numbers)], tf.int32)
-    return tf.reduce_max(strategy.gather(own, axis=0), axis=0).numpy().tolist()
+    gathered = _gather(strategy)(tf.constant([list(numbers)], tf.int32))
+    return tf.reduce_max(gathered, axis=0).numpy().tolist()
+
+
+@functools.lru_cache(maxsize=1)
+def _gather(strategy: tf.distribute.Strategy) -> Any:
+    """Kept, because a bare `strategy.gather` traces anew each time, and this is asked at every step."""
+
+    @tf.function(input_signature=[tf.TensorSpec([1, None], tf.int32)])
+    def gather(own: tf.Tensor) -> tf.Tensor:
+        return strategy.gather(own, axis=0)
+
+    return gather
 
 
 def count_apart(metric: keras.metrics.Metric) -> None:
