@@ -360,6 +360,6 @@ def _warn_of_collapse(stage: str, trainer: CoTraining, rows: list[dict[str, floa
         if rate <= 1.1 * chance:
             print(
                 f"warning: {name} is no better than chance after {stage}, with a validation classification rate of "
-                f"{rate:.1%}. It has not learnt, or collapsed: a smaller learning rate, or weight of domain adaptation, "
-                "may help."
+                f"{rate:.1%}. It has not learnt, or has collapsed: a smaller learning rate, or weight of domain "
+                "adaptation, may help."
             )
