@@ -97,8 +97,8 @@ def run(config: Config) -> pd.DataFrame:
     Example:
         >>> results = run(config.from_arguments(["--config", "quickstart"]))
     """
+    strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
     training_attack, evaluation_attacks = _check(config)
-    strategy = get_strategy(config.strategy)
     names = (*config.networks, *config.holdouts)
     devices = devices_for(names) if config.strategy == "network_per_device" else {}
     folder = Path(config.run_dir or Path("runs") / config.name)
@@ -324,7 +324,10 @@ def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: 
             keras.callbacks.TensorBoard(logs, write_graph=False),
             Pictures(logs / "pictures", make_batches(images.validation, config).take(1)),
             keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: _write_metrics(job.folder, stages, stage, checkpoint.rows)
+                # The checkpoint comes last, and has yet to take up this epoch.
+                on_epoch_end=lambda epoch, logs: _write_metrics(
+                    job.folder, stages, stage, [*checkpoint.rows, {"epoch": epoch, **logs}]
+                )
             ),
         ]
     drop_remainder = len(images.train) >= training.batch_size

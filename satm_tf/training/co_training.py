@@ -21,7 +21,7 @@ from satm_tf.errors import unknown_name
 from satm_tf.metrics import ClassificationRate, OneOffRate
 from satm_tf.models import ImageClassifier
 from satm_tf.training.checkpoint import Checkpoint, Position
-from satm_tf.training.distribution import DistributedFit, count_apart
+from satm_tf.training.distribution import DistributedFit, count_apart, naming_lost_workers
 from satm_tf.training.domain import DomainAdaptation
 from satm_tf.training.losses import ClassificationLoss
 from satm_tf.training.optimization import NetworkOptimizer, in_half_precision
@@ -253,26 +253,22 @@ class CoTraining(DistributedFit, keras.Model):
             initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
         self._skip = position.step
         try:
-            return super().fit(
-                self.distributed(x, position),
-                y,
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                validation_data=self.distributed_validation(validation_data),
-                callbacks=[_Bookkeeping(), *callbacks],
-                **kwargs,
-            )
+            with naming_lost_workers():
+                return super().fit(
+                    self.distributed(x, position),
+                    y,
+                    epochs=epochs,
+                    initial_epoch=initial_epoch,
+                    validation_data=self.distributed_validation(validation_data),
+                    callbacks=[_Bookkeeping(), *callbacks],
+                    **kwargs,
+                )
         except tf.errors.InvalidArgumentError as error:
             found = re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message)
             if found is None:
                 raise
             raise FloatingPointError(
                 f"{found[1]} {found[2]}; nothing was updated in it. Lower the learning rate, or look at the data."
-            ) from None
-        except tf.errors.UnavailableError as error:
-            raise ConnectionError(
-                "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
-                f"again: it goes on from the last checkpoint. Received: {type(error).__name__}"
             ) from None
         finally:
             if checkpoint is not None:

@@ -5,7 +5,8 @@ environment variable TF_CONFIG, and with a run folder that both reach under the 
 
     export TF_CONFIG='{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 
-and then, on both, a program that makes the strategy before anything else of TensorFlow, and all else in its scope:
+and then, on both, `python -m satm_tf.train --strategy multi_worker ...`, or a program that makes the strategy before
+anything else of TensorFlow, and all else in its scope:
 
     with get_strategy("multi_worker").scope():
         trainer = CoTraining(make_networks(), "satm")
@@ -22,9 +23,11 @@ from the last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -89,10 +92,15 @@ def devices_for(networks: Sequence[str]) -> dict[str, str]:
     return {name: devices[index % len(devices)] for index, name in enumerate(networks)}
 
 
+def several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is one of several that train together."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes: the only one, or the first worker."""
     resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+    if not several_workers(strategy) or resolver is None:
         return True
     if "chief" in resolver.cluster_spec().jobs:
         return bool(resolver.task_type == "chief")
@@ -100,7 +108,11 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Returns once every worker has called this; at once where there is only one."""
+    """Returns once every worker has called this; at once where there is only one.
+
+    Raises:
+        ConnectionError: If another worker has gone.
+    """
     greatest(strategy, [0])
 
 
@@ -109,10 +121,32 @@ def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[i
 
     What one worker alone decides by its clock, or by a signal, the others have to do too, or all of them wait for ever.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not several_workers(strategy):
         return list(numbers)
-    own = tf.constant([list(numbers)], tf.int32)
-    return tf.reduce_max(strategy.gather(own, axis=0), axis=0).numpy().tolist()
+    with naming_lost_workers():
+        return _greatest(strategy)(tf.constant([list(numbers)], tf.int32)).numpy().tolist()
+
+
+@functools.cache
+def _greatest(strategy: tf.distribute.Strategy) -> Any:
+    # Traced once: `strategy.gather` traces anew whenever it is called, and this is, after every step.
+    def gather(own: tf.Tensor) -> tf.Tensor:
+        # Only the copy has a device, which the collective asks for.
+        return tf.reduce_max(tf.distribute.get_replica_context().all_gather(tf.identity(own), axis=0), axis=0)
+
+    return tf.function(lambda own: strategy.run(gather, args=(own,)))
+
+
+@contextlib.contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Within, that another worker has gone is a `ConnectionError`, which says what to do."""
+    try:
+        yield
+    except tf.errors.UnavailableError as error:
+        raise ConnectionError(
+            "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
+            f"again: it goes on from the last checkpoint. Received: {type(error).__name__}"
+        ) from None
 
 
 def count_apart(metric: keras.metrics.Metric) -> None:
@@ -187,6 +221,9 @@ class DistributedFit(keras.Model):
         self._check_last_batch(dataset)
 
         def begin(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+            if position.step and position.step >= len(dataset):
+                # Nothing is asked of the data any more in this epoch: the next one is the first to begin.
+                return dataset.from_position(position.epoch + 1, 0, context)
             begun = dataset.from_position(position.epoch, position.step, context)
             # Keras counts the steps of every epoch by the first, and `train_function` leaves out those done before.
             return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if position.step else begun
@@ -242,7 +279,7 @@ class DistributedFit(keras.Model):
         return run if self.run_eagerly else tf.function(run)
 
     def _several_workers(self) -> bool:
-        return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return several_workers(self.distribute_strategy)
 
 
 def _devices() -> list[tf.config.LogicalDevice]:

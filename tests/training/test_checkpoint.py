@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_taken(damage, 
     else:
         (tmp_path / ".last.ckpt").write_bytes(content[:1000])
     if damage in ("cut", "flip", "empty"):
-        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The checkpoint before it is taken"):
+        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The one before it is taken"):
             result = train(tmp_path)
     else:
         result = train(tmp_path)
@@ -108,6 +108,20 @@ def test_a_signal_finishes_the_step_saves_and_leaves(number, uninterrupted, tmp_
     with pytest.raises(StoppedError):  # The step that was saved is the one that is gone on from, not the epoch's start.
         train(tmp_path, callbacks=[At(STEPS + 2, stop)])
     assert_equal(train(tmp_path), uninterrupted)
+
+
+def test_a_signal_during_validation_saves_the_whole_epoch_that_came_before(uninterrupted, tmp_path):
+    during = keras.callbacks.LambdaCallback(on_test_batch_begin=lambda batch, logs: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="saved in"):
+        train(tmp_path, callbacks=[during], every_seconds=1e9)
+    # None of the steps of the first epoch is taken again.
+    assert_equal(train(tmp_path, callbacks=[At(1, stop)]), uninterrupted)
+
+
+def test_if_no_checkpoint_is_whole_training_begins_anew_and_says_so(uninterrupted, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*training begins anew"):
+        assert_equal(train(tmp_path), uninterrupted)
 
 
 def test_early_stopping_goes_on_and_the_best_weights_come_back(tmp_path):
