@@ -240,6 +240,7 @@ class CoTraining(DistributedFit, keras.Model):
         To go on, the data has to begin in the middle: that of `satm_tf.data.batches` can.
 
         Raises:
+            ValueError: If the data cannot begin where the checkpoint does, or `steps_per_epoch` makes epochs its own.
             FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step,
                 network and part. No weight has been changed in that step, nor batch statistics or dropout's seeds.
             ConnectionError: If another worker has gone.
@@ -249,13 +250,18 @@ class CoTraining(DistributedFit, keras.Model):
         position = Position()
         checkpoint = callbacks[-1] if callbacks and isinstance(callbacks[-1], Checkpoint) else None
         if checkpoint is not None:
+            if kwargs.get("steps_per_epoch") is not None:
+                raise ValueError(
+                    "With a Checkpoint an epoch is the whole of the data; leave out steps_per_epoch. "
+                    f"Received: steps_per_epoch={kwargs['steps_per_epoch']}"
+                )
             position = checkpoint.restore(self, callbacks)
             initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
         self._skip = position.step
         try:
             with naming_lost_workers():
                 return super().fit(
-                    self.distributed(x, position),
+                    self.distributed(x, None if checkpoint is None else position),
                     y,
                     epochs=epochs,
                     initial_epoch=initial_epoch,
@@ -282,8 +288,8 @@ class CoTraining(DistributedFit, keras.Model):
         step = self.train_function
 
         def train_function(iterator: Any) -> Any:
-            if self._skip:
-                self._skip -= 1
+            if self._skip > 0:
+                self._skip -= self.steps_per_execution
                 return self.get_metrics_result()
             return step(iterator)
 

@@ -201,14 +201,17 @@ class DistributedFit(keras.Model):
         if found:
             raise ValueError(f"Training on several replicas works without {found[0]}. Received: {found[0]}")
 
-    def distributed(self, dataset: Any, position: Position) -> Any:
-        """The part of the training data that this process reads, from a position on.
+    def distributed(self, dataset: Any, position: Position | None) -> Any:
+        """The part of the training data that this process reads, from a position on; None is wherever the data is.
 
         Raises:
             ValueError: If the data cannot begin there, or cannot be shared out.
         """
         movable = hasattr(dataset, "from_position")
-        if position.step + position.epoch and not movable:
+        # Data that was looked at is past its first epoch, so that also the beginning is a position.
+        positioned = position is not None and movable
+        epoch, step = (0, 0) if position is None else (position.epoch, position.step)
+        if step + epoch and not movable:
             raise ValueError(
                 "Training can go on only with data that can begin in the middle, such as that of satm_tf.data.batches. "
                 f"Received: {type(dataset).__name__}"
@@ -221,16 +224,16 @@ class DistributedFit(keras.Model):
         self._check_last_batch(dataset)
 
         def begin(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-            if position.step and position.step >= len(dataset):
+            if step >= len(dataset):
                 # Nothing is asked of the data any more in this epoch: the next one is the first to begin.
-                return dataset.from_position(position.epoch + 1, 0, context)
-            begun = dataset.from_position(position.epoch, position.step, context)
+                return dataset.from_position(epoch + 1, 0, context)
+            begun = dataset.from_position(epoch, step, context)
             # Keras counts the steps of every epoch by the first, and `train_function` leaves out those done before.
-            return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if position.step else begun
+            return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if step else begun
 
         if self._several_workers():
             return self._shared_out(begin)
-        return begin() if position.step + position.epoch else dataset
+        return begin() if positioned else dataset
 
     def distributed_validation(self, dataset: Any) -> Any:
         """Validation data, of which each worker reads all: it is small, and the mean over the workers is the same."""

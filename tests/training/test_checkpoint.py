@@ -67,6 +67,20 @@ def test_an_exception_leaves_a_training_that_goes_on(steps, uninterrupted, tmp_p
     assert_equal(train(tmp_path), uninterrupted)
 
 
+def test_several_steps_at_a_time_go_on_too(tmp_path):
+    expected = train(tmp_path / "uninterrupted", steps_per_execution=2)
+    with pytest.raises(StoppedError):
+        train(tmp_path / "stopped", callbacks=[At(STEPS + 4, stop)], steps_per_execution=2)
+    assert_equal(train(tmp_path / "stopped", steps_per_execution=2), expected)
+
+
+def test_epochs_that_are_not_the_datas_are_refused(make_network, images, labels, tmp_path):
+    trainer = CoTraining({"a": make_network("a")}, "undefended")
+    trainer.compile("sgd")
+    with pytest.raises(ValueError, match=r"leave out steps_per_epoch.*Received: steps_per_epoch=2"):
+        trainer.fit(images, labels, steps_per_epoch=2, callbacks=[Checkpoint(tmp_path)])
+
+
 def test_what_has_finished_is_not_done_again(uninterrupted, tmp_path):
     first = train(tmp_path)
     assert_equal(first, uninterrupted)
