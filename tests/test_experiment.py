@@ -191,6 +191,24 @@ def changed(config, **changes):
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
         (lambda c: changed(c, checks=configuration.ChecksConfig(schemes=["stam"])), "Did you mean 'satm'"),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(batch_norm={"aa": "frozen"})}),
+            "Received: aa; networks that do: a, b",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(attack={"z": {"name": "fgsm"}})}),
+            "Unknown source in attack",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="mutual", networks=["a"])}),
+            "'a' cannot learn from 'others'",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="collaborative", networks=["a"])}),
+            "peer_weight needs at least two",
+        ),
+        (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
+        (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=0)), "co_train takes an epoch or more"),
         (lambda c: changed(c, strategy="mirored"), "Did you mean 'mirrored'"),
         (lambda c: changed(c, loss=configuration.LossConfig(class_weights=[1.0])), "a weight for each of 3 classes"),
         (lambda c: changed(c, loss=configuration.LossConfig(order_temperature=1.0)), "in a meaningful order"),
