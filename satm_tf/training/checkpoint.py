@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from satm_tf.training.distribution import greatest, is_chief, several_workers
-from satm_tf.training.snapshot import Snapshot, read_first_whole, write
+from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, write
 
 _EARLY_STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
 
@@ -196,10 +196,10 @@ class Checkpoint(keras.callbacks.Callback):
             facts["early_stopping"] = {key: _plain(getattr(self._early_stopping, key)) for key in _EARLY_STOPPING}
             arrays += self._early_stopping.best_weights or []
         if is_chief(self.model.distribute_strategy):
-            snapshot = Snapshot(arrays, facts)
-            write(self.folder / "last.ckpt", snapshot, previous=self.folder / "previous.ckpt")
+            last = self.folder / "last.ckpt"
+            write(last, Snapshot(arrays, facts), previous=self.folder / "previous.ckpt")
             if best:
-                write(self.folder / "best.ckpt", snapshot)
+                copy(last, self.folder / "best.ckpt")
 
 
 def _metric_variables(model: keras.Model) -> list[keras.Variable]:

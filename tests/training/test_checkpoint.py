@@ -13,6 +13,7 @@ import pytest
 
 from satm_tf import CoTraining
 from satm_tf.training import Checkpoint, Interrupted
+from satm_tf.training.snapshot import read
 from tests.training import resumable
 from tests.training.resumable import STEPS, At, train
 
@@ -155,8 +156,10 @@ def test_early_stopping_goes_on_and_the_best_weights_come_back(tmp_path):
 
 
 def test_the_best_is_kept_beside_the_last(tmp_path):
-    train(tmp_path)
+    losses = train(tmp_path, epochs=2, learning_rate=3.0)["row val_loss"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert losses.argmin() < len(losses) - 1, "the last must not be the best"
+    assert read(tmp_path / "best.ckpt").facts["position"] == [losses.argmin() + 1, 0, False]
 
 
 def test_a_checkpoint_of_something_else_is_refused(make_network, images, labels, tmp_path):
