@@ -18,6 +18,7 @@ from satm_tf import data as data_room
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation import gradient_reaches, masking_checks, measure
 from satm_tf.evaluation.illustrations import write_galleries, write_surfaces
+from satm_tf.evaluation.masking import EFFORT
 from satm_tf.evaluation.networks import LoadedNetwork
 from satm_tf.evaluation.record import claim, write_text
 from satm_tf.evaluation.report import write_report
@@ -31,7 +32,6 @@ _LOADERS: dict[str, Callable[..., data_room.ImageData]] = {
     "imagenet": data_room.imagenet.load,
 }
 _EPSILON = 16 / 256
-_CHECK_OPTIONS = ("steps", "targets", "queries")
 
 
 def evaluate(
@@ -102,8 +102,8 @@ def evaluate(
             raise unknown_name("network to check", name, checked)
     effort: dict[str, Any] = dict(check_options or {})
     for name in effort:
-        if name not in _CHECK_OPTIONS:
-            raise unknown_name("option of the checks", name, _CHECK_OPTIONS)
+        if name not in EFFORT:
+            raise unknown_name("option of the checks", name, EFFORT)
     networks = {name: LoadedNetwork(path, image_size) for name, path in paths.items()}
     whole = _load_data(format, images, data or {})
     shape = _common_shape(networks, whole)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from satm_tf import attacks, data
 from satm_tf.config import Config, TrainingConfig, make_attack, scheme_networks
 from satm_tf.errors import unknown_name
+from satm_tf.evaluation.masking import EFFORT
 from satm_tf.evaluation.record import claim, write_text
 from satm_tf.loading import load_data, make_batches
 from satm_tf.models import ImageClassifier, get_backbone
@@ -37,7 +38,6 @@ from satm_tf.training import (
     get_strategy,
     is_chief,
     resolve_precision,
-    resolve_sources,
     wait_for_all,
 )
 
@@ -97,7 +97,7 @@ def run(config: Config) -> pd.DataFrame:
     Example:
         >>> results = run(config.from_arguments(["--config", "quickstart"]))
     """
-    strategy = get_strategy(config.strategy)  # Before anything else of TensorFlow; the optimizers below are.
+    strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
     training_attack, evaluation_attacks = _check(config)
     names = (*config.networks, *config.holdouts)
     devices = devices_for(names) if config.strategy == "network_per_device" else {}
@@ -159,9 +159,7 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
                 f"{', '.join(trained) or 'there is none'}. Received: {described.frozen_from!r}"
             )
         trained.append(name)
-        resolve_sources(
-            described.scheme(training_attack).learns_from, scheme_networks(config, name), _frozen(config, name)
-        )
+        described.scheme(training_attack).sources(scheme_networks(config, name), _frozen(config, name))
     stranger = [name for name in config.checks.schemes or () if name not in config.schemes]
     if stranger:
         raise unknown_name("scheme in checks.schemes", stranger[0], config.schemes)
@@ -169,7 +167,15 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
         raise ValueError(
             f"export.scheme must be one of the schemes, {list(config.schemes)}. Received: {config.export.scheme!r}"
         )
-    for training in (config.fine_tune, config.co_train):
+    for option in config.checks.effort:
+        if option not in EFFORT:
+            raise unknown_name("option in checks.effort", option, EFFORT)
+    for stage, training in (("fine_tune", config.fine_tune), ("co_train", config.co_train)):
+        if training.epochs < 1 or training.batch_size < 1:
+            raise ValueError(
+                f"{stage} takes an epoch or more, in batches of an image or more. "
+                f"Received: epochs={training.epochs}, batch_size={training.batch_size}"
+            )
         _optimizer(training)
     return training_attack, {
         name: make_attack(options, training_attack.epsilon) for name, options in config.evaluation_attacks.items()
@@ -275,7 +281,7 @@ def _co_training(job: _Run, name: str) -> CoTraining:
     scheme = job.schemes[name]
     networks = {network: _load(job, f"fine_tune/{network}", network) for network in scheme_networks(job.config, name)}
     aliases = _frozen(job.config, name)
-    sources = resolve_sources(scheme.learns_from, networks, aliases)
+    sources = scheme.sources(networks, aliases)
     origin = job.config.schemes[name].frozen_from
     frozen = {
         alias: _load(job, f"co_train/{origin}" if origin else f"fine_tune/{network}", network)
@@ -324,7 +330,10 @@ def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: 
             keras.callbacks.TensorBoard(logs, write_graph=False),
             Pictures(logs / "pictures", make_batches(images.validation, config).take(1)),
             keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: _write_metrics(job.folder, stages, stage, checkpoint.rows)
+                # The checkpoint comes last, and has yet to take up this epoch.
+                on_epoch_end=lambda epoch, logs: _write_metrics(
+                    job.folder, stages, stage, [*checkpoint.rows, {"epoch": epoch, **logs}]
+                )
             ),
         ]
     drop_remainder = len(images.train) >= training.batch_size

@@ -152,13 +152,15 @@ def _print_tables(results: pd.DataFrame, ordered: bool, evaluation_attacks: Mapp
 
 def _export(config: Config, labels: tuple[str, ...], folder: Path) -> None:
     path = folder / "exports.json"
-    if config.export.scheme is None or path.exists():
+    if config.export.scheme is None:
         return
-    exported = {}
+    exported = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in scheme_networks(config, config.export.scheme):
+        if name in exported:
+            continue
         network = load_network(folder, f"co_train/{config.export.scheme}", name)
         card = from_run(folder, config.export.scheme, name)
         place = Path(config.export.folder) / name
         exported[name] = str(serving.export_saved_model(network, place, labels=labels, card=card))
         print(f"exported {exported[name]}")
-    write_text(path, json.dumps(exported, indent=2))
+        write_text(path, json.dumps(exported, indent=2))

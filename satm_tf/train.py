@@ -19,6 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         return 128 + interruption.signal_number
+    except KeyboardInterrupt:  # where nothing trained, as in an evaluation
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +17,15 @@ import tensorflow as tf
 import yaml
 
 from satm_tf import config as configuration
-from satm_tf import experiment, loading, train
+from satm_tf import experiment, loading, outcome, train
 from satm_tf.data import Augmentation
 from satm_tf.models import register_backbone
 
 SIZE, CLASSES = 16, 3
+
+
+class StoppedError(Exception):
+    pass
 
 
 @register_backbone("tiny_for_experiments", preprocessing={"scale": 2.0, "offset": -1.0}, minimum_size=8)
@@ -185,6 +191,24 @@ def changed(config, **changes):
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
         (lambda c: changed(c, checks=configuration.ChecksConfig(schemes=["stam"])), "Did you mean 'satm'"),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(batch_norm={"aa": "frozen"})}),
+            "Received: aa; networks that do: a, b",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(attack={"z": {"name": "fgsm"}})}),
+            "Unknown source in attack",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="mutual", networks=["a"])}),
+            "'a' cannot learn from 'others'",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="collaborative", networks=["a"])}),
+            "peer_weight needs at least two",
+        ),
+        (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
+        (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=0)), "co_train takes an epoch or more"),
         (lambda c: changed(c, strategy="mirored"), "Did you mean 'mirrored'"),
         (lambda c: changed(c, loss=configuration.LossConfig(class_weights=[1.0])), "a weight for each of 3 classes"),
         (lambda c: changed(c, loss=configuration.LossConfig(order_temperature=1.0)), "in a meaningful order"),
@@ -252,6 +276,75 @@ def test_the_command_line_prints_errors_and_no_traceback(tmp_path, capsys):
     code = train.main(["--config", "fashion_mnist", "--run_dir", str(tmp_path / "run")])
     assert code == 1
     assert capsys.readouterr().err.startswith("error: Data of the format 'idx' must be given as --data.root FOLDER")
+
+
+def test_a_run_that_is_stopped_by_hand_says_so(monkeypatch, capsys):
+    def stop(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", stop)
+    assert train.main([]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+def test_what_was_exported_before_a_kill_is_not_exported_again(config, monkeypatch, tmp_path):
+    exported = []
+
+    def export(network, place, *, labels, card):
+        if len(exported) == 1:
+            exported.append("the kill")
+            raise StoppedError
+        exported.append(place.name)
+        return place / "1"
+
+    monkeypatch.setattr(outcome, "load_network", lambda folder, stage, name: None)
+    monkeypatch.setattr(outcome, "from_run", lambda folder, scheme, name: {})
+    monkeypatch.setattr(outcome.serving, "export_saved_model", export)
+    with pytest.raises(StoppedError):
+        outcome._export(config, ("x",), tmp_path)
+    outcome._export(config, ("x",), tmp_path)
+    assert exported == ["a", "the kill", "b"]
+    assert list(json.loads((tmp_path / "exports.json").read_text())) == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_two_workers_run_the_whole_experiment(config, tmp_path):
+    """Two real processes of the command line on one run folder, and the networks of one process beside theirs."""
+    config = dataclasses.replace(
+        config,
+        networks={"a": configuration.NetworkConfig("compact_vgg")},
+        holdouts={},
+        fine_tune=configuration.TrainingConfig(epochs=1, batch_size=32, optimizer="sgd", learning_rate=0.01),
+        schemes={"undefended": configuration.SchemeConfig(preset="undefended")},
+        checks=configuration.ChecksConfig(schemes=[]),
+        export=configuration.ExportConfig(),
+    )
+    run = tmp_path / "together"
+    described = tmp_path / "described.yaml"
+    together = dataclasses.replace(config, run_dir=str(run), strategy="multi_worker")
+    described.write_text(yaml.safe_dump(dataclasses.asdict(together), sort_keys=False))
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        cluster = {"worker": [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]}
+    workers = []
+    for index in range(2):
+        task = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        command = ["timeout", "-s", "KILL", "200", sys.executable, "-m", "satm_tf.train", "--config", str(described)]
+        workers.append(
+            subprocess.Popen(
+                command, env={**os.environ, "TF_CONFIG": task}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    printed = [worker.communicate()[0].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(printed)
+    assert (run / "report.html").exists()
+
+    experiment.run(config)
+    paths = [folder / "networks" / "fine_tune" / "a" / "a.keras" for folder in (run, tmp_path / "run")]
+    for found, expected in zip(*[keras.saving.load_model(path).get_weights() for path in paths], strict=True):
+        # The order of sums over two halves of a batch, through five steps.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -36,12 +36,12 @@ def decode(
     contents = tf.io.read_file(path)
     image = tf.cond(
         tf.io.is_jpeg(contents),
-        lambda: _decode_jpeg(contents, max(size), crop),
+        lambda: decode_jpeg(contents, max(size), crop),
         lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
     )
     image = tf.ensure_shape(image, [None, None, 3])
     if orientation is not None:
-        image = tf.cond(orientation == 1, lambda: image, lambda: _turn_upright(image, orientation))
+        image = tf.cond(orientation == 1, lambda: image, lambda: turn_upright(image, orientation))
     if crop is not None:
         shape = tf.shape(image)[:2]
         side = tf.cast(tf.round(crop * tf.cast(tf.reduce_min(shape), tf.float32)), tf.int32)
@@ -50,7 +50,17 @@ def decode(
     return resize(image, size)
 
 
-def _decode_jpeg(contents: tf.Tensor, side: int, crop: float | None) -> tf.Tensor:
+def decode_jpeg(contents: tf.Tensor, side: int, crop: float | None = None) -> tf.Tensor:
+    """Decodes a JPEG at the smallest of 1, 1/2, 1/4 and 1/8 of its size that still holds a side.
+
+    Args:
+        contents: The bytes of the file, str scalar.
+        side: The pixels that the shorter side has to keep, or that what is cropped of it has to.
+        crop: The share of the shorter side that is used, in (0, 1]; None for all.
+
+    Returns:
+        uint8 `[height, width, 3]`, as it lies in the file.
+    """
     shorter = tf.cast(tf.reduce_min(tf.io.extract_jpeg_shape(contents)[:2]), tf.float32)
     spare = shorter * (1.0 if crop is None else crop) / side
     smallest = tf.reduce_sum(tf.cast(spare >= tf.constant(_RATIOS[1:], tf.float32), tf.int32))
@@ -64,7 +74,8 @@ def _decode_jpeg(contents: tf.Tensor, side: int, crop: float | None) -> tf.Tenso
     )
 
 
-def _turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turns an image `[height, width, channels]` as its EXIF orientation, 1 to 8, asks."""
     steps = tf.cast(_UPRIGHT, tf.bool)[tf.cast(orientation, tf.int32) - 1]
     image = tf.cond(steps[0], lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
     image = tf.cond(steps[1], lambda: image[::-1], lambda: image)

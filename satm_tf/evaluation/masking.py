@@ -23,6 +23,10 @@ from satm_tf.evaluation.verdicts import Facts, Losses, Strength, judge
 _fold_in = tf.random.experimental.stateless_fold_in
 
 
+EFFORT = ("steps", "targets", "queries")
+"""The options of `masking_checks` that say how hard it tries."""
+
+
 def masking_checks(
     networks: Mapping[str, Classifier],
     *,

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from satm_tf.evaluation import label_leaking
+from satm_tf.evaluation import label_leaking, wilson_interval
 from satm_tf.evaluation.tables import HOLDOUT
 from satm_tf.evaluation.transfer import CLEAN
 
@@ -83,22 +83,6 @@ def from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
     return facts
 
 
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a share of so many images.
-
-    Example:
-        >>> [round(end, 3) for end in wilson(0.5, 100)]
-        [0.404, 0.596]
-
-    Source:
-        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927).
-    """
-    z2 = 1.959964**2
-    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = math.sqrt(z2 * (share * (1 - share) / images + z2 / (4 * images**2))) / (1 + z2 / images)
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-
-
 def _results(results: pd.DataFrame, target: str) -> list[dict[str, Any]]:
     scheme = target.split("/")[0]
     rows = []
@@ -108,7 +92,7 @@ def _results(results: pd.DataFrame, target: str) -> list[dict[str, Any]]:
             continue
         by = {CLEAN: "nobody", target: "itself (white box)"}.get(row["source"] or CLEAN)
         partner = f"{row['source'].split('/')[-1]} ({HOLDOUT if source_scheme == HOLDOUT else 'partner'})"
-        low, high = wilson(row["classification_rate"], row["images"])
+        low, high = wilson_interval(row["classification_rate"] * row["images"], row["images"])
         one_off = row.get("one_off_rate")
         rows.append(
             {

@@ -13,9 +13,9 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf.attacks import Attack, FromProbabilities
+from satm_tf.evaluation import wilson_interval
 from satm_tf.evaluation.transfer import CLEAN
 from satm_tf.models import ImageClassifier
-from satm_tf.serving.card import wilson
 from satm_tf.serving.formats import Network, load
 
 _ORIGINAL = "original"
@@ -90,7 +90,7 @@ def compare(
             predicted = _predict(network, batch, batch_size)
             right = predicted == labels
             first = original.setdefault(attack_name, (right, predicted))
-            low, high = wilson(right.mean(), len(right))
+            low, high = wilson_interval(right.sum(), len(right))
             rows.append(
                 {
                     "format": name,

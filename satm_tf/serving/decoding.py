@@ -67,9 +67,7 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     with tf.control_dependencies([tf.debugging.Assert(fits, ["Too many pixels. Received:", shape])]):
         image = tf.cond(
             jpeg,
-            lambda: decoding._turn_upright(
-                decoding._decode_jpeg(contents, max(size), None), jpeg_orientation(contents)
-            ),
+            lambda: decoding.turn_upright(decoding.decode_jpeg(contents, max(size)), jpeg_orientation(contents)),
             lambda: tf.io.decode_png(contents, channels=3),
         )
     return tf.ensure_shape(decoding.resize(image, size), [*size, 3])

@@ -7,7 +7,9 @@ Both take `images`, float32 `[batch, height, width, 3]` in [0, 1], and give `pro
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,6 +52,9 @@ def convert(
 ) -> Path:
     """Writes the model in another format, as a whole or not at all, once it was seen to answer as the model does.
 
+    A model that computes in half precision is written, and compared, as one of the same weights in float32: the other
+    formats' kernels take no half precision for all operations.
+
     Args:
         model: The classifier.
         path: The file; the format's own suffix is added.
@@ -75,6 +80,7 @@ def convert(
     if kind.calibrated != (calibration is not None and len(calibration) > 0):
         word = "needs" if kind.calibrated else "takes no"
         raise ValueError(f"Format {format!r} {word} calibration images. Received: {type(calibration).__name__}")
+    model = _in_float32(model)
     path = Path(f"{path}.{format}{kind.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
@@ -89,6 +95,16 @@ def convert(
             )
         os.replace(written, path)
     return path
+
+
+def _in_float32(model: ImageClassifier) -> ImageClassifier:
+    described = json.dumps(keras.saving.serialize_keras_object(model))
+    single = re.sub('"mixed_b?float16"', '"float32"', described)
+    if single == described:
+        return model
+    twin = keras.saving.deserialize_keras_object(json.loads(single))
+    twin.set_weights(model.get_weights())
+    return twin
 
 
 def load(path: str | Path) -> Network:

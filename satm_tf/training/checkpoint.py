@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from satm_tf.training.distribution import greatest, is_chief
-from satm_tf.training.snapshot import Snapshot, read_first_whole, write
+from satm_tf.training.distribution import greatest, is_chief, several_workers
+from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, write
 
 _EARLY_STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
 
@@ -95,8 +95,9 @@ class Checkpoint(keras.callbacks.Callback):
         """
         self._early_stopping = next((c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping)), None)
         found, broken = read_first_whole([self.folder / name for name in ("last.ckpt", "previous.ckpt")])
+        instead = "There is no other, so that training begins anew" if found is None else "The one before it is taken"
         for message in broken:
-            warnings.warn(f"{message}. The checkpoint before it is taken.", stacklevel=2)
+            warnings.warn(f"{message}. {instead}.", stacklevel=2)
         if found is None:
             self.rows, self._position, self._found = [], Position(), None
             return self._position
@@ -112,14 +113,13 @@ class Checkpoint(keras.callbacks.Callback):
         self.rows = found.facts["rows"]
         self._position = Position(*found.facts["position"])
         self._found = Snapshot(found.arrays[len(expected) :], found.facts)
-        # Copies: NumPy shares the memory of a variable on a CPU.
-        self._metric_values = [np.array(keras.ops.convert_to_numpy(each)) for each in _metric_variables(model)]
+        self._metric_values = _values(_metric_variables(model))
         return self._position
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
-        self._epoch = self._position.epoch
+        self._epoch, self._step = self._position.epoch, self._position.step
         self._received = None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -135,25 +135,33 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch == self._position.epoch and self._position.step:
-            # Keras has just reset them.
-            for variable, value in zip(_metric_variables(self.model), self._metric_values, strict=True):
-                variable.assign(value)
+            self._put_metrics_back()  # Keras has just reset them.
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._epoch == self._position.epoch and batch < self._position.step:
+        self._step = batch + 1
+        if self._epoch == self._position.epoch and self._step <= self._position.step:
             return  # It was done before.
         late = int(time.monotonic() - self._saved_at >= self.every_seconds)
         late, received = greatest(self.model.distribute_strategy, [late, self._received or 0])
         self._received = received or None
         if late or self._received is not None:
-            self._save(Position(self._epoch, batch + 1))
+            self._save(Position(self._epoch, self._step))
         self._leave_if_asked()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        # Keras resets them next, and a checkpoint in the midst of a validation has to hold those of the epoch.
+        self._metric_values = _values(_metric_variables(self.model))
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._leave_if_asked()
+        # Several workers leave together, at the end of the epoch.
+        if self._received is not None and not several_workers(self.model.distribute_strategy):
+            self._put_metrics_back()
+            self._save(Position(self._epoch, self._step))
+            self._leave_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._received = greatest(self.model.distribute_strategy, [self._received or 0])[0] or None
         figures = {key: float(value) for key, value in (logs or {}).items()}
         best = min((row.get(self.monitor, np.inf) for row in self.rows), default=np.inf)
         self.rows.append({"epoch": epoch, **figures})
@@ -172,6 +180,10 @@ class Checkpoint(keras.callbacks.Callback):
         self._received = number
         self.release()  # A second signal does what it always did.
 
+    def _put_metrics_back(self) -> None:
+        for variable, value in zip(_metric_variables(self.model), self._metric_values, strict=True):
+            variable.assign(value)
+
     def _leave_if_asked(self) -> None:
         if self._received is not None:
             raise Interrupted(self._received, self.folder)
@@ -184,14 +196,19 @@ class Checkpoint(keras.callbacks.Callback):
             facts["early_stopping"] = {key: _plain(getattr(self._early_stopping, key)) for key in _EARLY_STOPPING}
             arrays += self._early_stopping.best_weights or []
         if is_chief(self.model.distribute_strategy):
-            snapshot = Snapshot(arrays, facts)
-            write(self.folder / "last.ckpt", snapshot, previous=self.folder / "previous.ckpt")
+            last = self.folder / "last.ckpt"
+            write(last, Snapshot(arrays, facts), previous=self.folder / "previous.ckpt")
             if best:
-                write(self.folder / "best.ckpt", snapshot)
+                copy(last, self.folder / "best.ckpt")
 
 
 def _metric_variables(model: keras.Model) -> list[keras.Variable]:
     return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def _values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    # Copies: NumPy shares the memory of a variable on a CPU.
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def _plain(value: Any) -> Any:

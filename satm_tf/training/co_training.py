@@ -17,17 +17,15 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.attacks.losses import divergence
-from satm_tf.errors import unknown_name
 from satm_tf.metrics import ClassificationRate, OneOffRate
 from satm_tf.models import ImageClassifier
 from satm_tf.training.checkpoint import Checkpoint, Position
-from satm_tf.training.distribution import DistributedFit, count_apart
+from satm_tf.training.distribution import DistributedFit, count_apart, naming_lost_workers
 from satm_tf.training.domain import DomainAdaptation
 from satm_tf.training.losses import ClassificationLoss
 from satm_tf.training.optimization import NetworkOptimizer, in_half_precision
 from satm_tf.training.passes import batch_norm_variables, forward, in_training_mode, synchronize
 from satm_tf.training.scheme import Scheme
-from satm_tf.training.sources import resolve_sources
 
 _fold_in = tf.random.experimental.stateless_fold_in
 _NOT_FINITE = "is not a finite number at step"
@@ -106,20 +104,14 @@ class CoTraining(DistributedFit, keras.Model):
         frozen = dict(frozen or {})
         self.scheme = Scheme.get(scheme, **fields)
         _check(networks, frozen)
-        self.sources = MappingProxyType(resolve_sources(self.scheme.learns_from, networks, frozen))
+        self.sources = MappingProxyType(self.scheme.sources(networks, frozen))
         self._learners = [name for name, sources in self.sources.items() if sources]
         self._attacks = {
             (name, source): self.scheme.attack_on(source, name, trained=source in networks)
             for name in self._learners
             for source in self.sources[name]
         }
-        words = ["itself", "others", "frozen", *networks, *frozen]
-        for key in self.scheme.attack if isinstance(self.scheme.attack, Mapping) else ():
-            if key not in words:
-                raise unknown_name("source in attack", key, words)
         self._peers = {name: [peer for peer in networks if peer != name] for name in networks}
-        if self.scheme.peer_weight and len(networks) < 2:
-            raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.networks = dict(networks)
         for network in networks.values():
             synchronize(network)
@@ -130,9 +122,9 @@ class CoTraining(DistributedFit, keras.Model):
         self.devices = MappingProxyType(dict(devices or {}))
         self.seed = seed
         self.domain_adaptation: Mapping[str, DomainAdaptation] = MappingProxyType(
-            _by_network("domain_adaptation", self.scheme.domain_adaptation, self._learners, "learn from somebody")
+            self.scheme.domain_adaptation_of(self.sources)
         )
-        self._batch_norm = _by_network("batch_norm", self.scheme.batch_norm, list(networks), "train")
+        self._batch_norm = self.scheme.batch_norm_of(networks)
         self.domain_heads: dict[str, keras.layers.Layer] = {}
         self._auxiliary: dict[str, list[tuple[keras.Variable, keras.Variable]]] = {}
         for name in self._learners:
@@ -240,6 +232,7 @@ class CoTraining(DistributedFit, keras.Model):
         To go on, the data has to begin in the middle: that of `satm_tf.data.batches` can.
 
         Raises:
+            ValueError: If the data cannot begin where the checkpoint does, or `steps_per_epoch` makes epochs its own.
             FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step,
                 network and part. No weight has been changed in that step, nor batch statistics or dropout's seeds.
             ConnectionError: If another worker has gone.
@@ -249,30 +242,31 @@ class CoTraining(DistributedFit, keras.Model):
         position = Position()
         checkpoint = callbacks[-1] if callbacks and isinstance(callbacks[-1], Checkpoint) else None
         if checkpoint is not None:
+            if kwargs.get("steps_per_epoch") is not None:
+                raise ValueError(
+                    "With a Checkpoint an epoch is the whole of the data; leave out steps_per_epoch. "
+                    f"Received: steps_per_epoch={kwargs['steps_per_epoch']}"
+                )
             position = checkpoint.restore(self, callbacks)
             initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
         self._skip = position.step
         try:
-            return super().fit(
-                self.distributed(x, position),
-                y,
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                validation_data=self.distributed_validation(validation_data),
-                callbacks=[_Bookkeeping(), *callbacks],
-                **kwargs,
-            )
+            with naming_lost_workers():
+                return super().fit(
+                    self.distributed(x, None if checkpoint is None else position),
+                    y,
+                    epochs=epochs,
+                    initial_epoch=initial_epoch,
+                    validation_data=self.distributed_validation(validation_data),
+                    callbacks=[_Bookkeeping(), *callbacks],
+                    **kwargs,
+                )
         except tf.errors.InvalidArgumentError as error:
             found = re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message)
             if found is None:
                 raise
             raise FloatingPointError(
                 f"{found[1]} {found[2]}; nothing was updated in it. Lower the learning rate, or look at the data."
-            ) from None
-        except tf.errors.UnavailableError as error:
-            raise ConnectionError(
-                "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
-                f"again: it goes on from the last checkpoint. Received: {type(error).__name__}"
             ) from None
         finally:
             if checkpoint is not None:
@@ -286,8 +280,8 @@ class CoTraining(DistributedFit, keras.Model):
         step = self.train_function
 
         def train_function(iterator: Any) -> Any:
-            if self._skip:
-                self._skip -= 1
+            if self._skip > 0:
+                self._skip -= self.steps_per_execution
                 return self.get_metrics_result()
             return step(iterator)
 
@@ -523,19 +517,6 @@ def _check(networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any]) -
                     "white-box examples, and the paper found that this diverges (5.5).",
                     stacklevel=3,
                 )
-
-
-def _by_network(field: str, value: Any, names: Sequence[str], which: str) -> dict[str, Any]:
-    """A field of the scheme by network, from one for all or a mapping of its own."""
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(names, value) if value else {}
-    strangers = sorted(set(value) - set(names))
-    if strangers:
-        raise ValueError(
-            f"{field} is for networks that {which}. "
-            f"Received: {', '.join(strangers)}; networks that do: {', '.join(names) or 'none'}"
-        )
-    return dict(value)
 
 
 def _equal_weights(network: keras.Model, other: keras.Model) -> bool:

@@ -5,7 +5,8 @@ environment variable TF_CONFIG, and with a run folder that both reach under the 
 
     export TF_CONFIG='{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 
-and then, on both, a program that makes the strategy before anything else of TensorFlow, and all else in its scope:
+and then, on both, `python -m satm_tf.train --strategy multi_worker ...`, or a program that makes the strategy before
+anything else of TensorFlow, and all else in its scope:
 
     with get_strategy("multi_worker").scope():
         trainer = CoTraining(make_networks(), "satm")
@@ -22,10 +23,11 @@ from the last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -90,10 +92,15 @@ def devices_for(networks: Sequence[str]) -> dict[str, str]:
     return {name: devices[index % len(devices)] for index, name in enumerate(networks)}
 
 
+def several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is one of several that train together."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes: the only one, or the first worker."""
     resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+    if not several_workers(strategy) or resolver is None:
         return True
     if "chief" in resolver.cluster_spec().jobs:
         return bool(resolver.task_type == "chief")
@@ -101,7 +108,11 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Returns once every worker has called this; at once where there is only one."""
+    """Returns once every worker has called this; at once where there is only one.
+
+    Raises:
+        ConnectionError: If another worker has gone.
+    """
     greatest(strategy, [0])
 
 
@@ -110,21 +121,32 @@ def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[i
 
     What one worker alone decides by its clock, or by a signal, the others have to do too, or all of them wait for ever.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not several_workers(strategy):
         return list(numbers)
-    gathered = _gather(strategy)(tf.constant([list(numbers)], tf.int32))
-    return tf.reduce_max(gathered, axis=0).numpy().tolist()
+    with naming_lost_workers():
+        return _greatest(strategy)(tf.constant([list(numbers)], tf.int32)).numpy().tolist()
 
 
-@functools.lru_cache(maxsize=1)
-def _gather(strategy: tf.distribute.Strategy) -> Any:
-    """Kept, because a bare `strategy.gather` traces anew each time, and this is asked at every step."""
-
-    @tf.function(input_signature=[tf.TensorSpec([1, None], tf.int32)])
+@functools.cache
+def _greatest(strategy: tf.distribute.Strategy) -> Any:
+    # Traced once: `strategy.gather` traces anew whenever it is called, and this is, after every step.
     def gather(own: tf.Tensor) -> tf.Tensor:
-        return strategy.gather(own, axis=0)
+        # Only the copy has a device, which the collective asks for.
+        return tf.reduce_max(tf.distribute.get_replica_context().all_gather(tf.identity(own), axis=0), axis=0)
 
-    return gather
+    return tf.function(lambda own: strategy.run(gather, args=(own,)))
+
+
+@contextlib.contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Within, that another worker has gone is a `ConnectionError`, which says what to do."""
+    try:
+        yield
+    except tf.errors.UnavailableError as error:
+        raise ConnectionError(
+            "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
+            f"again: it goes on from the last checkpoint. Received: {type(error).__name__}"
+        ) from None
 
 
 def count_apart(metric: keras.metrics.Metric) -> None:
@@ -179,14 +201,17 @@ class DistributedFit(keras.Model):
         if found:
             raise ValueError(f"Training on several replicas works without {found[0]}. Received: {found[0]}")
 
-    def distributed(self, dataset: Any, position: Position) -> Any:
-        """The part of the training data that this process reads, from a position on.
+    def distributed(self, dataset: Any, position: Position | None) -> Any:
+        """The part of the training data that this process reads, from a position on; None is wherever the data is.
 
         Raises:
             ValueError: If the data cannot begin there, or cannot be shared out.
         """
         movable = hasattr(dataset, "from_position")
-        if position.step + position.epoch and not movable:
+        # Data that was looked at is past its first epoch, so that also the beginning is a position.
+        positioned = position is not None and movable
+        epoch, step = (0, 0) if position is None else (position.epoch, position.step)
+        if step + epoch and not movable:
             raise ValueError(
                 "Training can go on only with data that can begin in the middle, such as that of satm_tf.data.batches. "
                 f"Received: {type(dataset).__name__}"
@@ -199,13 +224,16 @@ class DistributedFit(keras.Model):
         self._check_last_batch(dataset)
 
         def begin(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-            begun = dataset.from_position(position.epoch, position.step, context)
+            if step >= len(dataset):
+                # Nothing is asked of the data any more in this epoch: the next one is the first to begin.
+                return dataset.from_position(epoch + 1, 0, context)
+            begun = dataset.from_position(epoch, step, context)
             # Keras counts the steps of every epoch by the first, and `train_function` leaves out those done before.
-            return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if position.step else begun
+            return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if step else begun
 
         if self._several_workers():
             return self._shared_out(begin)
-        return begin() if position.step + position.epoch else dataset
+        return begin() if positioned else dataset
 
     def distributed_validation(self, dataset: Any) -> Any:
         """Validation data, of which each worker reads all: it is small, and the mean over the workers is the same."""
@@ -254,7 +282,7 @@ class DistributedFit(keras.Model):
         return run if self.run_eagerly else tf.function(run)
 
     def _several_workers(self) -> bool:
-        return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return several_workers(self.distribute_strategy)
 
 
 def _devices() -> list[tf.config.LogicalDevice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from satm_tf.errors import unknown_name
 from satm_tf.training.domain import DomainAdaptation, DomainAdversarial, UnifiedEmbedding
 from satm_tf.training.epsilon import EpsilonSchedule
 from satm_tf.training.passes import BATCH_NORM_MODES
-from satm_tf.training.sources import LearnsFrom
+from satm_tf.training.sources import LearnsFrom, resolve_sources
 
 ADVERSARIAL_LOSSES = ("cross_entropy", "divergence")
 CRAFTING_MODES = ("inference", "training")
@@ -117,6 +117,39 @@ class Scheme:
                 raise unknown_name("field of a scheme", name, known)
         return dataclasses.replace(start or cls(), **fields)
 
+    def sources(self, networks: Collection[str], frozen: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+        """The sources of each network, as `resolve_sources` gives them, once all that the scheme names is found to fit.
+
+        Args:
+            networks: Names of the networks that train.
+            frozen: Names of the networks that only craft.
+
+        Raises:
+            ValueError: If the scheme names a network or source that there is not, lacks an attack, or needs peers.
+        """
+        sources = resolve_sources(self.learns_from, networks, frozen)
+        words = ["itself", "others", "frozen", *networks, *frozen]
+        for key in self.attack if isinstance(self.attack, Mapping) else ():
+            if key not in words:
+                raise unknown_name("source in attack", key, words)
+        for name, its in sources.items():
+            for source in its:
+                self.attack_on(source, name, trained=source in networks)
+        if self.peer_weight and len(networks) < 2:
+            raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
+        self.domain_adaptation_of(sources)
+        self.batch_norm_of(networks)
+        return sources
+
+    def domain_adaptation_of(self, sources: Mapping[str, Collection[str]]) -> dict[str, DomainAdaptation]:
+        """The domain adaptation of each network that has one, from the sources of all."""
+        learners = [name for name, its in sources.items() if its]
+        return _by_network("domain_adaptation", self.domain_adaptation, learners, "learn from somebody")
+
+    def batch_norm_of(self, networks: Collection[str]) -> dict[str, str]:
+        """The batch normalisation mode of each network that has one."""
+        return _by_network("batch_norm", self.batch_norm, networks, "train")
+
     def attack_on(self, source: str, learner: str, trained: bool) -> Attack:
         """The attack with which a source crafts for a learner.
 
@@ -138,6 +171,19 @@ class Scheme:
                 f"{learner!r} learns from {source!r}. Received: attack={self.attack}"
             )
         return attack if self.epsilon is None else dataclasses.replace(attack, epsilon=self.epsilon)
+
+
+def _by_network(field: str, value: Any, names: Collection[str], which: str) -> dict[str, Any]:
+    """A field of the scheme by network, from one for all or a mapping of its own."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value) if value else {}
+    strangers = sorted(set(value) - set(names))
+    if strangers:
+        raise ValueError(
+            f"{field} is for networks that {which}. "
+            f"Received: {', '.join(strangers)}; networks that do: {', '.join(names) or 'none'}"
+        )
+    return dict(value)
 
 
 def _made(family: Any, value: Any) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,13 @@ def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
     if previous is not None and path.exists():
         path.replace(previous)
     temporary.replace(path)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Gives another file the content of one, as a whole or not at all."""
+    temporary = target.with_name(f".{target.name}")
+    shutil.copyfile(path, temporary)
+    temporary.replace(target)
 
 
 def read(path: Path) -> Snapshot:

@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from satm_tf.serving import VerificationError, formats
 
@@ -74,3 +76,18 @@ def test_mistakes(exported, images, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"x\.onnx"):
         formats.load(tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_converted_in_single(policy, images, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = build_network()
+    finally:
+        keras.config.set_dtype_policy(before)
+    expected = tf.nn.softmax(network(images[:2], training=False)).numpy()
+    for name in ("onnx", "litert_float32"):
+        answer = formats.load(formats.convert(network, tmp_path / "half", name, samples=images[:2]))(images[:2])
+        # The network's own rounding: a few last digits of its eight or eleven bits.
+        np.testing.assert_allclose(answer, expected, rtol=0, atol=0.03)

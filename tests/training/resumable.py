@@ -54,7 +54,7 @@ def make_examples():
     )
 
 
-def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_rate=0.01, everything=False):
+def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_rate=0.01, everything=False, **compiled):
     """Trains in a folder, from its last checkpoint on; gives all that is left: state, history, rows.
 
     One network with dropout and batch normalisation on clean images, unless `everything` is asked for.
@@ -69,10 +69,13 @@ def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_ra
         augmentation = Augmentation()
         fields = {"scheme": "satm", "attack": attack, "epsilon_schedule": UniformEpsilon(low=0.3)}
     trainer = CoTraining(networks, **fields)
-    trainer.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)))
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)
+    trainer.compile(keras.optimizers.Adam(schedule), **compiled)
     checkpoint = Checkpoint(folder, every_seconds=every_seconds)
+    data = batches(examples, image_size=SIZE, batch_size=BATCH, shuffle=True, augmentation=augmentation)
+    next(iter(data))  # A look at the data changes nothing.
     history = trainer.fit(
-        batches(examples, image_size=SIZE, batch_size=BATCH, shuffle=True, augmentation=augmentation),
+        data,
         validation_data=batches(examples, image_size=SIZE, batch_size=BATCH),
         epochs=epochs,
         shuffle=False,

@@ -13,6 +13,7 @@ import pytest
 
 from satm_tf import CoTraining
 from satm_tf.training import Checkpoint, Interrupted
+from satm_tf.training.snapshot import read
 from tests.training import resumable
 from tests.training.resumable import STEPS, At, train
 
@@ -67,6 +68,20 @@ def test_an_exception_leaves_a_training_that_goes_on(steps, uninterrupted, tmp_p
     assert_equal(train(tmp_path), uninterrupted)
 
 
+def test_several_steps_at_a_time_go_on_too(tmp_path):
+    expected = train(tmp_path / "uninterrupted", steps_per_execution=2)
+    with pytest.raises(StoppedError):
+        train(tmp_path / "stopped", callbacks=[At(STEPS + 4, stop)], steps_per_execution=2)
+    assert_equal(train(tmp_path / "stopped", steps_per_execution=2), expected)
+
+
+def test_epochs_that_are_not_the_datas_are_refused(make_network, images, labels, tmp_path):
+    trainer = CoTraining({"a": make_network("a")}, "undefended")
+    trainer.compile("sgd")
+    with pytest.raises(ValueError, match=r"leave out steps_per_epoch.*Received: steps_per_epoch=2"):
+        trainer.fit(images, labels, steps_per_epoch=2, callbacks=[Checkpoint(tmp_path)])
+
+
 def test_what_has_finished_is_not_done_again(uninterrupted, tmp_path):
     first = train(tmp_path)
     assert_equal(first, uninterrupted)
@@ -90,7 +105,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_taken(damage, 
     else:
         (tmp_path / ".last.ckpt").write_bytes(content[:1000])
     if damage in ("cut", "flip", "empty"):
-        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The checkpoint before it is taken"):
+        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The one before it is taken"):
             result = train(tmp_path)
     else:
         result = train(tmp_path)
@@ -110,6 +125,20 @@ def test_a_signal_finishes_the_step_saves_and_leaves(number, uninterrupted, tmp_
     assert_equal(train(tmp_path), uninterrupted)
 
 
+def test_a_signal_during_validation_saves_the_whole_epoch_that_came_before(uninterrupted, tmp_path):
+    during = keras.callbacks.LambdaCallback(on_test_batch_begin=lambda batch, logs: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="saved in"):
+        train(tmp_path, callbacks=[during], every_seconds=1e9)
+    # None of the steps of the first epoch is taken again.
+    assert_equal(train(tmp_path, callbacks=[At(1, stop)]), uninterrupted)
+
+
+def test_if_no_checkpoint_is_whole_training_begins_anew_and_says_so(uninterrupted, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*training begins anew"):
+        assert_equal(train(tmp_path), uninterrupted)
+
+
 def test_early_stopping_goes_on_and_the_best_weights_come_back(tmp_path):
     def run(folder, *callbacks, learning_rate=3.0):
         early = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
@@ -127,8 +156,10 @@ def test_early_stopping_goes_on_and_the_best_weights_come_back(tmp_path):
 
 
 def test_the_best_is_kept_beside_the_last(tmp_path):
-    train(tmp_path)
+    losses = train(tmp_path, epochs=2, learning_rate=3.0)["row val_loss"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert losses.argmin() < len(losses) - 1, "the last must not be the best"
+    assert read(tmp_path / "best.ckpt").facts["position"] == [losses.argmin() + 1, 0, False]
 
 
 def test_a_checkpoint_of_something_else_is_refused(make_network, images, labels, tmp_path):
