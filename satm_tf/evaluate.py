@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from satm_tf import attacks as attack_room
 from satm_tf import data as data_room
+from satm_tf.config import make_attack
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation import gradient_reaches, masking_checks, measure
 from satm_tf.evaluation.illustrations import write_galleries, write_surfaces
@@ -169,10 +170,8 @@ def _configure(
     configured: dict[str, attack_room.Attack] = {}
     epsilons: dict[str, list[float]] = {}
     for name, options in attacks.items():
-        # YAML reads the label source `true` as a boolean, where any value is allowed.
-        given = {key: "true" if value is True and key == "label_source" else value for key, value in options.items()}
-        configured[name] = attack_room.get({"name": name, "epsilon": max(epsilon), **given})
-        epsilons[name] = [configured[name].epsilon] if "epsilon" in given else sorted(epsilon)
+        configured[name] = make_attack({"name": name, **options}, max(epsilon))
+        epsilons[name] = [configured[name].epsilon] if "epsilon" in options else sorted(epsilon)
     return configured, epsilons
 
 

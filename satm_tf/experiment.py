@@ -22,7 +22,7 @@ from satm_tf import attacks, data
 from satm_tf.config import Config, TrainingConfig, make_attack, scheme_networks
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation.masking import EFFORT
-from satm_tf.evaluation.record import claim, write_text
+from satm_tf.evaluation.record import claim, lock, write_text
 from satm_tf.loading import load_data, make_batches
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.outcome import conclude, load_network
@@ -117,12 +117,13 @@ def run(config: Config) -> pd.DataFrame:
         **{f"fine_tune/{name}": functools.partial(_fine_tuning, job, name) for name in names},
         **{f"co_train/{name}": functools.partial(_co_training, job, name) for name in config.schemes},
     }
-    for stage, make in stages.items():
-        _train(job, stage, make, list(stages))
-    if not job.writes:
-        return pd.DataFrame()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return conclude(config, images, evaluation_attacks, folder)
+    with lock(folder) if job.writes else contextlib.nullcontext():
+        for stage, make in stages.items():
+            _train(job, stage, make, list(stages))
+        if not job.writes:
+            return pd.DataFrame()
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return conclude(config, images, evaluation_attacks, folder)
 
 
 def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
@@ -133,6 +134,11 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
             f"Received: networks={list(config.networks)}, attack={config.attack}, schemes={list(config.schemes)}"
         )
     common = set(config.networks) & set(config.holdouts)
+    aliases = {f"frozen_{name}" for name in config.networks} & set(config.networks)
+    if aliases:
+        raise ValueError(
+            f"{min(aliases)!r} is what schemes call another network once it is frozen; choose another name."
+        )
     names = (*config.networks, *config.holdouts, *config.schemes)
     odd = [name for name in names if not name or set(name) & set("/\\.")]
     if common or odd or "holdout" in config.schemes:

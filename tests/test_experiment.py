@@ -82,8 +82,9 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     results = experiment.run(config)
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "checks.csv", "class_names.json", "config.yaml", "data.txt", "environment.json", "exports.json", "figures",
-        "gallery", "logs", "metrics.csv", "networks", "predictions.npz", "report.html", "results.csv", "surfaces.csv",
+        ".lock", "checks.csv", "class_names.json", "config.yaml", "data.txt", "environment.json", "exports.json",
+        "figures", "gallery", "logs", "metrics.csv", "networks", "predictions.npz", "report.html", "results.csv",
+        "surfaces.csv",
     ]  # fmt: skip
     measured = ["ensemble/a", "ensemble/b", "satm/a", "satm/b", "holdout/c"]
     assert len(results) == 5 + 2 * 5 * 5
@@ -181,6 +182,8 @@ def changed(config, **changes):
         (lambda c: changed(c, evaluation_attacks={"x": {"name": "nothing"}}), "Unknown attack"),
         (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
         (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
+        (lambda c: changed(c, networks={"a": c.networks["a"], "frozen_a": c.networks["a"]}), "once it is frozen"),
+        (lambda c: changed(c, networks={"itself": c.networks["a"]}), "these are words"),
         (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "no dot or slash"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from="other")}), "Did you mean 'others'"),
         (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,32 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this machine from the folder meanwhile; the system lets go of it if this one dies.
+
+    Args:
+        folder: The folder; it need not exist. On systems without `fcntl` nothing is kept.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process is at work in {folder}; wait for it, or choose another folder. Received: {folder}"
+            ) from None
+        yield
 
 
 def claim(folder: Path, described: Mapping[str, Any]) -> None:

@@ -101,6 +101,12 @@ class Checkpoint(keras.callbacks.Callback):
         if found is None:
             self.rows, self._position, self._found = [], Position(), None
             return self._position
+        precision = _precision(model)
+        if found.facts["precision"] != precision:
+            raise ValueError(
+                f"The checkpoint in {self.folder} is of networks that compute in {found.facts['precision']}, and would "
+                f"not go on as it began. Choose that precision, or another folder. Received: {precision}"
+            )
         variables, shapes = model.state(), [list(array.shape) for array in found.arrays]
         expected = [list(variable.shape) for variable in variables]
         if shapes[: len(expected)] != expected:
@@ -192,6 +198,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._saved_at = time.monotonic()
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self.model.state()]
         facts: dict[str, Any] = {"position": position, "rows": self.rows, "early_stopping": {}}
+        facts["precision"] = _precision(self.model)
         if self._early_stopping is not None:
             facts["early_stopping"] = {key: _plain(getattr(self._early_stopping, key)) for key in _EARLY_STOPPING}
             arrays += self._early_stopping.best_weights or []
@@ -209,6 +216,12 @@ def _metric_variables(model: keras.Model) -> list[keras.Variable]:
 def _values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
     # Copies: NumPy shares the memory of a variable on a CPU.
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def _precision(model: Any) -> str:
+    """In what the networks of a `CoTraining` compute, such as "bfloat16, float32"."""
+    layers = [layer for network in model.networks.values() for layer in network._flatten_layers()]
+    return ", ".join(sorted({layer.compute_dtype for layer in layers}))
 
 
 def _plain(value: Any) -> Any:

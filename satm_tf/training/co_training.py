@@ -250,6 +250,8 @@ class CoTraining(DistributedFit, keras.Model):
             position = checkpoint.restore(self, callbacks)
             initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
         self._skip = position.step
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # which Keras does not do to data sets, and warns of
         try:
             with naming_lost_workers():
                 return super().fit(
@@ -282,7 +284,7 @@ class CoTraining(DistributedFit, keras.Model):
         def train_function(iterator: Any) -> Any:
             if self._skip > 0:
                 self._skip -= self.steps_per_execution
-                return self.get_metrics_result()
+                return {} if self._skip > 0 else self.get_metrics_result()
             return step(iterator)
 
         self.train_function = train_function

@@ -48,6 +48,9 @@ def resolve_sources(
         {'a': ('a', 'old'), 'b': ()}
     """
     networks, frozen = list(networks), list(frozen)
+    reserved = sorted({*networks, *frozen} & {*_WORDS})
+    if reserved:
+        raise ValueError(f"No network may be called {', '.join(_WORDS)}: these are words. Received: {reserved[0]!r}")
     if not isinstance(learns_from, Mapping):
         learns_from = dict.fromkeys(networks, learns_from if isinstance(learns_from, str) else tuple(learns_from))
     for name in learns_from:

@@ -170,6 +170,17 @@ def test_a_checkpoint_of_something_else_is_refused(make_network, images, labels,
         other.fit(images, labels, epochs=1, verbose=0, callbacks=[Checkpoint(tmp_path)])
 
 
+def test_a_checkpoint_of_another_precision_is_refused(tmp_path):
+    train(tmp_path, epochs=1)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with pytest.raises(ValueError, match=r"compute in float32, .*Received: bfloat16, float32"):
+            train(tmp_path, epochs=1)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def test_data_without_a_position_cannot_go_on(make_network, images, labels, tmp_path):
     def fit():
         keras.utils.set_random_seed(0)
