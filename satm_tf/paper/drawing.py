@@ -73,9 +73,10 @@ def draw_gallery(
     network = load_network(folder, stage_of(name), name.split("/")[1])
     attack = evaluation_attacks(config)[READINGS[reading]]
     canvas = Canvas(figsize=(6.6, 7.2), layout="constrained")
+    parts = np.asarray(canvas.subfigures(2, 2)).flat
     rows: list[dict[str, object]] = []
     used: set[int] = set()
-    for part, epsilon in zip(np.ravel(canvas.subfigures(2, 2)), figure.epsilons, strict=True):
+    for part, epsilon in zip(parts, figure.epsilons, strict=True):
         found = _fooled(network, attack, make_batches(images.test, config), epsilon, config.seed, used)
         title = f"epsilon {256 * epsilon:g}/256"
         if found is None:

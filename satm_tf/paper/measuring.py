@@ -21,6 +21,7 @@ from satm_tf.outcome import load_network
 from satm_tf.paper.tables import READINGS, Entry, Table
 
 _FINE_TUNED = ("before", "holdout")
+_KEPT = "measured"
 
 
 class Cell(NamedTuple):
@@ -92,7 +93,7 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell],
         ValueError: If there are no cells, or a file in `measured/` is damaged.
         FloatingPointError: If a network's logits are not numbers.
     """
-    kept = folder / "measured"
+    kept = folder / _KEPT
     networks: dict[str, ImageClassifier] = {}
 
     def load(name: str) -> ImageClassifier:
@@ -103,7 +104,7 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell],
     keras.utils.clear_session()
     dataset = make_batches(images.test, config)
     attacks: Mapping[str, Attack] = evaluation_attacks(config)
-    for (attack, targets, epsilons), sources in _batches(set(cells) - set(_measured(kept))).items():
+    for (attack, targets, epsilons), sources in _batches(set(cells) - set(measured_cells(folder))).items():
         measure(
             sources={source: load(source) for source in sources},
             targets={target: load(target) for target in targets},
@@ -118,8 +119,9 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell],
     return concatenate([Predictions.load(path) for path in sorted(kept.glob("[!.]*.npz"))])
 
 
-def _measured(kept: Path) -> list[Cell]:
-    frames = [Predictions.load(path).cells for path in kept.glob("[!.]*.npz")]
+def measured_cells(folder: Path) -> list[Cell]:
+    """What has been measured in a run."""
+    frames = [Predictions.load(path).cells for path in (folder / _KEPT).glob("[!.]*.npz")]
     return [Cell(*row) for row in pd.concat(frames)[list(Cell._fields)].itertuples(index=False)] if frames else []
 
 

@@ -15,7 +15,7 @@ from satm_tf.experiment import needed_stages, run_folder, train
 from satm_tf.paper import cost
 from satm_tf.paper.comparison import Repeat, compare, markdown
 from satm_tf.paper.drawing import draw_curves, draw_gallery
-from satm_tf.paper.measuring import Cell, cells_of, measure_cells, resolve, stage_of, stages_of
+from satm_tf.paper.measuring import Cell, cells_of, measure_cells, measured_cells, resolve, stage_of, stages_of
 from satm_tf.paper.tables import FIGURES, READINGS, TABLES, Figure, Table
 
 EXPERIMENTS = ("faces", "digits")
@@ -116,6 +116,7 @@ def describe_cost(request: Request) -> str:
             for stage in stages
         }
         costs = cost.estimate(config, stages, cells, found)
+        missing["measure"] = [each for each in repeats if set(cells) - set(measured_cells(run_folder(each)))]
         networks = {**config.networks, **config.holdouts}
         lines.append(
             f"{experiment}: {len(repeats)} runs of {found.train} training, {found.validation} validation and "
@@ -124,7 +125,7 @@ def describe_cost(request: Request) -> str:
         lines += [f"  {name}: {networks[name].backbone}" for name in networks]
         lines.append(f"  {'stage':<56}{'runs':>5}{'steps each':>12}{'s a step':>10}{'minutes':>9}{'MB':>8}")
         for stage, each in costs.items():
-            runs = len(missing.get(stage, repeats))
+            runs = len(missing[stage])
             seconds, size = runs * each.seconds, runs * each.bytes
             total, disk, passing = total + seconds, disk + size, max(passing, each.passing)
             lines.append(
