@@ -119,7 +119,9 @@ def _summary(value: str, repeats: Sequence[list[np.ndarray]], printed: float | N
 
 def _difference(first: _Hits, second: _Hits) -> tuple[float, float, float]:
     """The second's rate minus the first's in one repeat, in points, with the ends of its interval."""
-    pairs = [compare_paired(*pair) for pair in zip(first.rate, second.rate, strict=True)]
+    # The clean images are one cell, against which each of several is held.
+    firsts = first.rate * len(second.rate) if len(first.rate) == 1 else first.rate
+    pairs = [compare_paired(*pair) for pair in zip(firsts, second.rate, strict=True)]
     difference, low, high = 100 * np.mean([(x.difference, x.low, x.high) for x in pairs], axis=0)
     return float(difference), float(low), float(high)
 

@@ -24,7 +24,7 @@ from satm_tf.training import resolve_sources
 # to the images.
 _FORWARD, _CRAFT = 1 / 3, 2 / 3
 # Tracing a stage's graphs, loading, saving and logging, in times of a network's first call.
-_STAGE_OVERHEAD = 4.0
+_STAGE_OVERHEAD = 8.0
 _SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}
 _FACE_BYTES = 4_000
 

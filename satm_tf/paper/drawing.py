@@ -36,7 +36,9 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading
         full = resolve(config, name, reading)
         scheme, network = name.split("/")
         metrics = pd.concat([pd.read_csv(folder / "metrics.csv") for folder in folders])
-        epochs = metrics[metrics.stage == stage_of(full)].groupby("epoch")
+        # After so many epochs: Keras counts from 0.
+        rows = metrics[metrics.stage == stage_of(full)]
+        epochs = rows.assign(epoch=rows.epoch + 1).groupby("epoch")
         for kind, middle in (("clean", ""), ("adversarial", "_adversarial")):
             columns[f"{scheme}, {kind}"] = epochs[f"{figure.split}{network}{middle}_classification_rate"].mean()
     colours = {name: place // 2 for place, name in enumerate(columns)}
@@ -72,7 +74,7 @@ def draw_gallery(
     name = resolve(config, figure.networks[0], reading)
     network = load_network(folder, stage_of(name), name.split("/")[1])
     attack = evaluation_attacks(config)[READINGS[reading]]
-    canvas = Canvas(figsize=(6.6, 7.2), layout="constrained")
+    canvas = Canvas(figsize=(6.6, 4.6), layout="constrained")
     parts = np.asarray(canvas.subfigures(2, 2)).flat
     rows: list[dict[str, object]] = []
     used: set[int] = set()

@@ -101,12 +101,20 @@ def _strength(printed: _Printed, target: str) -> tuple[Entry, ...]:
 
 
 def _partners(printed: _Printed, clean: Mapping[tuple[str, str], float]) -> tuple[Entry, ...]:
-    entries: list[Entry] = []
-    for network, partner in PARTNER.items():
-        for scheme in ("before", *_OF_OURS):
-            entries.append(Entry(scheme, _own(network), (_own(partner),), 1.0, *printed.get((network, scheme), _NONE)))
-            entries.append(Entry(scheme, _own(network), (), 0.0, clean.get((network, scheme))))
-    return tuple(entries)
+    schemes = ("before", *_OF_OURS)
+    partners = (
+        Entry(scheme, _own(network), (_own(partner),), 1.0, *printed.get((network, scheme), _NONE))
+        for network, partner in PARTNER.items()
+        for scheme in schemes
+    )
+    return (
+        *partners,
+        *(
+            Entry(scheme, _own(network), (), 0.0, clean.get((network, scheme)))
+            for network in PARTNER
+            for scheme in schemes
+        ),
+    )
 
 
 # The paper took twice the epsilon for InceptionResNetV2, as the usual one hardly harmed anybody; both are measured.
