@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m satm_tf.reproduce",
         description="Trains, measures, and sets the paper's tables and figures beside ours. What they share is "
         "done once; a command that was killed goes on where it was. Any other option is one of the faces' "
-        "configuration, as python -m satm_tf.train takes it, such as --data.root FOLDER for a copy of Adience.",
+        "configuration (of the digits', for Table 7 alone), as python -m satm_tf.train takes it, such as --data.root "
+        "FOLDER for a copy of Adience.",
         allow_abbrev=False,
     )
     parser.add_argument("--table", type=int, nargs="+", default=[], choices=sorted(TABLES), help="Tables by number.")
@@ -69,15 +70,14 @@ def _request(asked: argparse.Namespace, rest: list[str]) -> Request:
     configs: dict[str, Config] = {}
     if figures or any(TABLES[number].experiment == "faces" for number in tables):
         configs["faces"] = from_arguments(["--config", asked.scale, *rest], prog="python -m satm_tf.reproduce")
-    elif rest:
-        raise ValueError(f"Table 7 alone takes no options of the faces. Received: {shlex.join(rest)}")
     if any(TABLES[number].experiment == "digits" for number in tables):
         if asked.idx is None:
             raise ValueError(
                 "Table 7 needs MNIST or Fashion-MNIST: --idx FOLDER of the four IDX files. Without them, ask for "
                 "--table 1 2 3 4 5 6 --figure 1 3 4. Received: no --idx"
             )
-        configs["digits"] = from_arguments(["--config", f"{asked.scale}_mnist", "--data.root", asked.idx])
+        own = [] if "faces" in configs else rest
+        configs["digits"] = from_arguments(["--config", f"{asked.scale}_mnist", "--data.root", asked.idx, *own])
     out = Path(asked.out or Path("runs") / f"reproduce_{asked.scale}")
     folds, seeds, readings = (tuple(dict.fromkeys(each)) for each in (asked.folds, asked.seeds, asked.readings))
     return Request(tables, figures, configs, out, folds, seeds, readings, asked.printed_only)
