@@ -274,6 +274,16 @@ def scheme_networks(config: Config, scheme: str) -> list[str]:
     return list(config.schemes[scheme].networks or config.networks)
 
 
+def evaluation_attacks(config: Config) -> dict[str, Attack]:
+    """The attacks of the tables, by name.
+
+    Raises:
+        ValueError: If a name or an option is unknown.
+    """
+    epsilon = make_attack(config.attack).epsilon
+    return {name: make_attack(options, epsilon) for name, options in config.evaluation_attacks.items()}
+
+
 _SCHEME_FIELDS = {"preset", *(field.name for field in dataclasses.fields(Scheme))}
 
 

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import attacks, data
-from satm_tf.config import Config, TrainingConfig, make_attack, scheme_networks
+from satm_tf.config import Config, TrainingConfig, evaluation_attacks, make_attack, scheme_networks
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation.masking import EFFORT
 from satm_tf.evaluation.record import claim, lock, write_text
@@ -97,11 +97,73 @@ def run(config: Config) -> pd.DataFrame:
     Example:
         >>> results = run(config.from_arguments(["--config", "quickstart"]))
     """
+    images = train(config)
+    if images is None:
+        return pd.DataFrame()
+    folder = run_folder(config)
+    with lock(folder):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return conclude(config, images, evaluation_attacks(config), folder)
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run is kept."""
+    return Path(config.run_dir or Path("runs") / config.name)
+
+
+def all_stages(config: Config) -> list[str]:
+    """The stages in which a configuration's networks are trained, each after all that it needs."""
+    fine_tuned = [f"fine_tune/{name}" for name in (*config.networks, *config.holdouts)]
+    return [*fine_tuned, *(f"co_train/{name}" for name in config.schemes)]
+
+
+def needed_stages(config: Config, wanted: Collection[str]) -> list[str]:
+    """Some stages and those that they start from or learn from, in the order of `all_stages`.
+
+    Raises:
+        ValueError: If there is no such stage.
+    """
+    known = all_stages(config)
+    needed: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        stage = waiting.pop()
+        if stage not in known:
+            raise unknown_name("stage", stage, known)
+        if stage not in needed:
+            needed.add(stage)
+            kind, name = stage.split("/", maxsplit=1)
+            if kind == "co_train":
+                waiting += [f"fine_tune/{network}" for network in scheme_networks(config, name)]
+                waiting += {place for place, _ in frozen_sources(config, name).values()}
+    return [stage for stage in known if stage in needed]
+
+
+def train(config: Config, stages: Collection[str] | None = None) -> data.ImageData | None:
+    """Trains the networks of an experiment as `run` does, all or those of some stages, and stops there.
+
+    Args:
+        config: What to do. It is all of it that a run folder belongs to, so that other stages can follow later.
+        stages: The stages to train, with all that they need; None for all.
+
+    Returns:
+        The images; None for a worker that does not write.
+
+    Raises:
+        ValueError: As `run` does, and if there is no such stage.
+        FileNotFoundError: As `run` does.
+        FloatingPointError: As `run` does.
+        Interrupted: As `run` does.
+
+    Example:
+        >>> train(config, ["co_train/satm"])
+    """
     strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
-    training_attack, evaluation_attacks = _check(config)
+    training_attack = _check(config)
+    chosen = all_stages(config) if stages is None else needed_stages(config, stages)
     names = (*config.networks, *config.holdouts)
     devices = devices_for(names) if config.strategy == "network_per_device" else {}
-    folder = Path(config.run_dir or Path("runs") / config.name)
+    folder = run_folder(config)
     with _one_after_the_other(strategy):
         images = load_data(config.data, folder, config.seed)
         loss = _loss(config, images)
@@ -113,21 +175,16 @@ def run(config: Config) -> pd.DataFrame:
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
           f"{len(images.test)} test images of {images.num_classes} classes\n{images.account}")  # fmt: skip
 
-    stages: dict[str, Callable[[], CoTraining]] = {
-        **{f"fine_tune/{name}": functools.partial(_fine_tuning, job, name) for name in names},
-        **{f"co_train/{name}": functools.partial(_co_training, job, name) for name in config.schemes},
-    }
+    makers = {"fine_tune": _fine_tuning, "co_train": _co_training}
     with lock(folder) if job.writes else contextlib.nullcontext():
-        for stage, make in stages.items():
-            _train(job, stage, make, list(stages))
-        if not job.writes:
-            return pd.DataFrame()
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return conclude(config, images, evaluation_attacks, folder)
+        for stage in chosen:
+            kind, name = stage.split("/", maxsplit=1)
+            _train(job, stage, functools.partial(makers[kind], job, name))
+    return images if job.writes else None
 
 
-def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
-    """Finds what is wrong with a configuration before any work starts; gives its attacks."""
+def _check(config: Config) -> attacks.Attack:
+    """Finds what is wrong with a configuration before any work starts; gives the attack in training."""
     if not config.networks or not config.schemes or not config.attack:
         raise ValueError(
             "A configuration needs networks, an attack and schemes; start from a preset with --config. "
@@ -165,7 +222,7 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
                 f"{', '.join(trained) or 'there is none'}. Received: {described.frozen_from!r}"
             )
         trained.append(name)
-        described.scheme(training_attack).sources(scheme_networks(config, name), _frozen(config, name))
+        frozen_sources(config, name)
     stranger = [name for name in config.checks.schemes or () if name not in config.schemes]
     if stranger:
         raise unknown_name("scheme in checks.schemes", stranger[0], config.schemes)
@@ -183,9 +240,8 @@ def _check(config: Config) -> tuple[attacks.Attack, dict[str, attacks.Attack]]:
                 f"Received: epochs={training.epochs}, batch_size={training.batch_size}"
             )
         _optimizer(training)
-    return training_attack, {
-        name: make_attack(options, training_attack.epsilon) for name, options in config.evaluation_attacks.items()
-    }
+    evaluation_attacks(config)
+    return training_attack
 
 
 def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:
@@ -232,13 +288,23 @@ def _optimizer(training: TrainingConfig, steps: int = 1) -> keras.optimizers.Opt
     return type(optimizer)(learning_rate=rate, **training.optimizer_options)
 
 
-def _frozen(config: Config, scheme: str) -> dict[str, str]:
-    """The names by which a scheme knows the networks that only craft."""
-    origin = config.schemes[scheme].frozen_from
-    return {f"frozen_{name}": name for name in (scheme_networks(config, origin) if origin else config.networks)}
+def frozen_sources(config: Config, scheme: str) -> dict[str, tuple[str, str]]:
+    """The networks that only craft for a scheme: by the name that it knows them by, their stage and their own name.
+
+    Raises:
+        ValueError: If the scheme learns from a network that there is not.
+    """
+    described = config.schemes[scheme]
+    origin = described.frozen_from
+    known = {
+        f"frozen_{name}": (f"co_train/{origin}" if origin else f"fine_tune/{name}", name)
+        for name in (scheme_networks(config, origin) if origin else config.networks)
+    }
+    sources = described.scheme(make_attack(config.attack)).sources(scheme_networks(config, scheme), known)
+    return {name: place for name, place in known.items() if any(name in names for names in sources.values())}
 
 
-def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[str]) -> None:
+def _train(job: _Run, stage: str, make: Callable[[], CoTraining]) -> None:
     final = job.folder / "networks" / stage
     if final.exists():
         if job.writes:
@@ -251,7 +317,7 @@ def _train(job: _Run, stage: str, make: Callable[[], CoTraining], stages: list[s
     with _precision(job.config.precision):
         with job.strategy.scope():
             trainer = make()
-        rows = _fit(job, trainer, stage, checkpoints, stages)
+        rows = _fit(job, trainer, stage, checkpoints)
     if job.writes:
         temporary = final.with_name(f".{final.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -286,14 +352,7 @@ def _fine_tuning(job: _Run, name: str) -> CoTraining:
 def _co_training(job: _Run, name: str) -> CoTraining:
     scheme = job.schemes[name]
     networks = {network: _load(job, f"fine_tune/{network}", network) for network in scheme_networks(job.config, name)}
-    aliases = _frozen(job.config, name)
-    sources = scheme.sources(networks, aliases)
-    origin = job.config.schemes[name].frozen_from
-    frozen = {
-        alias: _load(job, f"co_train/{origin}" if origin else f"fine_tune/{network}", network)
-        for alias, network in aliases.items()
-        if any(alias in names for names in sources.values())
-    }
+    frozen = {alias: _load(job, *place) for alias, place in frozen_sources(job.config, name).items()}
     return _trainer(job, networks, job.config.co_train, scheme, frozen=frozen)
 
 
@@ -320,7 +379,7 @@ def _load(job: _Run, stage: str, name: str) -> ImageClassifier:
         return load_network(job.folder, stage, name)
 
 
-def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: list[str]) -> list[dict[str, float]]:
+def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path) -> list[dict[str, float]]:
     """Trains to the end; gives a row for each epoch, those before an interruption too."""
     config, images = job.config, job.images
     training = config.fine_tune if stage.startswith("fine_tune/") else config.co_train
@@ -338,7 +397,7 @@ def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: 
             keras.callbacks.LambdaCallback(
                 # The checkpoint comes last, and has yet to take up this epoch.
                 on_epoch_end=lambda epoch, logs: _write_metrics(
-                    job.folder, stages, stage, [*checkpoint.rows, {"epoch": epoch, **logs}]
+                    job, stage, [*checkpoint.rows, {"epoch": epoch, **logs}]
                 )
             ),
         ]
@@ -353,18 +412,20 @@ def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path, stages: 
         callbacks=[*callbacks, checkpoint],
     )
     if job.writes:
-        _write_metrics(job.folder, stages, stage, checkpoint.rows)
+        _write_metrics(job, stage, checkpoint.rows)
     return checkpoint.rows
 
 
-def _write_metrics(folder: Path, stages: list[str], stage: str, rows: list[dict[str, float]]) -> None:
-    """`metrics.csv`: the stages before this one, and its epochs so far."""
-    before = [
-        pd.read_csv(folder / "networks" / each / "history.csv").assign(stage=each)
-        for each in stages[: stages.index(stage)]
-    ]
-    frame = pd.concat([*before, pd.DataFrame(rows).assign(stage=stage)])
-    write_text(folder / "metrics.csv", frame.to_csv(index=False))
+def _write_metrics(job: _Run, stage: str, rows: list[dict[str, float]]) -> None:
+    """`metrics.csv`: the stages that have finished, and this one's epochs so far."""
+    frames = []
+    for each in all_stages(job.config):
+        history = job.folder / "networks" / each / "history.csv"
+        if each == stage:
+            frames.append(pd.DataFrame(rows).assign(stage=stage))
+        elif history.exists():
+            frames.append(pd.read_csv(history).assign(stage=each))
+    write_text(job.folder / "metrics.csv", pd.concat(frames).to_csv(index=False))
 
 
 def _warn_of_collapse(stage: str, trainer: CoTraining, rows: list[dict[str, float]]) -> None:

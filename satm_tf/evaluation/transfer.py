@@ -45,7 +45,7 @@ def transfer_matrix(
         dataset: As `measure` takes it.
         attacks: As `measure` takes them.
         ordered: Whether the classes are ordered; if not, the one-off rate has no meaning and is NaN.
-        **options: `epsilons`, `seed`, `folder` and `stage`, as `measure` takes them.
+        **options: `epsilons`, `clean`, `seed`, `folder` and `stage`, as `measure` takes them.
 
     Returns:
         A tidy frame, one row per attack, epsilon, source and target, the clean rows first, with columns `attack`,
@@ -72,6 +72,7 @@ def measure(
     dataset: tf.data.Dataset,
     attacks: Mapping[str, Attack],
     epsilons: Mapping[str, Sequence[float]] | None = None,
+    clean: bool = True,
     seed: int = 0,
     folder: str | Path | None = None,
     stage: str = "transfer matrix",
@@ -87,6 +88,7 @@ def measure(
         dataset: Batches of `(images, labels)`: float images in [0, 1], integer labels.
         attacks: The attacks, by the name that the results shall show; "clean" is taken.
         epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
+        clean: Whether the clean images are shown too; there must be an attack if not.
         seed: Seed of the attacks' random numbers; each batch draws its own.
         folder: Where each finished block, of one attack, epsilon and source, is kept, so that a measurement that was
             stopped goes on there. A block is found again only by the very networks, images, attack and seed.
@@ -107,11 +109,15 @@ def measure(
     """
     epsilons = dict(epsilons or {})
     num_classes = _check(targets, attacks, epsilons)
+    if not clean and not (attacks and sources):
+        raise ValueError(
+            f"Without clean images there must be attacks and sources. Received: {[*attacks]}, {[*sources]}"
+        )
     prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
     labels, images_print = _look_through(dataset, bool(folder), stage)
     predict = _predictor(targets, dataset)
 
-    crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")]
+    crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")] if clean else []
     crafts += [(name, attack, source) for name, attack in attacks.items() for source in sources]
     radii = {name: epsilons.get(name, [attack.epsilon]) for name, attack in attacks.items()} | {CLEAN: [0.0]}
     total = sum(len(radii[name]) for name, *_ in crafts) * len(dataset)

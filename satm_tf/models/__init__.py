@@ -16,7 +16,8 @@ linear classification layer. The features, which feed that layer and which domai
 | `convnext_tiny_imagenet` | 768 | means, normalised | 224, from 32 | "imagenet" |
 | `tramer_a`, `tramer_b`, `tramer_c`, `tramer_d` | 128, 128, 128, 300 | the last hidden layer | 28 | none |
 | `compact_vgg` | 256 | the hidden layer | 48, from 16 | none |
-| `compact_resnet`, `compact_inception`, `compact_densenet` | 64, 128, 69 | means of the last map | 48, from 16 | none |
+| `compact_resnet`, `compact_resnet_deep` | 64 | means of the last map | 48, from 16 | none |
+| `compact_inception`, `compact_densenet` | 128, 69 | means of the last map | 48, from 16 | none |
 
 Between features and classification layer is dropout: 0.5 for Tramèr's networks, as published, 0 for the others, or what
 the user says. `weights` may always be the path of an HDF5 file of the backbone's weights instead, or None.

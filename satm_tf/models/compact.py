@@ -73,6 +73,12 @@ def compact_resnet(
     return keras.Model(images, x, name="compact_resnet_backbone")
 
 
+@register_backbone("compact_resnet_deep", **_FACTS)
+def compact_resnet_deep(input_shape: tuple[int, int, int]) -> keras.Model:
+    """`compact_resnet` with two blocks to each width: to it what ResNet101 is to ResNet50."""
+    return compact_resnet(input_shape, blocks_per_width=2)
+
+
 @register_backbone("compact_inception", **_FACTS)
 def compact_inception(input_shape: tuple[int, int, int], *, widths: Sequence[int] = (16, 24, 32)) -> keras.Model:
     """Blocks of 1x1, 3x3, two 3x3 and pooled branches side by side, with batch normalisation.

@@ -1,0 +1,223 @@
+"""What came out, beside what the paper printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from satm_tf.config import Config
+from satm_tf.evaluation import Predictions, compare_paired, mean_interval, wilson_interval
+from satm_tf.paper.measuring import cells_of
+from satm_tf.paper.settled import SETTLED
+from satm_tf.paper.tables import READINGS, Entry, Table
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One fold and seed of an experiment, measured.
+
+    Attributes:
+        fold: The fold tested on; None where the data set has none.
+        seed: The seed.
+        predictions: What every network made of every image.
+        ordered: Whether the classes are ordered; if not there is no one-off rate.
+    """
+
+    fold: int | None
+    seed: int
+    predictions: Predictions
+    ordered: bool
+
+
+def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: str) -> pd.DataFrame:
+    """A row for each entry of a table: ours, the paper's, and how far apart they are.
+
+    Args:
+        table: The table.
+        config: The configuration that was measured.
+        repeats: One or more folds and seeds.
+        reading: One of `READINGS`.
+
+    Returns:
+        A frame with the columns `reading`, `target`, `examples_of`, `epsilon`, `scheme`; `rate`, `rate_sd`, `rate_low`,
+        `rate_high` (the mean over repeats, the standard deviation and the ends of the 95 % interval: Student's over
+        repeats, Wilson's of one), `paper_rate` and `rate_difference` (ours minus the paper's), the same for `one_off`;
+        for each scheme compared with, and for clean images where the table has them, `over_<scheme>` or
+        `over_clean_images`, with `_low` and `_high` (the paired difference with its 95 % interval, over repeats, or
+        over the images of one) and `paper_over_...`; `repeats` and `images`, of all of them. All
+        rates and differences are in percent and points; error rates where the table has them.
+    """
+    entries = {(entry.place, entry.scheme): entry for entry in table.entries}
+    hits = {
+        key: [_Hits.of(repeat, table, cells_of(config, table, entry, reading)) for repeat in repeats]
+        for key, entry in entries.items()
+    }
+    rows = []
+    for (place, scheme), entry in entries.items():
+        own = hits[place, scheme]
+        row: dict[str, Any] = {
+            "reading": reading,
+            "target": entry.target.format(scheme=scheme).removeprefix(f"{scheme}/"),
+            "examples_of": _examples(entry),
+            "epsilon": cells_of(config, table, entry, reading)[0].epsilon,
+            "scheme": scheme,
+        }
+        for value, printed in (("rate", _printed(table, entry)), ("one_off", entry.one_off)):
+            row |= _summary(value, [getattr(each, value) for each in own], printed)
+        bases = {other: (place, other) for other in table.against if other != scheme}
+        if entry.sources:
+            bases["clean_images"] = ((entry.target, (), 0.0), scheme)
+        for name, base in bases.items():
+            if base in entries:
+                against = [_difference(*pair) for pair in zip(hits[base], own, strict=True)]
+                ends = (f"over_{name}", f"over_{name}_low", f"over_{name}_high")
+                row |= dict(zip(ends, _mean(against), strict=True))
+                one, two = _printed(table, entry), _printed(table, entries[base])
+                row[f"paper_over_{name}"] = math.nan if one is None or two is None else one - two
+        rows.append({**row, "repeats": len(repeats), "images": sum(len(each.rate[0]) for each in own)})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Whether each image was hit, for each of the cells that make an entry."""
+
+    rate: list[np.ndarray]
+    one_off: list[np.ndarray]
+
+    @classmethod
+    def of(cls, repeat: Repeat, table: Table, cells: Sequence[Any]) -> _Hits:
+        found = repeat.predictions
+        rows = [found.row(*cell).astype(int) for cell in cells]
+        right = [(row == found.labels) != table.error for row in rows]
+        return cls(right, [np.abs(row - found.labels) <= 1 for row in rows] if repeat.ordered else [])
+
+
+def _summary(value: str, repeats: Sequence[list[np.ndarray]], printed: float | None) -> dict[str, float]:
+    means = [100 * float(np.mean(cells)) if cells else math.nan for cells in repeats]
+    if len(means) > 1:
+        spread, (low, high) = float(np.std(means, ddof=1)), mean_interval(means)
+    else:
+        # The mean of their intervals, which is none too narrow: several cells are of the same images.
+        ends = [wilson_interval(cell.sum(), cell.size) for cell in repeats[0]]
+        spread, (low, high) = math.nan, 100 * np.mean(ends, axis=0) if ends else (math.nan, math.nan)
+    mean = float(np.mean(means))
+    return {
+        value: mean,
+        f"{value}_sd": spread,
+        f"{value}_low": float(low),
+        f"{value}_high": float(high),
+        f"paper_{value}": math.nan if printed is None else printed,
+        f"{value}_difference": math.nan if printed is None else mean - printed,
+    }
+
+
+def _difference(first: _Hits, second: _Hits) -> tuple[float, float, float]:
+    """The second's rate minus the first's in one repeat, in points, with the ends of its interval."""
+    # The clean images are one cell, against which each of several is held.
+    firsts = first.rate * len(second.rate) if len(first.rate) == 1 else first.rate
+    pairs = [compare_paired(*pair) for pair in zip(firsts, second.rate, strict=True)]
+    difference, low, high = 100 * np.mean([(x.difference, x.low, x.high) for x in pairs], axis=0)
+    return float(difference), float(low), float(high)
+
+
+def _mean(differences: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    if len(differences) == 1:
+        return differences[0]
+    values = [difference for difference, *_ in differences]
+    return (float(np.mean(values)), *mean_interval(values))
+
+
+def _printed(table: Table, entry: Entry) -> float | None:
+    return 100 - entry.rate if table.error and entry.rate is not None else entry.rate
+
+
+def _examples(entry: Entry) -> str:
+    if not entry.sources:
+        return "clean images"
+    if entry.sources == (entry.target,):
+        return "its own"
+    return ", ".join(source.split("/")[1] for source in entry.sources)
+
+
+def markdown(number: int, table: Table, rows: pd.DataFrame, account: str) -> str:
+    """A table as Markdown, with what it rests on.
+
+    Args:
+        number: Its number in the paper.
+        table: The table.
+        rows: `compare`'s frames of the readings, one below the other.
+        account: What was measured, and on what.
+    """
+    parts = [f"# Table {number}: {table.title}", account]
+    for reading, of_reading in rows.groupby("reading", sort=False):
+        parts.append(f"## Reading of R+Step-LL: {reading} (`{READINGS[str(reading)]}`)")
+        parts.append(_grid(table, of_reading))
+        leaking = _leaking(of_reading) if "leaking" in table.settled else []
+        if "leaking" in table.settled:
+            parts.append(f"Adversarial images classified better than clean ones: {'; '.join(leaking) or 'none'}.")
+    if table.quoted:
+        parts.append(table.quoted)
+    parts.append("Points settled, on which this rests:")
+    parts.append("\n".join(f"- {SETTLED[name]}" for name in table.settled))
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(table: Table, rows: pd.DataFrame) -> str:
+    rate = "error %" if table.error else "rate %"
+    values = {"rate": rate} | ({} if rows.one_off.isna().all() else {"one_off": "one-off %"})
+    against = [name for name in table.against if f"over_{name}" in rows]
+    head = ["network", "examples of", "epsilon", "training"]
+    for title in values.values():
+        head += [title, "paper", "difference"]
+    for name in against:
+        head += [f"points over {name}", "paper"]
+    lines = [head, ["---"] * len(head)]
+    for row in _records(rows):
+        line = [row["target"], row["examples_of"], _epsilon(row["epsilon"]), row["scheme"]]
+        for value in values:
+            line += [_own(row, value), _number(row[f"paper_{value}"]), _number(row[f"{value}_difference"], "+.1f")]
+        for name in against:
+            line += [_over(row, name), _number(row[f"paper_over_{name}"], "+.2f")]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return "" if pd.isna(value) else format(value, form)
+
+
+def _own(row: Mapping[str, Any], value: str) -> str:
+    if row["repeats"] > 1:
+        return f"{row[value]:.1f} ± {row[f'{value}_sd']:.1f}"
+    return f"{row[value]:.1f} ({row[f'{value}_low']:.1f} to {row[f'{value}_high']:.1f})"
+
+
+def _over(row: Mapping[str, Any], name: str) -> str:
+    if pd.isna(row[f"over_{name}"]):
+        return ""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(row[f"over_{name}{end}"] for end in ("", "_low", "_high")))
+
+
+def _epsilon(epsilon: float) -> str:
+    if not epsilon:
+        return ""
+    return f"{256 * epsilon:g}/256" if (256 * epsilon).is_integer() else f"{epsilon:g}"
+
+
+def _leaking(rows: pd.DataFrame) -> list[str]:
+    """Where what lies above the clean rate is more than chance."""
+    return [
+        f"{row['scheme']}, {row['target']}, by {_over(row, 'clean_images')} points"
+        for row in _records(rows)
+        if row["over_clean_images_low"] > 0
+    ]
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(zip(rows.columns, values, strict=True)) for values in rows.itertuples(index=False, name=None)]

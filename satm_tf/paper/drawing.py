@@ -1,0 +1,129 @@
+"""The paper's figures, drawn from our runs: each a PNG with its numbers as CSV beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf import data
+from satm_tf.attacks import Attack
+from satm_tf.config import Config, evaluation_attacks
+from satm_tf.evaluation.figures import lines
+from satm_tf.evaluation.record import write_text
+from satm_tf.loading import make_batches
+from satm_tf.models import ImageClassifier
+from satm_tf.outcome import load_network
+from satm_tf.paper.measuring import resolve, stage_of
+from satm_tf.paper.tables import READINGS, Figure
+
+
+def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading: str, path: Path) -> None:
+    """Figures 3 and 4: clean and adversarial classification rate over epochs, the mean over runs.
+
+    Args:
+        figure: The figure.
+        config: The configuration of the runs.
+        folders: The runs, whose `metrics.csv` is read.
+        reading: One of `READINGS`.
+        path: The PNG.
+    """
+    columns: dict[str, pd.Series] = {}
+    for name in figure.networks:
+        full = resolve(config, name, reading)
+        scheme, network = name.split("/")
+        metrics = pd.concat([pd.read_csv(folder / "metrics.csv") for folder in folders])
+        # After so many epochs: Keras counts from 0.
+        rows = metrics[metrics.stage == stage_of(full)]
+        epochs = rows.assign(epoch=rows.epoch + 1).groupby("epoch")
+        for kind, middle in (("clean", ""), ("adversarial", "_adversarial")):
+            columns[f"{scheme}, {kind}"] = epochs[f"{figure.split}{network}{middle}_classification_rate"].mean()
+    colours = {name: place // 2 for place, name in enumerate(columns)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines(
+        pd.DataFrame(columns),
+        path,
+        figure.title,
+        x="epoch",
+        y="classification rate",
+        rate=True,
+        dashed=[name for name in columns if name.endswith("adversarial")],
+        groups=colours,
+    )
+
+
+def draw_gallery(
+    figure: Figure, config: Config, images: data.ImageData, folder: Path, reading: str, path: Path
+) -> None:
+    """Figure 1: at each epsilon a test image that is classified rightly, and its twin that is not, side by side.
+
+    Args:
+        figure: The figure.
+        config: The configuration of the run.
+        images: Its images.
+        folder: The run, with the network.
+        reading: One of `READINGS`.
+        path: The PNG. Where an epsilon fools the network on no image, its place stays empty.
+    """
+    # Drawing is for those who ask for a picture.
+    from matplotlib.figure import Figure as Canvas
+
+    name = resolve(config, figure.networks[0], reading)
+    network = load_network(folder, stage_of(name), name.split("/")[1])
+    attack = evaluation_attacks(config)[READINGS[reading]]
+    canvas = Canvas(figsize=(6.6, 4.6), layout="constrained")
+    parts = np.asarray(canvas.subfigures(2, 2)).flat
+    rows: list[dict[str, object]] = []
+    used: set[int] = set()
+    for part, epsilon in zip(parts, figure.epsilons, strict=True):
+        found = _fooled(network, attack, make_batches(images.test, config), epsilon, config.seed, used)
+        title = f"epsilon {256 * epsilon:g}/256"
+        if found is None:
+            part.suptitle(f"{title}: no image is misclassified", fontsize=9)
+            continue
+        index, clean, adversarial, label, predicted = found
+        used.add(index)
+        rows.append(
+            {
+                "epsilon": epsilon,
+                "test_image": index,
+                "label": images.class_names[label],
+                "adversarial_as": images.class_names[predicted],
+            }
+        )
+        part.suptitle(title, fontsize=10)
+        # As the paper has them: the adversarial image left, the clean one right.
+        for axes, image, text in zip(
+            part.subplots(1, 2),
+            (adversarial, clean),
+            (f"taken for {images.class_names[predicted]}", f"clean: {images.class_names[label]}"),
+            strict=True,
+        ):
+            axes.imshow(image, vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(text, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    canvas.savefig(temporary, dpi=160, format="png")
+    temporary.replace(path)
+    columns = ["epsilon", "test_image", "label", "adversarial_as"]
+    write_text(path.with_suffix(".csv"), pd.DataFrame(rows, columns=columns).to_csv(index=False))
+
+
+def _fooled(
+    network: ImageClassifier, attack: Attack, batches: tf.data.Dataset, epsilon: float, seed: int, used: set[int]
+) -> tuple[int, np.ndarray, np.ndarray, int, int] | None:
+    """The first image that the network has right and its adversarial twin wrong, not used before."""
+    start = 0
+    for number, (images, labels) in enumerate(batches):
+        adversarial = attack(network, images, labels, epsilon=epsilon, seed=tf.constant([seed, number]))
+        before, after = (np.argmax(network(shown, training=False), -1) for shown in (images, adversarial))
+        for row in np.flatnonzero((before == labels.numpy()) & (after != labels.numpy())):
+            if start + int(row) not in used:
+                pictures = images[row].numpy(), adversarial[row].numpy()
+                return start + int(row), *pictures, int(labels[row]), int(after[row])
+        start += len(labels)
+    return None

@@ -1,0 +1,137 @@
+"""From tables to the stages that must be trained and the cells that must be measured, each once for all tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import pandas as pd
+
+from satm_tf import data
+from satm_tf.attacks import Attack
+from satm_tf.config import Config, evaluation_attacks, make_attack
+from satm_tf.errors import unknown_name
+from satm_tf.evaluation import Predictions, measure
+from satm_tf.evaluation.predictions import CLEAN, concatenate
+from satm_tf.loading import make_batches
+from satm_tf.models import ImageClassifier
+from satm_tf.outcome import load_network
+from satm_tf.paper.tables import READINGS, Entry, Table
+
+_FINE_TUNED = ("before", "holdout")
+_KEPT = "measured"
+
+
+class Cell(NamedTuple):
+    """One figure of a transfer matrix, as `Predictions` names it."""
+
+    attack: str
+    epsilon: float
+    source: str
+    target: str
+
+
+def resolve(config: Config, name: str, reading: str) -> str:
+    """The network of a run that a name in a table means under a reading of the attack.
+
+    Args:
+        config: The run's configuration.
+        name: `<scheme>/<network>`.
+        reading: One of `READINGS`.
+
+    Raises:
+        ValueError: If the configuration has no such scheme.
+
+    Example:
+        >>> resolve(config, "satm/vgg16_face", "true")
+        'satm_true/vgg16_face'
+    """
+    scheme, network = name.split("/")
+    for known in (scheme, f"{scheme}_{reading}"):
+        if known in (*_FINE_TUNED, *config.schemes):
+            return f"{known}/{network}"
+    raise unknown_name("scheme of a table", scheme, config.schemes)
+
+
+def stage_of(network: str) -> str:
+    """The stage that trains a network, given as `resolve` gives it."""
+    scheme, name = network.split("/")
+    return f"fine_tune/{name}" if scheme in _FINE_TUNED else f"co_train/{scheme}"
+
+
+def cells_of(config: Config, table: Table, entry: Entry, reading: str) -> list[Cell]:
+    """The cells of which an entry is the mean."""
+    target = resolve(config, entry.target.format(scheme=entry.scheme), reading)
+    if not entry.sources:
+        return [Cell(CLEAN, 0.0, "", target)]
+    epsilon = entry.epsilon * (table.epsilon or make_attack(config.attack).epsilon)
+    sources = (resolve(config, source.format(scheme=entry.scheme), reading) for source in entry.sources)
+    return [Cell(READINGS[reading], epsilon, source, target) for source in sources]
+
+
+def stages_of(cells: Iterable[Cell]) -> list[str]:
+    """The stages whose networks some cells are about, each once."""
+    names = (name for cell in cells for name in (cell.source, cell.target) if name)
+    return list(dict.fromkeys(map(stage_of, names)))
+
+
+def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell], folder: Path) -> Predictions:
+    """Measures those of some cells that have not been measured before, whatever table they were measured for.
+
+    Args:
+        config: The run's configuration.
+        images: Its images.
+        cells: The cells that are wanted.
+        folder: The run's folder, with the networks of the stages they need; what is measured is kept in `measured/`.
+
+    Returns:
+        All that has been measured in this run.
+
+    Raises:
+        ValueError: If there are no cells, or a file in `measured/` is damaged.
+        FloatingPointError: If a network's logits are not numbers.
+    """
+    kept = folder / _KEPT
+    networks: dict[str, ImageClassifier] = {}
+
+    def load(name: str) -> ImageClassifier:
+        if name not in networks:
+            networks[name] = load_network(folder, stage_of(name), name.split("/")[1])
+        return networks[name]
+
+    keras.utils.clear_session()
+    dataset = make_batches(images.test, config)
+    attacks: Mapping[str, Attack] = evaluation_attacks(config)
+    for (attack, targets, epsilons), sources in _batches(set(cells) - set(measured_cells(folder))).items():
+        measure(
+            sources={source: load(source) for source in sources},
+            targets={target: load(target) for target in targets},
+            dataset=dataset,
+            attacks={} if attack == CLEAN else {attack: attacks[attack]},
+            epsilons={} if attack == CLEAN else {attack: epsilons},
+            clean=attack == CLEAN,
+            seed=config.seed,
+            folder=kept,
+            stage=f"{attack} of {', '.join(sources) or 'no network'}",
+        )
+    return concatenate([Predictions.load(path) for path in sorted(kept.glob("[!.]*.npz"))])
+
+
+def measured_cells(folder: Path) -> list[Cell]:
+    """What has been measured in a run."""
+    frames = [Predictions.load(path).cells for path in (folder / _KEPT).glob("[!.]*.npz")]
+    return [Cell(*row) for row in pd.concat(frames)[list(Cell._fields)].itertuples(index=False)] if frames else []
+
+
+def _batches(missing: set[Cell]) -> dict[tuple[str, tuple[str, ...], tuple[float, ...]], list[str]]:
+    """Cells in the fewest calls of `measure`: sources by what they are shown to; nothing is measured twice."""
+    if not missing:
+        return {}
+    frame = pd.DataFrame(sorted(missing), columns=list(Cell._fields))
+    # Clean images have one source, which is none.
+    shown = frame.groupby(["attack", "source", "epsilon"]).target.agg(tuple).reset_index()
+    radii = shown.groupby(["attack", "source", "target"]).epsilon.agg(tuple).reset_index()
+    calls = radii.groupby(["attack", "target", "epsilon"]).source.agg(list)
+    return {key: [source for source in sources if source] for key, sources in calls.items()}

@@ -1,0 +1,224 @@
+"""Tables and figures asked for, runs done, tables and figures written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from satm_tf import data
+from satm_tf.config import Config
+from satm_tf.evaluation.record import claim, write_text
+from satm_tf.experiment import needed_stages, run_folder, train
+from satm_tf.paper import cost
+from satm_tf.paper.comparison import Repeat, compare, markdown
+from satm_tf.paper.drawing import draw_curves, draw_gallery
+from satm_tf.paper.measuring import Cell, cells_of, measure_cells, measured_cells, resolve, stage_of, stages_of
+from satm_tf.paper.tables import FIGURES, READINGS, TABLES, Figure, Table
+
+EXPERIMENTS = ("faces", "digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to reproduce.
+
+    Attributes:
+        tables: Numbers of the paper's tables, 1 to 7.
+        figures: Numbers of its figures: 1, 3, 4.
+        configs: The configuration of each experiment, "faces" and "digits", that they need.
+        out: The folder of everything.
+        folds: The folds of the faces; the digits have one split.
+        seeds: The seeds of both.
+        readings: Of R+Step-LL, some of `READINGS`.
+        printed_only: Whether to leave out all entries that the paper has no figure for, our controls.
+    """
+
+    tables: Sequence[int]
+    figures: Sequence[int]
+    configs: Mapping[str, Config]
+    out: Path
+    folds: Sequence[int] = (0, 1, 2, 3, 4)
+    seeds: Sequence[int] = (0,)
+    readings: Sequence[str] = tuple(READINGS)
+    printed_only: bool = False
+
+    def chosen(self, experiment: str) -> dict[int, Table]:
+        """The tables of an experiment, with the entries that are wanted."""
+        found = {number: TABLES[number] for number in self.tables if TABLES[number].experiment == experiment}
+        if not self.printed_only:
+            return found
+        return {
+            number: dataclasses.replace(table, entries=tuple(e for e in table.entries if e.rate is not None))
+            for number, table in found.items()
+        }
+
+    def drawn(self, experiment: str) -> dict[int, Figure]:
+        """The figures of an experiment: all are of the faces."""
+        return {number: FIGURES[number] for number in self.figures} if experiment == EXPERIMENTS[0] else {}
+
+    def cells(self, experiment: str) -> list[Cell]:
+        """The cells that the tables of an experiment are made of, each once."""
+        config = self.configs[experiment]
+        return list(
+            dict.fromkeys(
+                cell
+                for table in self.chosen(experiment).values()
+                for entry in table.entries
+                for reading in self.readings
+                for cell in cells_of(config, table, entry, reading)
+            )
+        )
+
+    def stages(self, experiment: str) -> list[str]:
+        """The stages that an experiment's tables and figures need, in order, each once."""
+        config = self.configs[experiment]
+        drawn = [
+            stage_of(resolve(config, name, reading))
+            for figure in self.drawn(experiment).values()
+            for name in figure.networks
+            for reading in self.readings
+        ]
+        return needed_stages(config, [*stages_of(self.cells(experiment)), *drawn])
+
+    def experiments(self) -> list[str]:
+        """The experiments of which something is wanted."""
+        return [name for name in EXPERIMENTS if self.chosen(name) or self.drawn(name)]
+
+    def repeats(self, experiment: str) -> list[Config]:
+        """The runs of an experiment: its configuration for each seed and fold, each with a folder of its own."""
+        config = self.configs[experiment]
+        configs = []
+        for seed in self.seeds:
+            place = self.out / experiment / f"seed_{seed}"
+            # Synthetic faces are drawn once for all folds.
+            drawn = config.data.format == "synthetic_faces" and config.data.root is None
+            root = str(place / "synthetic_faces") if drawn else config.data.root
+            for fold in self.folds if experiment == EXPERIMENTS[0] else [None]:
+                images = dataclasses.replace(config.data, root=root, fold=fold)
+                folder = place / ("run" if fold is None else f"fold_{fold}")
+                configs.append(dataclasses.replace(config, seed=seed, data=images, run_dir=str(folder)))
+        return configs
+
+
+def describe_cost(request: Request) -> str:
+    """What is still to be done and about what it takes, in words and columns; builds and times each network once."""
+    lines, total, disk, passing = [], 0.0, 0.0, 0.0
+    for experiment in request.experiments():
+        config, cells = request.configs[experiment], request.cells(experiment)
+        repeats = request.repeats(experiment)
+        found = cost.sizes(repeats[0], run_folder(repeats[0]))
+        stages = request.stages(experiment)
+        missing = {
+            stage: [each for each in repeats if not (run_folder(each) / "networks" / stage).exists()]
+            for stage in stages
+        }
+        costs = cost.estimate(config, stages, cells, found)
+        missing["measure"] = [each for each in repeats if set(cells) - set(measured_cells(run_folder(each)))]
+        networks = {**config.networks, **config.holdouts}
+        lines.append(
+            f"{experiment}: {len(repeats)} runs of {found.train} training, {found.validation} validation and "
+            f"{found.test} test images; {len(stages)} stages and {len(cells)} cells each"
+        )
+        lines += [f"  {name}: {networks[name].backbone}" for name in networks]
+        lines.append(f"  {'stage':<56}{'runs':>5}{'steps each':>12}{'s a step':>10}{'minutes':>9}{'MB':>8}")
+        for stage, each in costs.items():
+            runs = len(missing[stage])
+            seconds, size = runs * each.seconds, runs * each.bytes
+            total, disk, passing = total + seconds, disk + size, max(passing, each.passing)
+            lines.append(
+                f"  {stage:<56}{runs:>5}{each.steps:>12,}{each.seconds / max(each.steps, 1):>10.3f}"
+                f"{seconds / 60:>9.1f}{size / 1e6:>8.0f}"
+            )
+        disk += len(request.seeds) * cost.data_bytes(config)
+    lines.append(
+        f"In all about {total / 3600:.1f} hours on this machine, by networks timed just now on one batch each (it may "
+        f"well take half or twice that); at most {(disk + passing) / 1e9:.2f} GB on disk."
+    )
+    return "\n".join(lines)
+
+
+def reproduce(request: Request, account: str) -> None:
+    """Trains, measures and writes; goes on where it was stopped.
+
+    Writes `tables/table_<n>.md` and `.csv`, `figures/figure_<n>_<reading>.png` and `.csv`, and for each experiment
+    `results_<experiment>.csv` (a row for each cell, fold and seed), anew after each run, and prints the tables at the
+    end.
+
+    Args:
+        request: What to reproduce.
+        account: What stands above every table: the command, and what it ran on.
+
+    Raises:
+        ValueError: As `experiment.train` does.
+        FileNotFoundError: As `experiment.train` does.
+        FloatingPointError: As `experiment.train` does.
+        Interrupted: As `experiment.train` does.
+    """
+    for experiment in request.experiments():
+        described = dataclasses.asdict(request.configs[experiment])
+        for name in ("run_dir", "seed"):
+            del described[name]
+        claim(request.out / experiment, described)
+        done: list[Repeat] = []
+        folders: list[Path] = []
+        for config in request.repeats(experiment):
+            images = train(config, request.stages(experiment))
+            if images is None:
+                return
+            folder = run_folder(config)
+            folders.append(folder)
+            cells = request.cells(experiment)
+            if cells:
+                predictions = measure_cells(config, images, cells, folder)
+                done.append(Repeat(config.data.fold, config.seed, predictions, images.ordered))
+                _write_results(request.out / f"results_{experiment}.csv", done)
+                _write_tables(request, experiment, done, account)
+            _draw(request, experiment, config, images, folders)
+    for number in request.tables:
+        print(f"\n{(request.out / 'tables' / f'table_{number}.md').read_text(encoding='utf-8')}")
+    print(f"written: {request.out}")
+
+
+def _write_results(path: Path, done: Sequence[Repeat]) -> None:
+    frames = []
+    for repeat in done:
+        frame = repeat.predictions.frame(repeat.ordered).sort_values(["attack", "epsilon", "source", "target"])
+        frame.insert(0, "fold", repeat.fold)
+        frame.insert(1, "seed", repeat.seed)
+        frames.append(frame)
+    write_text(path, pd.concat(frames).to_csv(index=False))
+
+
+def _write_tables(request: Request, experiment: str, done: Sequence[Repeat], account: str) -> None:
+    config = request.configs[experiment]
+    folder = request.out / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = sum(len(repeat.predictions.labels) for repeat in done)
+    runs = f"{len(done)} of {len(request.repeats(experiment))} runs, {images} test images in all: "
+    runs += ", ".join(
+        f"seed {repeat.seed}" + ("" if repeat.fold is None else f" fold {repeat.fold}") for repeat in done
+    )
+    networks = {**config.networks, **config.holdouts}
+    roles = ", ".join(f"{name} is {described.backbone}" for name, described in networks.items())
+    how = "mean ± standard deviation over runs" if len(done) > 1 else "with Wilson's 95 % interval"
+    text = (
+        f"{account}\n\n{runs}. Rates are {how}; differences between trainings are paired, with 95 % intervals. "
+        f"Networks: {roles}. Data: {config.data.format}, {config.data.image_size} x {config.data.image_size}."
+    )
+    for number, table in request.chosen(experiment).items():
+        rows = pd.concat([compare(table, config, done, reading) for reading in request.readings])
+        write_text(folder / f"table_{number}.csv", rows.to_csv(index=False))
+        write_text(folder / f"table_{number}.md", markdown(number, table, rows, text))
+
+
+def _draw(request: Request, experiment: str, config: Config, images: data.ImageData, folders: Sequence[Path]) -> None:
+    for number, figure in request.drawn(experiment).items():
+        for reading in request.readings:
+            path = request.out / "figures" / f"figure_{number}_{reading}.png"
+            if figure.split is not None:
+                draw_curves(figure, config, folders, reading, path)
+            elif not path.exists():
+                draw_gallery(figure, config, images, folders[0], reading, path)
