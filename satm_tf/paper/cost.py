@@ -18,7 +18,6 @@ from satm_tf.experiment import frozen_sources
 from satm_tf.loading import load_data
 from satm_tf.models import ImageClassifier
 from satm_tf.paper.measuring import Cell
-from satm_tf.training import resolve_sources
 
 # Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
 # to the images.
@@ -149,7 +148,7 @@ def _adversarial(config: Config, scheme: str, timed: Callable[[str], Network]) -
     """Seconds, for each clean image, of crafting adversarial ones and learning from them."""
     described = config.schemes[scheme].scheme(make_attack(config.attack))
     frozen = frozen_sources(config, scheme)
-    learners = resolve_sources(described.learns_from, scheme_networks(config, scheme), frozen)
+    learners = described.sources(scheme_networks(config, scheme), frozen)
     seconds = 0.0
     for learner, sources in learners.items():
         crafting = [

@@ -10,7 +10,7 @@ import pandas as pd
 
 from satm_tf import data
 from satm_tf.config import Config
-from satm_tf.evaluation.record import claim, write_text
+from satm_tf.evaluation.record import claim, lock, write_text
 from satm_tf.experiment import needed_stages, run_folder, train
 from satm_tf.paper import cost
 from satm_tf.paper.comparison import Repeat, compare, markdown
@@ -158,28 +158,33 @@ def reproduce(request: Request, account: str) -> None:
         Interrupted: As `experiment.train` does.
     """
     for experiment in request.experiments():
-        described = dataclasses.asdict(request.configs[experiment])
-        for name in ("run_dir", "seed"):
-            del described[name]
-        claim(request.out / experiment, described)
-        done: list[Repeat] = []
-        folders: list[Path] = []
-        for config in request.repeats(experiment):
-            images = train(config, request.stages(experiment))
-            if images is None:
-                return
-            folder = run_folder(config)
-            folders.append(folder)
-            cells = request.cells(experiment)
-            if cells:
-                predictions = measure_cells(config, images, cells, folder)
-                done.append(Repeat(config.data.fold, config.seed, predictions, images.ordered))
-                _write_results(request.out / f"results_{experiment}.csv", done)
-                _write_tables(request, experiment, done, account)
-            _draw(request, experiment, config, images, folders)
+        with lock(request.out / experiment):
+            _reproduce(request, experiment, account)
     for number in request.tables:
         print(f"\n{(request.out / 'tables' / f'table_{number}.md').read_text(encoding='utf-8')}")
     print(f"written: {request.out}")
+
+
+def _reproduce(request: Request, experiment: str, account: str) -> None:
+    described = dataclasses.asdict(request.configs[experiment])
+    for name in ("run_dir", "seed"):
+        del described[name]
+    claim(request.out / experiment, described)
+    done: list[Repeat] = []
+    folders: list[Path] = []
+    for config in request.repeats(experiment):
+        images = train(config, request.stages(experiment))
+        if images is None:
+            return
+        folder = run_folder(config)
+        folders.append(folder)
+        cells = request.cells(experiment)
+        if cells:
+            predictions = measure_cells(config, images, cells, folder)
+            done.append(Repeat(config.data.fold, config.seed, predictions, images.ordered))
+            _write_results(request.out / f"results_{experiment}.csv", done)
+            _write_tables(request, experiment, done, account)
+        _draw(request, experiment, config, images, folders)
 
 
 def _write_results(path: Path, done: Sequence[Repeat]) -> None:
@@ -206,12 +211,18 @@ def _write_tables(request: Request, experiment: str, done: Sequence[Repeat], acc
     how = "mean ± standard deviation over runs" if len(done) > 1 else "with Wilson's 95 % interval"
     text = (
         f"{account}\n\n{runs}. Rates are {how}; differences between trainings are paired, with 95 % intervals. "
-        f"Networks: {roles}. Data: {config.data.format}, {config.data.image_size} x {config.data.image_size}."
+        f"Networks: {roles}. Data: {_data(config)}, {config.data.image_size} x {config.data.image_size}."
     )
     for number, table in request.chosen(experiment).items():
         rows = pd.concat([compare(table, config, done, reading) for reading in request.readings])
         write_text(folder / f"table_{number}.csv", rows.to_csv(index=False))
         write_text(folder / f"table_{number}.md", markdown(number, table, rows, text))
+
+
+def _data(config: Config) -> str:
+    """The format and the folder's own name: MNIST and Fashion-MNIST are of one format."""
+    root = config.data.root
+    return config.data.format if root is None else f"{config.data.format} ({Path(root).resolve().name})"
 
 
 def _draw(request: Request, experiment: str, config: Config, images: data.ImageData, folders: Sequence[Path]) -> None:
