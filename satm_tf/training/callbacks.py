@@ -21,6 +21,8 @@ _SECONDS_BETWEEN_FIGURES = 2.0
 class Progress(keras.callbacks.Callback):
     """One progress bar for a whole `fit`, named after its stage, with the time left and the figures worth watching.
 
+    Where there is no terminal, such as in a log, it is a line for each epoch.
+
     Args:
         stage: What the bar is called.
         figures: Short name to key of Keras's logs; shown where the logs have the key.
@@ -58,6 +60,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._show(logs)
+        if self.bar.disable:
+            print(f"{self.stage}: {', '.join(f'{name} {value}' for name, value in self._found.items())}", flush=True)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.bar is not None:

@@ -45,6 +45,15 @@ def test_the_bar_shows_the_stage_the_time_left_and_the_figures_within_an_epoch(t
     assert re.search(r"co-train: +100%.* 12/12 .*epoch=2/2, loss=\d\.\d{3}, a=0\.\d{3}\]", terminal.text)
 
 
+def test_a_log_has_a_line_for_each_epoch(tmp_path, capsys):
+    train(tmp_path, callbacks=[Progress("co-train", {"loss": "loss"})], epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"\d\.\d{3}", "#", line) for line in lines] == [
+        "co-train: epoch 1/2, loss #",
+        "co-train: epoch 2/2, loss #",
+    ]
+
+
 def test_a_resumed_bar_begins_where_the_training_does(terminal, tmp_path):
     def stop():
         raise RuntimeError
