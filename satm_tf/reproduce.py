@@ -7,10 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from satm_tf.command_line import exit_code
 from satm_tf.config import Config, from_arguments
 from satm_tf.paper.reproduction import Request, describe_cost, reproduce
 from satm_tf.paper.tables import FIGURES, READINGS, TABLES
-from satm_tf.training import Interrupted
 
 _SCALES = {
     "paper": "The full-size networks on Adience (--data.root FOLDER), for GPUs.",
@@ -24,19 +24,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Reproduces what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked, rest = _parser().parse_known_args(given)
-    try:
+
+    def work() -> None:
         request = _request(asked, rest)
         print(f"{describe_cost(request)}\n", flush=True)
         if not asked.dry_run:
             command = f"python -m satm_tf.reproduce {shlex.join(given)}"
             reproduce(request, f"`{command}`\n\nScale {asked.scale}: {_SCALES[asked.scale]}")
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
-        return 128 + interruption.signal_number
-    return 0
+
+    return exit_code(work)
 
 
 def _parser() -> argparse.ArgumentParser:

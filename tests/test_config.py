@@ -42,6 +42,12 @@ def test_overrides_at_any_depth():
     assert config.schemes["ensemble"].scheme(attack).domain_adaptation is None
 
 
+def test_schemes_are_added_to_those_of_a_preset():
+    config = from_arguments(["--schemes.trades.preset", "trades", "--schemes.mutual.preset", "mutual"])
+    assert list(config.schemes) == ["undefended", "ensemble", "satm", "trades", "mutual"]
+    assert config.schemes["trades"].scheme(make_attack(config.attack)).adversarial_loss == "divergence"
+
+
 @pytest.mark.parametrize(
     ("described", "attacks", "epsilon"),
     [

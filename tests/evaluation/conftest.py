@@ -65,22 +65,23 @@ def quadrants():
     return tf.data.Dataset.from_tensor_slices(_quadrants(160, seed=2)).batch(80)
 
 
+def _trained_on_clean_images(seed):
+    images, labels = _quadrants(800, seed=1)
+    network = make_small(seed)
+    network.fit(images, labels, batch_size=50, epochs=6, verbose=0)
+    return network
+
+
 @pytest.fixture(scope="session")
 def undefended():
     """Trained on clean images."""
-    images, labels = _quadrants(800, seed=1)
-    network = make_small(1)
-    network.fit(images, labels, batch_size=50, epochs=6, verbose=0)
-    return network
+    return _trained_on_clean_images(1)
 
 
 @pytest.fixture(scope="session")
 def stranger():
     """Trained on clean images from another start."""
-    images, labels = _quadrants(800, seed=1)
-    network = make_small(2)
-    network.fit(images, labels, batch_size=50, epochs=6, verbose=0)
-    return network
+    return _trained_on_clean_images(2)
 
 
 @pytest.fixture(scope="session")
