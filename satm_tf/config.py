@@ -120,7 +120,7 @@ def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Att
 
 @dataclass(frozen=True)
 class SchemeConfig:
-    """One way of training the networks, from the same fine-tuned weights as every other.
+    """One way of training the networks, from the same fine-tuned weights as every other, or on from another scheme's.
 
     What is null is as the preset has it; satm_tf.training.Scheme says what each means.
 
@@ -129,6 +129,8 @@ class SchemeConfig:
         networks: Which of the experiment's networks it trains; null is all.
         learns_from: others, itself, frozen, nobody; or several; or for each network one or more of these words or
             names. The frozen networks are known as frozen_<name>.
+        starts_from: The scheme, trained before, whose networks it goes on with; null takes the fine-tuned ones.
+        epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work.
         frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
         attack: The attack in training, by name, with its options; or one for each of itself, others and frozen.
         all_sources: Whether a step uses every source of a network, not the one whose turn it is.
@@ -147,6 +149,8 @@ class SchemeConfig:
     preset: str | None = None
     networks: list[str] | None = None
     learns_from: str | list[str] | dict[str, str | list[str]] | None = None
+    starts_from: str | None = None
+    epochs: int | None = None
     frozen_from: str | None = None
     attack: dict[str, Any] | None = None
     all_sources: bool | None = None
@@ -272,6 +276,15 @@ class Config:
 def scheme_networks(config: Config, scheme: str) -> list[str]:
     """The networks that a scheme trains."""
     return list(config.schemes[scheme].networks or config.networks)
+
+
+def stage_training(config: Config, stage: str) -> TrainingConfig:
+    """How a stage, `fine_tune/<network>` or `co_train/<scheme>`, is trained."""
+    kind, name = stage.split("/", maxsplit=1)
+    if kind == "fine_tune":
+        return config.fine_tune
+    epochs = config.schemes[name].epochs
+    return config.co_train if epochs is None else dataclasses.replace(config.co_train, epochs=epochs)
 
 
 def evaluation_attacks(config: Config) -> dict[str, Attack]:

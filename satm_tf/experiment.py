@@ -19,7 +19,7 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import attacks, data
-from satm_tf.config import Config, TrainingConfig, evaluation_attacks, make_attack, scheme_networks
+from satm_tf.config import Config, TrainingConfig, evaluation_attacks, make_attack, scheme_networks, stage_training
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation.masking import EFFORT
 from satm_tf.evaluation.record import claim, lock, write_text
@@ -134,7 +134,7 @@ def needed_stages(config: Config, wanted: Collection[str]) -> list[str]:
             needed.add(stage)
             kind, name = stage.split("/", maxsplit=1)
             if kind == "co_train":
-                waiting += [f"fine_tune/{network}" for network in scheme_networks(config, name)]
+                waiting += [_start(config, name, network) for network in scheme_networks(config, name)]
                 waiting += {place for place, _ in frozen_sources(config, name).values()}
     return [stage for stage in known if stage in needed]
 
@@ -216,11 +216,19 @@ def _check(config: Config) -> attacks.Attack:
         unknown = [each for each in described.networks or () if each not in config.networks]
         if unknown:
             raise unknown_name(f"network in schemes.{name}.networks", unknown[0], config.networks)
-        if described.frozen_from is not None and described.frozen_from not in trained:
-            raise ValueError(
-                f"schemes.{name}.frozen_from must be a scheme that is trained before it: "
-                f"{', '.join(trained) or 'there is none'}. Received: {described.frozen_from!r}"
-            )
+        for field, other in (("frozen_from", described.frozen_from), ("starts_from", described.starts_from)):
+            if other is not None and other not in trained:
+                raise ValueError(
+                    f"schemes.{name}.{field} must be a scheme that is trained before it: "
+                    f"{', '.join(trained) or 'there is none'}. Received: {other!r}"
+                )
+        if described.starts_from is not None:
+            lacking = set(scheme_networks(config, name)) - set(scheme_networks(config, described.starts_from))
+            if lacking:
+                raise ValueError(
+                    f"schemes.{name} starts from {described.starts_from!r}, which does not train all of its networks. "
+                    f"Missing: {', '.join(sorted(lacking))}"
+                )
         trained.append(name)
         frozen_sources(config, name)
     stranger = [name for name in config.checks.schemes or () if name not in config.schemes]
@@ -233,7 +241,9 @@ def _check(config: Config) -> attacks.Attack:
     for option in config.checks.effort:
         if option not in EFFORT:
             raise unknown_name("option in checks.effort", option, EFFORT)
-    for stage, training in (("fine_tune", config.fine_tune), ("co_train", config.co_train)):
+    trainings = {"fine_tune": config.fine_tune, "co_train": config.co_train}
+    trainings |= {f"schemes.{name}": stage_training(config, f"co_train/{name}") for name in config.schemes}
+    for stage, training in trainings.items():
         if training.epochs < 1 or training.batch_size < 1:
             raise ValueError(
                 f"{stage} takes an epoch or more, in batches of an image or more. "
@@ -346,19 +356,26 @@ def _fine_tuning(job: _Run, name: str) -> CoTraining:
             dropout=network.dropout,
             name=name,
         )
-    return _trainer(job, {name: made}, job.config.fine_tune, learns_from="nobody")
+    return _trainer(job, {name: made}, f"fine_tune/{name}", learns_from="nobody")
 
 
 def _co_training(job: _Run, name: str) -> CoTraining:
     scheme = job.schemes[name]
-    networks = {network: _load(job, f"fine_tune/{network}", network) for network in scheme_networks(job.config, name)}
+    networks = {
+        network: _load(job, _start(job.config, name, network), network) for network in scheme_networks(job.config, name)
+    }
     frozen = {alias: _load(job, *place) for alias, place in frozen_sources(job.config, name).items()}
-    return _trainer(job, networks, job.config.co_train, scheme, frozen=frozen)
+    return _trainer(job, networks, f"co_train/{name}", scheme, frozen=frozen)
 
 
-def _trainer(
-    job: _Run, networks: Networks, training: TrainingConfig, scheme: Scheme | None = None, **options: Any
-) -> CoTraining:
+def _start(config: Config, scheme: str, network: str) -> str:
+    """The stage whose weights a scheme begins with."""
+    before = config.schemes[scheme].starts_from
+    return f"co_train/{before}" if before else f"fine_tune/{network}"
+
+
+def _trainer(job: _Run, networks: Networks, stage: str, scheme: Scheme | None = None, **options: Any) -> CoTraining:
+    training = stage_training(job.config, stage)
     trainer = CoTraining(
         networks,
         scheme,
@@ -382,7 +399,7 @@ def _load(job: _Run, stage: str, name: str) -> ImageClassifier:
 def _fit(job: _Run, trainer: CoTraining, stage: str, checkpoints: Path) -> list[dict[str, float]]:
     """Trains to the end; gives a row for each epoch, those before an interruption too."""
     config, images = job.config, job.images
-    training = config.fine_tune if stage.startswith("fine_tune/") else config.co_train
+    training = stage_training(config, stage)
     rates = {name: f"val_{name}_classification_rate" for name in trainer.networks}
     checkpoint = Checkpoint(checkpoints, every_seconds=training.checkpoint_seconds)
     callbacks: list[keras.callbacks.Callback] = []

@@ -20,6 +20,7 @@ from satm_tf import config as configuration
 from satm_tf import experiment, loading, outcome, train
 from satm_tf.data import Augmentation
 from satm_tf.models import register_backbone
+from satm_tf.serving.card import from_run
 
 SIZE, CLASSES = 16, 3
 
@@ -145,27 +146,36 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
 
 def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, tmp_path):
     """The cascade: one network learns from another that was defended before it."""
-    results = experiment.run(
-        dataclasses.replace(
-            config,
-            holdouts={},
-            data=dataclasses.replace(config.data, limit=64),
-            loss=configuration.LossConfig(class_weights="balanced", label_smoothing=0.1),
-            precision="mixed_bfloat16",
-            schemes={
-                "first": configuration.SchemeConfig(preset="adversarial", networks=["b"]),
-                "cascade": configuration.SchemeConfig(preset="cascade", networks=["a"], frozen_from="first"),
-            },
-            checks=configuration.ChecksConfig(schemes=[]),
-            export=configuration.ExportConfig(),
-        )
+    described = dataclasses.replace(
+        config,
+        holdouts={},
+        data=dataclasses.replace(config.data, limit=64),
+        loss=configuration.LossConfig(class_weights="balanced", label_smoothing=0.1),
+        precision="mixed_bfloat16",
+        schemes={
+            "first": configuration.SchemeConfig(preset="adversarial", networks=["b"]),
+            "cascade": configuration.SchemeConfig(preset="cascade", networks=["a"], frozen_from="first"),
+            "on": configuration.SchemeConfig(preset="undefended", networks=["a"], starts_from="cascade", epochs=2),
+        },
+        checks=configuration.ChecksConfig(schemes=[]),
+        export=configuration.ExportConfig(),
     )
-    assert sorted(set(results.target)) == ["cascade/a", "first/b"]
+    results = experiment.run(described)
+    assert sorted(set(results.target)) == ["cascade/a", "first/b", "on/a"]
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").set_index("stage")
     assert metrics.loc["co_train/cascade", "val_a_domain_loss"] > 0
     assert np.isnan(metrics.loc["co_train/first", "a_loss"])
     network = keras.saving.load_model(tmp_path / "run" / "networks" / "co_train" / "cascade" / "a.keras")
     assert {layer.compute_dtype for layer in network.backbone.layers if layer.weights} == {"bfloat16"}
+    # What goes on does so from where the other scheme ended, for as long as it says.
+    assert metrics.index.value_counts()[["co_train/cascade", "co_train/on"]].to_list() == [1, 2]
+    stages = ["fine_tune/a", "co_train/cascade", "co_train/on"]
+    assert [stage for stage in experiment.needed_stages(described, ["co_train/on"]) if "b" not in stage] == [
+        *stages[:1],
+        "co_train/first",
+        *stages[1:],
+    ]
+    assert list(from_run(tmp_path / "run", "on", "a")["training"]["epochs"]) == stages
 
 
 def changed(config, **changes):
@@ -192,6 +202,21 @@ def changed(config, **changes):
         ),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(networks=["a", "z"])}), "Unknown network"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(starts_from="t")}), "trained before it"),
+        (
+            lambda c: changed(
+                c,
+                schemes={
+                    "s": configuration.SchemeConfig(preset="adversarial", networks=["a"]),
+                    "t": configuration.SchemeConfig(starts_from="s"),
+                },
+            ),
+            "Missing: b",
+        ),
+        (
+            lambda c: changed(c, schemes={**c.schemes, "s": configuration.SchemeConfig(epochs=0)}),
+            "schemes.s takes an epoch or more",
+        ),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
         (lambda c: changed(c, checks=configuration.ChecksConfig(schemes=["stam"])), "Did you mean 'satm'"),
         (

@@ -12,7 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.config import Config, TrainingConfig, evaluation_attacks, make_attack, scheme_networks
+from satm_tf.config import (
+    Config,
+    TrainingConfig,
+    evaluation_attacks,
+    make_attack,
+    scheme_networks,
+    stage_training,
+)
 from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.experiment import frozen_sources
 from satm_tf.loading import load_data
@@ -118,7 +125,7 @@ def estimate(config: Config, stages: Iterable[str], cells: Iterable[Cell], found
     costs = {}
     for stage in stages:
         kind, name = stage.split("/")
-        training = config.fine_tune if kind == "fine_tune" else config.co_train
+        training = stage_training(config, stage)
         trained = [name] if kind == "fine_tune" else scheme_networks(config, name)
         clean = sum(timed(each).seconds for each in trained)
         learning = _adversarial(config, name, timed) if kind == "co_train" else 0.0

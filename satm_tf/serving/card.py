@@ -71,7 +71,9 @@ def from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
         "fine_tune": config.get("fine_tune", {}),
         "co_train": config.get("co_train", {}),
         "evaluation_attacks": config.get("evaluation_attacks", {}),
-        "epochs": _epochs(folder / "metrics.csv", [f"fine_tune/{network}", f"co_train/{scheme}"]),
+        "epochs": _epochs(
+            folder / "metrics.csv", [f"fine_tune/{network}", *_lineage(config.get("schemes", {}), scheme)]
+        ),
         "environment": _json(folder / "environment.json"),
     }
     facts: dict[str, Any] = {"training": described, "checks": _checks(folder / "checks.csv", target, network)}
@@ -81,6 +83,12 @@ def from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
         leaking = label_leaking(results).query("leaks and target == @target")
         facts["label_leaking"] = [f"{row.attack} of {row.source}" for row in leaking.itertuples()]
     return facts
+
+
+def _lineage(schemes: Mapping[str, Any], scheme: str) -> list[str]:
+    """The stages of a scheme and of those that it started from, the first one first."""
+    before = schemes.get(scheme, {}).get("starts_from")
+    return [*(_lineage(schemes, before) if before else []), f"co_train/{scheme}"]
 
 
 def _results(results: pd.DataFrame, target: str) -> list[dict[str, Any]]:
