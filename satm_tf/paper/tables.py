@@ -231,7 +231,7 @@ TABLES: Mapping[int, Table] = {
         tuple(
             Entry(scheme, _own("structure_a"), sources, float(bool(sources)), 100 - error if error else None)
             for sources, printed in ((_STRANGERS_TO_DIGITS, {"ensemble": 5.2, "satm": 5.6}), ((), {}))
-            for scheme in ("before", *_OF_OURS[:4])
+            for scheme in ("before", *_OF_OURS)
             for error in [printed.get(scheme)]
         ),
         experiment="digits",
