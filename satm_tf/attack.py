@@ -1,4 +1,28 @@
-"""`python -m satm_tf.attack`: adversarial PNGs of a folder of images or a data set, a table and a picture of them."""
+"""python -m satm_tf.attack: adversarial PNGs of images, with a table of them.
+
+usage: python -m satm_tf.attack --model MODEL --images FOLDER --output FOLDER
+                                [--OPTION VALUE ...]
+
+The model is a .keras file, of any kind, or the folder of a SavedModel.
+
+options that people set:
+  --attack NAME         pgd if not given; others: fgsm, auto_attack, square, ...
+  --epsilon X           or [X, Y, ...], of images in [0, 1]; 16/256 is 0.0625
+  --options OPTIONS     the attack's own, such as {"steps": 20, "norm": "l2"}
+  --format FORMAT       images (no labels), folder (one a class), adience, idx
+  --target N            the class to reach; without it any other class will do
+  --limit N             the most images; 100
+  --image_size N        where the model takes images of any size
+  --gives probabilities where the model does not give logits
+  --config FILE         all of this from a YAML file
+
+other options:
+  --print_config   the options as YAML, for --config FILE
+  --help-all       every option;  --debug  the traceback of an error
+
+example: python -m satm_tf.attack --model a.keras --images pictures \\
+  --output adversarial --epsilon 0.03
+"""
 
 from __future__ import annotations
 
@@ -13,7 +37,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf import attacks, data, models  # noqa: F401  (models: so that .keras files of ours load)
+from satm_tf import attacks, command_line, data, models  # noqa: F401  (models: so that .keras files of ours load)
 from satm_tf.attacks.gallery import write_gallery
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
@@ -196,12 +220,11 @@ def _name(names: tuple[str, ...], logits: np.ndarray) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    try:
-        jsonargparse.CLI(attack, args=arguments, as_positional=False, description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command_line.run(
+        lambda given: jsonargparse.CLI(attack, args=given, as_positional=False, prog="python -m satm_tf.attack"),
+        arguments,
+        page=__doc__,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,29 @@
-"""`python -m satm_tf.evaluate`: which networks fall to whose examples, whether any only hides, and a report on it."""
+"""python -m satm_tf.evaluate: whose examples fool whom, and what is only hidden.
+
+usage: python -m satm_tf.evaluate --targets NETWORKS --images FOLDER
+                                  --output FOLDER [--OPTION VALUE ...]
+
+Networks are {"name": "file.keras", ...}, or folders of SavedModels. Tables,
+checks and a report are written. A command that was stopped goes on when it is
+given again.
+
+options that people set:
+  --sources NETWORKS    who crafts, where that is not the targets themselves
+  --attacks ATTACKS     {"pgd": {"steps": 20}, ...}; fgsm and pgd if not given
+  --epsilon X           or [X, Y, ...], of images in [0, 1]; 16/256 is 0.0625
+  --format FORMAT       folder, adience, idx, table, imagenet
+  --data OPTIONS        of the format, such as {"fold": 1}
+  --limit N             the most images; 1000
+  --check_limit N       images for the checks; 200, and 0 for no checks
+  --config FILE         all of this from a YAML file
+
+other options:
+  --print_config   the options as YAML, for --config FILE
+  --help-all       every option;  --debug  the traceback of an error
+
+example: python -m satm_tf.evaluate --images pictures --output results \\
+  --targets '{"a": "a.keras", "b": "exported_models/b"}'
+"""
 
 from __future__ import annotations
 
@@ -14,6 +39,7 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import attacks as attack_room
+from satm_tf import command_line
 from satm_tf import data as data_room
 from satm_tf.config import make_attack
 from satm_tf.errors import unknown_name
@@ -231,16 +257,13 @@ def _print(results: pd.DataFrame) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, whatever the verdicts; 1 a mistake; 130 stopped by hand."""
-    try:
-        jsonargparse.CLI(evaluate, args=arguments, as_positional=False, description=__doc__)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    """Runs the command line; returns the exit code, which is 0 whatever the verdicts."""
+    return command_line.run(
+        lambda given: jsonargparse.CLI(evaluate, args=given, as_positional=False, prog="python -m satm_tf.evaluate"),
+        arguments,
+        page=__doc__,
+        goes_on=True,
+    )
 
 
 if __name__ == "__main__":

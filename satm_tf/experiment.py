@@ -22,9 +22,10 @@ from satm_tf import attacks, data
 from satm_tf.config import Config, TrainingConfig, evaluation_attacks, make_attack, scheme_networks, stage_training
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation.masking import EFFORT
-from satm_tf.evaluation.record import claim, lock, write_text
-from satm_tf.loading import load_data, make_batches
+from satm_tf.evaluation.record import check_claim, claim, lock, write_text
+from satm_tf.loading import Sizes, load_data, look_at_data, make_batches
 from satm_tf.models import ImageClassifier, get_backbone
+from satm_tf.models.weights import find_weights
 from satm_tf.outcome import conclude, load_network
 from satm_tf.training import (
     Checkpoint,
@@ -167,9 +168,7 @@ def train(config: Config, stages: Collection[str] | None = None) -> data.ImageDa
     with _one_after_the_other(strategy):
         images = load_data(config.data, folder, config.seed)
         loss = _loss(config, images)
-        described = dataclasses.asdict(config)
-        del described["run_dir"]  # A folder that was moved, or handed to somebody, is the same run.
-        claim(folder, described)
+        claim(folder, _described(config))
     schemes = {name: scheme.scheme(training_attack) for name, scheme in config.schemes.items()}
     job = _Run(config, folder, images, schemes, loss, strategy, devices)
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
@@ -181,6 +180,44 @@ def train(config: Config, stages: Collection[str] | None = None) -> data.ImageDa
             kind, name = stage.split("/", maxsplit=1)
             _train(job, stage, functools.partial(makers[kind], job, name))
     return images if job.writes else None
+
+
+def check(config: Config) -> tuple[data.ImageData, Sizes]:
+    """Finds what would stop `run` before its first step, without writing or downloading anything.
+
+    Whether the networks' weights fit them, and whether other workers can be reached, shows only when a run starts.
+
+    Returns:
+        The images and their numbers, as `look_at_data` gives them.
+
+    Raises:
+        ValueError: As `run` does.
+        FileNotFoundError: As `run` does.
+
+    Example:
+        >>> images, sizes = check(config.from_arguments(["--config", "quickstart"]))
+    """
+    _check(config)
+    if config.strategy != "multi_worker":  # which would wait for the others
+        get_strategy(config.strategy)
+    if config.strategy == "network_per_device":
+        devices_for((*config.networks, *config.holdouts))
+    for network in {**config.networks, **config.holdouts}.values():
+        published = get_backbone(network.backbone).published
+        if network.weights is not None and network.weights not in published:
+            find_weights(network.backbone, network.weights, published)
+    folder = run_folder(config)
+    check_claim(folder, _described(config))
+    images, sizes = look_at_data(config.data, folder, config.seed)
+    _loss(config, images)
+    return images, sizes
+
+
+def _described(config: Config) -> dict[str, Any]:
+    """What a run folder belongs to. One that was moved, or handed to somebody, is the same run."""
+    described = dataclasses.asdict(config)
+    del described["run_dir"]
+    return described
 
 
 def _check(config: Config) -> attacks.Attack:
@@ -271,7 +308,8 @@ def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:
 
 
 @contextlib.contextmanager
-def _precision(option: str) -> Iterator[None]:
+def precision(option: str) -> Iterator[None]:
+    """Keras's number formats meanwhile, as the configuration names them."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(resolve_precision(option))
     try:
@@ -324,7 +362,7 @@ def _train(job: _Run, stage: str, make: Callable[[], CoTraining]) -> None:
     keras.utils.clear_session()
     keras.utils.set_random_seed(zlib.crc32(f"{job.config.seed}/{stage}".encode()))
     checkpoints = job.folder / "checkpoints" / stage
-    with _precision(job.config.precision):
+    with precision(job.config.precision):
         with job.strategy.scope():
             trainer = make()
         rows = _fit(job, trainer, stage, checkpoints)

@@ -1,4 +1,22 @@
-"""`python -m satm_tf.export`: the networks of a run, or one `.keras` file, for TF Serving and in other formats."""
+"""python -m satm_tf.export: a run's networks for TF Serving and in other formats.
+
+usage: python -m satm_tf.export RUN_FOLDER --scheme SCHEME [--OPTION VALUE ...]
+       python -m satm_tf.export FILE.keras --labels [A, B, ...] [--OPTION ...]
+
+options that people set:
+  --networks [A, B]     some networks of the run; all if not given
+  --folder FOLDER       holds a folder for each model; exported_models
+  --name NAME           of the model, where it is a file's
+  --version N           the next free one if not given
+  --formats [F, ...]    litert_float32, litert_float16, litert_int8, onnx: they
+                        are compared with the network, under attack too
+
+other options:
+  --print_config   the options as YAML, for --config FILE
+  --help-all       every option;  --debug  the traceback of an error
+
+example: python -m satm_tf.export runs/quickstart --scheme satm --formats [onnx]
+"""
 
 from __future__ import annotations
 
@@ -15,7 +33,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from satm_tf import attacks, config
+from satm_tf import attacks, command_line, config
 from satm_tf.data import ImageData
 from satm_tf.errors import unknown_name
 from satm_tf.loading import load_data, make_batches
@@ -158,12 +176,11 @@ def _arrays(examples: Any, described: config.Config) -> tuple[np.ndarray, np.nda
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    try:
-        jsonargparse.CLI(export, args=arguments, description=__doc__)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command_line.run(
+        lambda given: jsonargparse.CLI(export, args=given, prog="python -m satm_tf.export"),
+        arguments,
+        page=__doc__,
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -58,13 +59,51 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
     images = formats[config.format]()
     if config.prepared:
         images = data.prepared.attach(images, config.prepared, root=root)
-    limits = {
+    limited = {part: getattr(images, part).limit(limit, seed) for part, limit in _limits(config).items() if limit}
+    return dataclasses.replace(images, **limited)
+
+
+def _limits(config: DataConfig) -> dict[str, int | None]:
+    return {
         "train": config.limit,
         "validation": config.limit and max(1, round(config.limit * config.validation_share)),
         "test": config.test_limit,
     }
-    limited = {part: getattr(images, part).limit(limit, seed) for part, limit in limits.items() if limit}
-    return dataclasses.replace(images, **limited)
+
+
+class Sizes(NamedTuple):
+    """How many images there are in each split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def look_at_data(config: DataConfig, folder: Path, seed: int) -> tuple[data.ImageData, Sizes]:
+    """The images as `load_data` gives them and their numbers, without writing any.
+
+    Of synthetic faces that have yet to be drawn it gives forty, drawn and forgotten, which are of the same classes; the
+    numbers are what there will be, to a subject or two.
+
+    Raises:
+        ValueError: As `load_data` does.
+        FileNotFoundError: As `load_data` does.
+    """
+    root = Path(config.root or folder / "synthetic_faces")
+    if config.format != "synthetic_faces" or (root.is_dir() and any(root.iterdir())):
+        images = load_data(config, folder, seed)
+        return images, Sizes(len(images.train), len(images.validation), len(images.test))
+    few = dataclasses.replace(
+        config,
+        num_subjects=min(config.num_subjects, 40),
+        images_per_subject=min(config.images_per_subject, 1),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        images = load_data(dataclasses.replace(few, root=str(Path(scratch) / "faces")), folder, seed)
+    whole = config.num_subjects * config.images_per_subject
+    kept = round(config.validation_share * 4 * whole / 5)
+    sizes = {"train": 4 * whole // 5 - kept, "validation": kept, "test": whole - 4 * whole // 5}
+    return images, Sizes(**{part: min(size, _limits(config)[part] or size) for part, size in sizes.items()})
 
 
 def make_batches(examples: data.Examples, config: Config, **options: Any) -> tf.data.Dataset:

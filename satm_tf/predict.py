@@ -1,4 +1,4 @@
-"""`python -m satm_tf.predict`: classifies image files on a server, or with an export on this disk."""
+"""python -m satm_tf.predict: classifies images, on a server or with an export."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from pathlib import Path
 
 import pandas as pd
 
-from satm_tf.serving import Client, ServingError
+from satm_tf import command_line
+from satm_tf.serving import Client
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    return command_line.run(_predict, arguments)
+
+
+def _predict(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.host and not options.model:
         _parser().error("a server has several models: give --model too")
-    try:
-        if options.host:
-            client = Client(
-                options.host,
-                options.model,
-                transport=options.transport,
-                version=options.version,
-                timeout=options.timeout,
-                retries=options.retries,
-            )
-        else:
-            client = Client.from_folder(options.folder)
-        answers = client.predict(options.files)
-        if options.output:
-            _write(answers, Path(options.output))
-    except (ValueError, OSError, ImportError, ServingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.host:
+        client = Client(
+            options.host,
+            options.model,
+            transport=options.transport,
+            version=options.version,
+            timeout=options.timeout,
+            retries=options.retries,
+        )
+    else:
+        client = Client.from_folder(options.folder)
+    answers = client.predict(options.files)
+    if options.output:
+        _write(answers, Path(options.output))
     print(_table(answers).to_string(index=False))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m satm_tf.predict", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m satm_tf.predict", description=__doc__, epilog=command_line.EPILOG)
     parser.add_argument("files", nargs="+", metavar="FILE", help="JPEG or PNG files")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--host", help="host:port of a TensorFlow Serving server")

@@ -1,11 +1,13 @@
-"""`python -m satm_tf.prepare`: decodes, resizes and packs images once, so that training reads them at memory speed."""
+"""python -m satm_tf.prepare: decodes and packs images once, for fast reading."""
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import jsonargparse
 
+from satm_tf import command_line
 from satm_tf.data import ImageData, prepared
 from satm_tf.data import adience as adience_files
 from satm_tf.data import folder as folder_files
@@ -75,10 +77,20 @@ def _pack(sets: list[ImageData], root: str, output: str, image_size: int, crop: 
     print(prepared.pack(splits, output, root=root, image_size=image_size, crop=crop))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line."""
-    jsonargparse.CLI([adience, folder, table, imagenet], args=arguments, description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return command_line.run(
+        lambda given: jsonargparse.CLI(
+            [adience, folder, table, imagenet],
+            args=given,
+            prog="python -m satm_tf.prepare",
+            description=__doc__,
+            epilog=command_line.EPILOG,
+        ),
+        arguments,
+        goes_on=True,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

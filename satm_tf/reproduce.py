@@ -1,4 +1,31 @@
-"""`python -m satm_tf.reproduce`: the paper's tables and figures, ours beside the printed ones."""
+"""python -m satm_tf.reproduce: the paper's tables and figures, ours beside.
+
+usage: python -m satm_tf.reproduce --all | --table N ... | --figure N ...
+                                   [--OPTION VALUE ...] [--FIELD VALUE ...]
+
+What tables and figures share is done once. A command that was stopped, or
+killed, goes on when it is given again.
+
+what:
+  --table N ...     1 to 7
+  --figure N ...    1, 3, 4
+  --all             all of them
+how:
+  --scale small     compact networks on synthetic faces, for two cores; or
+          paper     the paper's networks on Adience (--data.root), for GPUs
+  --idx FOLDER      MNIST or Fashion-MNIST as IDX files, for Table 7
+  --folds N ...     of the faces; 0 1 2 3 4
+  --seeds N ...     a run for each fold and seed; 0
+  --out FOLDER      where to; runs/reproduce_<scale>
+  --printed-only    leave out what the paper printed no figure for
+  --dry-run         say what it would take, and stop
+  --FIELD VALUE     any field of the configuration, as satm_tf.train takes it
+
+other options:
+  --help-all       every option;  --debug  the traceback of an error
+
+example: python -m satm_tf.reproduce --table 2 4 --folds 0
+"""
 
 from __future__ import annotations
 
@@ -7,7 +34,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from satm_tf.command_line import exit_code
+from satm_tf import command_line
 from satm_tf.config import Config, from_arguments
 from satm_tf.paper.reproduction import Request, describe_cost, reproduce
 from satm_tf.paper.tables import FIGURES, READINGS, TABLES
@@ -22,17 +49,16 @@ _SCALES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Reproduces what the command line asks for; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    asked, rest = _parser().parse_known_args(given)
+    return command_line.run(_reproduce, arguments, page=__doc__, goes_on=True)
 
-    def work() -> None:
-        request = _request(asked, rest)
-        print(f"{describe_cost(request)}\n", flush=True)
-        if not asked.dry_run:
-            command = f"python -m satm_tf.reproduce {shlex.join(given)}"
-            reproduce(request, f"`{command}`\n\nScale {asked.scale}: {_SCALES[asked.scale]}")
 
-    return exit_code(work)
+def _reproduce(arguments: list[str]) -> None:
+    asked, rest = _parser().parse_known_args(arguments)
+    request = _request(asked, rest)
+    print(f"{describe_cost(request)}\n", flush=True)
+    if not asked.dry_run:
+        command = f"python -m satm_tf.reproduce {shlex.join(arguments)}"
+        reproduce(request, f"`{command}`\n\nScale {asked.scale}: {_SCALES[asked.scale]}")
 
 
 def _parser() -> argparse.ArgumentParser:

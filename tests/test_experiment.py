@@ -130,6 +130,18 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     ]
     assert [path for path in changed if path != run] == []
 
+    # Moved and handed over, with its own config.yaml for a configuration: it is the same run, and finished.
+    run = run.rename(tmp_path / "handed_over")
+    again = ["--config", str(run / "config.yaml"), "--run_dir", str(run)]
+    capsys.readouterr()
+    assert train.main([*again, "--dry-run"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    parts = [*experiment.all_stages(config), "measure", "check", "export"]
+    assert {row[0]: row[1] for row in rows if row[0] in parts} == dict.fromkeys(parts, "-")
+    assert train.main(again) == 0
+    assert capsys.readouterr().out.count("finished before") == 5
+    assert "--config config.yaml --run_dir NEW_FOLDER" in page
+
     # From between two stages on, in another folder: the same networks, figures and all.
     resumed = dataclasses.replace(config, run_dir=str(tmp_path / "resumed"))
     for name in ("config.yaml", "networks/fine_tune"):
@@ -140,8 +152,9 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
 
     # Another seed is another configuration; in a folder of its own it gives other figures.
     reseeded = dataclasses.replace(config, seed=2)
-    with pytest.raises(ValueError, match="Received: other values of seed"):
-        experiment.run(reseeded)
+    for what in (experiment.run, experiment.check):
+        with pytest.raises(ValueError, match="Received: other values of seed"):
+            what(dataclasses.replace(reseeded, run_dir=str(run)))
 
 
 def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, tmp_path):
@@ -247,8 +260,9 @@ def changed(config, **changes):
     ],
 )
 def test_bad_configurations_are_refused_before_any_work(config, change, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        experiment.run(change(config))
+    for what in (experiment.run, experiment.check):
+        with pytest.raises(ValueError, match=message):
+            what(change(config))
     assert not (tmp_path / "run").exists()
 
 

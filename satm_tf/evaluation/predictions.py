@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,18 @@ from satm_tf.evaluation.statistics import wilson_interval
 from satm_tf.metrics import classification_rate, confusion_matrix, one_off_rate
 
 CLEAN = "clean"
-_CELL = ["attack", "epsilon", "source", "target"]
+
+
+class Cell(NamedTuple):
+    """One figure of a transfer matrix."""
+
+    attack: str
+    epsilon: float
+    source: str
+    target: str
+
+
+_CELL = list(Cell._fields)
 
 
 @dataclass(frozen=True, eq=False)

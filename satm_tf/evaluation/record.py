@@ -77,12 +77,28 @@ def claim(folder: Path, described: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the folder holds results of another configuration.
     """
-    described = json.loads(json.dumps(described))
     path = folder / "config.yaml"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "environment.json", json.dumps(environment(), indent=2))
-        write_text(path, yaml.safe_dump(described, sort_keys=False))
+        write_text(path, yaml.safe_dump(json.loads(json.dumps(described)), sort_keys=False))
+    check_claim(folder, described)
+
+
+def check_claim(folder: Path, described: Mapping[str, Any]) -> None:
+    """Finds whether a folder is free for this configuration, or its own; writes nothing.
+
+    Args:
+        folder: The folder; it need not exist.
+        described: The configuration, of what JSON can hold.
+
+    Raises:
+        ValueError: If the folder holds results of another configuration.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    described = json.loads(json.dumps(described))
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     differing = [key for key in {**described, **found} if described.get(key) != found.get(key)]
     if differing:

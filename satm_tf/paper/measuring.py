@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import pandas as pd
@@ -14,7 +13,7 @@ from satm_tf.attacks import Attack
 from satm_tf.config import Config, evaluation_attacks, make_attack
 from satm_tf.errors import unknown_name
 from satm_tf.evaluation import Predictions, measure
-from satm_tf.evaluation.predictions import CLEAN, concatenate
+from satm_tf.evaluation.predictions import CLEAN, Cell, concatenate
 from satm_tf.loading import make_batches
 from satm_tf.models import ImageClassifier
 from satm_tf.outcome import load_network
@@ -22,15 +21,6 @@ from satm_tf.paper.tables import READINGS, Entry, Table
 
 _FINE_TUNED = ("before", "holdout")
 _KEPT = "measured"
-
-
-class Cell(NamedTuple):
-    """One figure of a transfer matrix, as `Predictions` names it."""
-
-    attack: str
-    epsilon: float
-    source: str
-    target: str
 
 
 def resolve(config: Config, name: str, reading: str) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from satm_tf import data
+from satm_tf import cost, data
 from satm_tf.config import Config
 from satm_tf.evaluation.record import claim, lock, write_text
 from satm_tf.experiment import needed_stages, run_folder, train
-from satm_tf.paper import cost
+from satm_tf.loading import look_at_data
 from satm_tf.paper.comparison import Repeat, compare, markdown
 from satm_tf.paper.drawing import draw_curves, draw_gallery
 from satm_tf.paper.measuring import Cell, cells_of, measure_cells, measured_cells, resolve, stage_of, stages_of
@@ -105,38 +105,24 @@ class Request:
 
 def describe_cost(request: Request) -> str:
     """What is still to be done and about what it takes, in words and columns; builds and times each network once."""
-    lines, total, disk, passing = [], 0.0, 0.0, 0.0
+    lines, wholes = [], []
     for experiment in request.experiments():
         config, cells = request.configs[experiment], request.cells(experiment)
         repeats = request.repeats(experiment)
-        found = cost.sizes(repeats[0], run_folder(repeats[0]))
+        _, found = look_at_data(repeats[0].data, run_folder(repeats[0]), repeats[0].seed)
         stages = request.stages(experiment)
-        missing = {
-            stage: [each for each in repeats if not (run_folder(each) / "networks" / stage).exists()]
-            for stage in stages
+        to_do = {
+            stage: sum(not (run_folder(each) / "networks" / stage).exists() for each in repeats) for stage in stages
         }
-        costs = cost.estimate(config, stages, cells, found)
-        missing["measure"] = [each for each in repeats if set(cells) - set(measured_cells(run_folder(each)))]
-        networks = {**config.networks, **config.holdouts}
+        to_do["measure"] = sum(bool(set(cells) - set(measured_cells(run_folder(each)))) for each in repeats)
+        rows, whole = cost.table(cost.estimate(config, stages, cells, found), to_do)
+        wholes.append(whole._replace(bytes=whole.bytes + len(request.seeds) * cost.data_bytes(config)))
         lines.append(
             f"{experiment}: {len(repeats)} runs of {found.train} training, {found.validation} validation and "
             f"{found.test} test images; {len(stages)} stages and {len(cells)} cells each"
         )
-        lines += [f"  {name}: {networks[name].backbone}" for name in networks]
-        lines.append(f"  {'stage':<56}{'runs':>5}{'steps each':>12}{'s a step':>10}{'minutes':>9}{'MB':>8}")
-        for stage, each in costs.items():
-            runs = len(missing[stage])
-            seconds, size = runs * each.seconds, runs * each.bytes
-            total, disk, passing = total + seconds, disk + size, max(passing, each.passing)
-            lines.append(
-                f"  {stage:<56}{runs:>5}{each.steps:>12,}{each.seconds / max(each.steps, 1):>10.3f}"
-                f"{seconds / 60:>9.1f}{size / 1e6:>8.0f}"
-            )
-        disk += len(request.seeds) * cost.data_bytes(config)
-    lines.append(
-        f"In all about {total / 3600:.1f} hours on this machine, by networks timed just now on one batch each (it may "
-        f"well take half or twice that); at most {(disk + passing) / 1e9:.2f} GB on disk."
-    )
+        lines += [*cost.describe_networks(config), *rows]
+    lines.append(cost.summary(cost.in_all(wholes)))
     return "\n".join(lines)
 
 

@@ -208,7 +208,7 @@ def test_refuses(data, plain_adience, tmp_path):
 
 def test_command_line(plain_adience, tmp_path, capsys):
     command = ["adience", "--root", str(plain_adience), "--output", str(tmp_path / "out"), "--image_size", "8"]
-    prepare.main(command)
+    assert prepare.main(command) == 0
     assert capsys.readouterr().out.count("30 rows, 30 used") == 3  # the ages, the genders, the files
     assert attach(adience.load(plain_adience), tmp_path / "out", root=plain_adience).train.images.shape[1:] == (8, 8, 3)
     with pytest.raises(SystemExit):
