@@ -6,8 +6,8 @@
 A scheme's name is that of its family and, after the last dash, of its adversarial weight: `pgd-w3`. Of each scheme,
 means over its networks are given: the rate on clean images; on examples of the holdouts, which no scheme has met, by
 the configuration's evaluation attacks; on its own white box and its partners' examples of 20 steps of PGD, and on
-examples of the Square attack, a search without gradients that none has trained on. Leaks counts the networks that
-classify their partner's examples, or their own, better than clean images.
+examples of the Square attack, a search without gradients that none has trained on (these three on fewer images). Leaks
+counts the networks that classify their partner's examples, or their own, better than clean images.
 
 Chosen is, among schemes that leak nothing and whose Square rate is not below their white box's (which would be
 gradients that mislead), the highest mean of clean rate and holdouts' rate: what the method is for, at its price. Of
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import keras
 import pandas as pd
@@ -39,7 +40,7 @@ from satm_tf.loading import make_batches
 from satm_tf.outcome import load_network
 
 SHARES = ["clean", "holdouts", "white_box", "partners", "square"]
-OWN_IMAGES = 500
+OWN_IMAGES, QUERIES = 300, 100
 
 
 def measured(config: Config, split: str) -> tuple[Predictions, Predictions]:
@@ -51,20 +52,26 @@ def measured(config: Config, split: str) -> tuple[Predictions, Predictions]:
         examples = getattr(images, split)
         few = examples.limit(min(OWN_IMAGES, len(examples)), config.seed)
         epsilon = make_attack(config.attack).epsilon
-        own = {"pgd_20": PGD(epsilon=epsilon, steps=20), "square": SquareAttack(epsilon=epsilon, queries=200)}
+        own = {"pgd_20": PGD(epsilon=epsilon, steps=20), "square": SquareAttack(epsilon=epsilon, queries=QUERIES)}
         holdouts = {f"holdout/{name}": load_network(folder, f"fine_tune/{name}", name) for name in config.holdouts}
-        parts: list[list[Predictions]] = [[], []]
-        for scheme in config.schemes:
-            pair = {
+        pairs = {
+            scheme: {
                 f"{scheme}/{name}": load_network(folder, f"co_train/{scheme}", name)
                 for name in scheme_networks(config, scheme)
             }
-            shared = {"targets": pair, "seed": config.seed, "folder": folder / "blocks", "stage": scheme}
-            batches = make_batches(examples, config), make_batches(few, config)
-            parts[0].append(measure(sources=holdouts, attacks=evaluation_attacks(config), dataset=batches[0], **shared))
-            parts[1].append(measure(sources=pair, attacks=own, dataset=batches[1], **shared))
-        for path, part in zip(paths, parts, strict=True):
-            concatenate(part).save(path)
+            for scheme in config.schemes
+        }
+        options: dict[str, Any] = {"seed": config.seed, "folder": folder / "blocks"}
+        everyone = {name: network for pair in pairs.values() for name, network in pair.items()}
+        batches = make_batches(examples, config), make_batches(few, config)
+        measure(
+            sources=holdouts, targets=everyone, attacks=evaluation_attacks(config), dataset=batches[0], **options
+        ).save(paths[0])
+        parts = [
+            measure(sources=pair, targets=pair, attacks=own, dataset=batches[1], stage=scheme, **options)
+            for scheme, pair in pairs.items()
+        ]
+        concatenate(parts).save(paths[1])
     strangers, own_examples = (Predictions.load(path) for path in paths)
     return strangers, own_examples
 
