@@ -1,4 +1,4 @@
-"""Draws adversarial_examples.png from the run of README's first command: `python adversarial_examples.py RUN_FOLDER`."""
+"""Draws adversarial_examples.png from the run folder of README's first command, its one argument."""
 
 import sys
 from pathlib import Path
