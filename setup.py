@@ -57,6 +57,7 @@ setup(
             "keras-vggface==0.6",
             "keras-applications==1.0.8",
             "pillow>=10.0",
+            "markdown-it-py>=3.0",
             "playwright>=1.40",
             "scipy>=1.11",
             "statsmodels>=0.14",
@@ -70,6 +71,13 @@ setup(
             "pre-commit",
             "build",
         ],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1.0"],
+    },
+    project_urls={
+        "Source": "https://github.com/satm-tf/satm_tf",
+        "Documentation": "https://github.com/satm-tf/satm_tf/tree/main/docs",
+        "Changelog": "https://github.com/satm-tf/satm_tf/blob/main/CHANGELOG.md",
+        "Issues": "https://github.com/satm-tf/satm_tf/issues",
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -1,0 +1,112 @@
+"""README.md and the pages of docs/: what stands in them works.
+
+A page is one session: its `python` and `sh` blocks run in order, in one namespace and in one folder. A comment on its
+own line above a block says otherwise: `<!-- not run: REASON -->`, or `<!-- dry run -->` for commands that would train.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from satm_tf.config import Config, from_arguments
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHOWN = {"text", "json", "toml", "bibtex"}  # languages that nothing runs
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: where its first line is, and what the comment above it says."""
+
+    language: str
+    code: str
+    line: int
+    comment: str
+
+
+def blocks_of(page: str) -> list[Block]:
+    """All blocks of a page; an error where one would be passed over unseen."""
+    tokens = MarkdownIt().parse(page)
+    found = []
+    for before, token in pairwise([tokens[0], *tokens] if tokens else []):
+        if token.type == "fence":
+            comment = before.content.strip() if before.type == "html_block" else ""
+            comment = comment.removeprefix("<!--").removesuffix("-->").strip() if comment.startswith("<!--") else ""
+            found.append(Block(token.info.strip(), token.content, token.map[0] + 2, comment))
+    assert len(re.findall(r"^ *(```|~~~)", page, re.MULTILINE)) == 2 * len(found), "a fence that is none to Markdown"
+    for block in found:
+        where = f"the block at line {block.line}"
+        assert block.language in {"python", "sh", "yaml", *SHOWN}, f"{where} is {block.language!r}, not python, sh, ..."
+        assert re.fullmatch(r"(not run: .+|dry run|)", block.comment, re.DOTALL), f"{where}: what is {block.comment!r}?"
+    return found
+
+
+def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
+    """Runs a block in the current folder."""
+    if block.comment.startswith("not run"):
+        return
+    if block.language == "python":
+        padding = "\n" * (block.line - 1)  # tracebacks name the page's own lines
+        exec(compile(padding + block.code, page, "exec"), namespace)
+    elif block.language == "sh":
+        code = block.code
+        if block.comment == "dry run":
+            code, times = re.subn(r"python -m satm_tf\.(train|reproduce)\b", r"\g<0> --dry-run", code)
+            assert times, f"nothing to run dry in the block at line {block.line}"
+        path = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(ROOT),
+        }
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", code], env={**os.environ, **path}, text=True, capture_output=True
+        )
+        assert done.returncode == 0, (
+            f"the block at line {block.line} ends with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
+    elif block.language == "yaml" and not yaml.safe_load(block.code).keys().isdisjoint(f.name for f in fields(Config)):
+        Path("configuration.yaml").write_text(block.code, encoding="utf-8")
+        from_arguments(["--config", "configuration.yaml"])
+
+
+def parameters() -> list[object]:
+    """The pages; those that run anything take seconds, for they start programs and train."""
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    return [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=[pytest.mark.slow] if re.search(r"^```(python|sh)", text, re.MULTILINE) else [],
+        )
+        for page, text in texts.items()
+    ]
+
+
+@pytest.mark.parametrize("page", parameters())
+def test_what_a_page_shows_works(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks_of(page.read_text(encoding="utf-8")):
+        run(block, page, namespace)
+
+
+def test_files_that_readme_links_to_exist():
+    """Those of docs/ are checked when the site is built."""
+    tokens = MarkdownIt("commonmark").enable("table").parse((ROOT / "README.md").read_text(encoding="utf-8"))
+    inline = [child for token in tokens for child in token.children or ()]
+    links = [
+        child.attrs.get("href") or child.attrs.get("src") for child in inline if child.type in ("link_open", "image")
+    ]
+    inside = [link.partition("#")[0] for link in links if "://" not in link]
+    assert inside
+    assert [link for link in inside if not (ROOT / link).exists()] == []
