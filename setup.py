@@ -54,8 +54,10 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "foolbox>=3.3.4",
+            "ipykernel>=6.29",
             "keras-vggface==0.6",
             "keras-applications==1.0.8",
+            "nbclient>=0.10",
             "pillow>=10.0",
             "markdown-it-py>=3.0",
             "playwright>=1.40",
@@ -65,6 +67,7 @@ setup(
         "dev": [
             "ruff>=0.9",
             "mypy>=1.11",
+            "nbstripout>=0.8",
             "pandas-stubs",
             "types-PyYAML",
             "types-tqdm",
