@@ -25,7 +25,12 @@ setup(
     name="satm_tf",
     version=VERSION,
     description="Simultaneous adversarial training in TensorFlow and Keras: networks that learn from others' mistakes",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    # Links to files lead to the repository where the text stands by itself.
+    long_description=re.sub(
+        r"\]\((?!https?:)",
+        "](https://github.com/satm-tf/satm_tf/raw/main/",
+        (HERE / "README.md").read_text(encoding="utf-8"),
+    ),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
