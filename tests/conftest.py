@@ -10,6 +10,18 @@ from satm_tf import ImageClassifier
 from satm_tf.models import Preprocessing
 
 IMAGE_SHAPE = (16, 16, 3)
+# With `--dist loadfile` the tests of a file run in one process. These files take longest: begun last, as xdist
+# begins those of few tests, they would keep one process busy after all others have ended.
+LONGEST = ("test_defence", "test_distribution", "test_experiment", "test_every_backbone", "test_reproduce")
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

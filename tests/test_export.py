@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,10 @@ def run(tmp_path_factory):
     return folder
 
 
+def headings(page):
+    return [line for line in page.splitlines() if line.startswith("## ")]
+
+
 def test_a_network_of_a_run_with_its_card_and_another_format(run, tmp_path, capsys):
     pytest.importorskip("ai_edge_litert", reason="needs the lite extra")
     given = [str(run), "--scheme", "satm", "--networks", "[a]", "--folder", str(tmp_path / "models")]
@@ -56,6 +61,9 @@ def test_a_network_of_a_run_with_its_card_and_another_format(run, tmp_path, caps
     card = json.loads((model / "1" / "assets.extra" / "model_card.json").read_text())
     assert card["training"]["run"] == "noise"
     assert [row["classification_rate"] for row in card["results"]] == [0.75]
+    written = (model / "1" / "assets.extra" / "model_card.md").read_text()
+    template = Path(__file__).parents[1] / "exported_models" / "MODEL_CARD_TEMPLATE.md"
+    assert headings(template.read_text()) == headings(written)
     comparison = pd.read_csv(model / "formats" / "1" / "comparison.csv", keep_default_na=False)
     assert sorted(path.name for path in (model / "formats" / "1").iterdir()) == [
         "a.litert_int8.tflite",

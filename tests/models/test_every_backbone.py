@@ -60,12 +60,11 @@ def assert_exports(network, images, folder):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_builds_trains_a_step_and_exports_at_its_default_size(name, tmp_path):
+def test_builds_and_trains_a_step_at_its_default_size(name):
     network = ImageClassifier.from_backbone(name, num_classes=3, dropout=0.0)
     images = some_images(get_backbone(name).default_size)
     assert network.features(images).shape == (2, network.feature_size)
     train_a_step(network, images)
-    assert_exports(network, images, tmp_path)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
