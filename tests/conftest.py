@@ -12,7 +12,10 @@ from satm_tf.models import Preprocessing
 IMAGE_SHAPE = (16, 16, 3)
 # With `--dist loadfile` the tests of a file run in one process. These files take longest: begun last, as xdist
 # begins those of few tests, they would keep one process busy after all others have ended.
-LONGEST = ("test_defence", "test_distribution", "test_experiment", "test_every_backbone", "test_reproduce")
+LONGEST = (
+    *("test_notebooks", "test_documentation", "test_distribution", "test_experiment", "test_defence"),
+    *("test_every_backbone", "test_reproduce"),
+)
 
 
 def pytest_configure(config):
