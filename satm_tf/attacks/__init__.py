@@ -5,7 +5,7 @@ from satm_tf.attacks.base import LABEL_SOURCES, Attack, Outcome, available_attac
 from satm_tf.attacks.carlini_wagner import CarliniWagnerL0, CarliniWagnerL2, CarliniWagnerLinf
 from satm_tf.attacks.deepfool import DeepFool, MinimumDistortion
 from satm_tf.attacks.hop_skip_jump import HopSkipJump
-from satm_tf.attacks.iterative import BIM, KLPGD, MIFGSM, NIFGSM, PGD, VMIFGSM, IterativeAttack, IterativeLL
+from satm_tf.attacks.iterative import BIM, KLPGD, MIFGSM, NIFGSM, PGD, RSFGSM, VMIFGSM, IterativeAttack, IterativeLL
 from satm_tf.attacks.perceptual import as_uint8, distortion, quantise
 from satm_tf.attacks.single_step import FGSM, FastGradientValue, HotCold, RandomisedStep, StepLL
 from satm_tf.attacks.sources import Ensemble, FromProbabilities, FromSavedModel, InTurn
@@ -21,6 +21,7 @@ __all__ = [
     "MIFGSM",
     "NIFGSM",
     "PGD",
+    "RSFGSM",
     "VMIFGSM",
     "APGDTargeted",
     "Attack",

@@ -27,7 +27,8 @@ class IterativeAttack(LossAttack, name="iterative"):
 
     Attributes:
         steps: Number of gradient steps, at least 1.
-        step_size: Length of a step in units of images in [0, 1]; None is `epsilon / steps` (2.5 times that for PGD).
+        step_size: Length of a step in units of images in [0, 1]; None is `epsilon / steps` (2.5 times that for PGD,
+            1.25 times for RS-FGSM).
         random_start: Whether to start from a point uniform in the ball, not from the image.
         restarts: From how many starts to go; each image keeps the result of the highest loss.
         momentum: The share of the velocity that lasts, mu in Dong et al.; 0 forgets.
@@ -167,6 +168,22 @@ class PGD(IterativeAttack, name="pgd"):
     reach: ClassVar[float] = 2.5
 
     random_start: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSFGSM(PGD, name="rs_fgsm"):
+    """FGSM from a random start: one step of 1.25 epsilon from a point uniform in the ball, the cheapest to train on.
+
+    Example:
+        >>> adversarial = RSFGSM(epsilon=8 / 255)(network, images, labels)
+
+    Source:
+        Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020, Algorithm 3.
+    """
+
+    reach: ClassVar[float] = 1.25
+
+    steps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,17 @@ def test_restarts_keep_the_highest_loss_of_each_image(network, images, labels):
     assert len(set(np.argmax(each, axis=0))) > 1, "no start was best for all, so keeping one per image was tested"
 
 
+def test_rs_fgsm_is_one_step_of_one_and_a_quarter_epsilon_from_a_random_start(network, images, labels):
+    found = attacks.RSFGSM(epsilon=EPSILON)(network, images, labels, seed=3)
+    one_step = attacks.PGD(epsilon=EPSILON, steps=1, step_size=1.25 * EPSILON)(network, images, labels, seed=3)
+    np.testing.assert_array_equal(found, one_step)
+    # With u uniform in [-1, 1], u + 1.25 is beyond 1 with probability 5 / 8, and never below 1 / 4.
+    inside = np.abs(np.asarray(images) - 0.5) < 0.5 - EPSILON
+    size = np.abs(found - images)[inside] / EPSILON
+    assert size.min() > 0.25 - 1e-4
+    assert np.isclose(size, 1, atol=1e-4).mean() == pytest.approx(5 / 8, abs=4 * np.sqrt(15 / 64 / inside.sum()))
+
+
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
 def test_other_losses_are_ascended(network, images, loss):
     labels = network(images, training=False).numpy().argmax(1)
