@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.attacks import KLPGD, PGD, Attack, IterativeLL, RandomisedStep, StepLL
+from satm_tf.attacks import KLPGD, PGD, RSFGSM, Attack, IterativeLL, RandomisedStep, StepLL
 
 EPSILON, RATE = 16 / 256, 0.1
 RANDOMISED, PROJECTED = RandomisedStep(epsilon=EPSILON), PGD(epsilon=EPSILON, steps=10)
@@ -57,6 +57,7 @@ CASES = {
     "satm_white_box": Case([PARTNER, ITSELF], RANDOMISED, domain="reversal"),
     "mutual": Case([{"a": "ab", "b": "ba"}], PROJECTED, clean=0.0, peer=1.0),
     "collaborative": Case([ITSELF], PROJECTED, clean=0.0, peer=1.0),
+    "recommended": Case([PARTNER, ITSELF], RSFGSM(epsilon=EPSILON)),
 }
 
 
