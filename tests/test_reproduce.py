@@ -144,7 +144,7 @@ def test_the_cost_counts_gradients(tmp_path, monkeypatch):
     assert costs["co_train/clean"].seconds == pytest.approx(3 * 100 * 2)
     assert costs["co_train/satm_true"].seconds == pytest.approx(3 * 100 * 2 * (2 + 2 / 3))
     assert costs["co_train/ensemble_true"].seconds == pytest.approx(costs["co_train/satm_true"].seconds)
-    assert costs["co_train/pgd"].seconds == pytest.approx(3 * 100 * 2 * (2 + 5 * 2 / 3))
+    assert costs["co_train/pgd"].seconds == pytest.approx(8 * 100 * 2 * (2 + 5 * 2 / 3))
     # Six trainings of two networks: each crafts and is asked once.
     assert costs["measure"].seconds == pytest.approx(10 * 12 * (2 / 3 + 1 / 3))
     assert costs["co_train/pgd"].bytes == 2 * 4 * 1000
