@@ -79,6 +79,13 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
         from_arguments(["--config", "configuration.yaml"])
 
 
+def run_page(text: str, page: Path) -> None:
+    """Runs the blocks of a page, one after the other, in one namespace."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks_of(text):
+        run(block, page, namespace)
+
+
 def parameters() -> list[object]:
     """The pages; those that run anything take seconds, for they start programs and train."""
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -95,9 +102,25 @@ def parameters() -> list[object]:
 @pytest.mark.parametrize("page", parameters())
 def test_what_a_page_shows_works(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    for block in blocks_of(page.read_text(encoding="utf-8")):
-        run(block, page, namespace)
+    run_page(page.read_text(encoding="utf-8"), page)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("```python\nassert 1 > 2, 'not so'\n```\n", "not so"),
+        ("```python\nx = 1\n```\n\n```python\nassert x == 2, 'one namespace'\n```\n", "one namespace"),
+        ("```sh\necho seen; false\n```\n", "ends with 1"),
+        ("<!-- not run -->\n```sh\nfalse\n```\n", "what is 'not run'"),
+        ("<!-- dry run -->\n```sh\ntrue\n```\n", "nothing to run dry"),
+        ("```ruby\n1\n```\n", "not python, sh"),
+        ("<div>\n```python\nassert False\n```\n</div>\n", "a fence that is none"),
+    ],
+)
+def test_what_does_not_work_is_found(page, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        run_page(page, tmp_path / "page.md")
 
 
 def test_files_that_readme_links_to_exist():

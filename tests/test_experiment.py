@@ -170,7 +170,9 @@ def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, 
         schemes={
             "first": configuration.SchemeConfig(preset="adversarial", networks=["b"]),
             "cascade": configuration.SchemeConfig(preset="cascade", networks=["a"], frozen_from="first"),
-            "on": configuration.SchemeConfig(preset="undefended", networks=["a"], starts_from="cascade", epochs=2),
+            "on": configuration.SchemeConfig(
+                preset="undefended", networks=["a"], clean_weight=0.0, starts_from="cascade", epochs=2
+            ),
         },
         checks=configuration.ChecksConfig(schemes=[]),
         export=configuration.ExportConfig(),
@@ -182,7 +184,14 @@ def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, 
     assert np.isnan(metrics.loc["co_train/first", "a_loss"])
     network = keras.saving.load_model(tmp_path / "run" / "networks" / "co_train" / "cascade" / "a.keras")
     assert {layer.compute_dtype for layer in network.backbone.layers if layer.weights} == {"bfloat16"}
-    # What goes on does so from where the other scheme ended, for as long as it says.
+    # What goes on does so from where the other scheme ended, for as long as it says; with nothing to learn it stays.
+    weights = {
+        stage: outcome.load_network(tmp_path / "run", stage, "a").get_weights()
+        for stage in ("fine_tune/a", "co_train/cascade", "co_train/on")
+    }
+    for before, after in zip(weights["co_train/cascade"], weights["co_train/on"], strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert not np.array_equal(weights["fine_tune/a"][0], weights["co_train/cascade"][0])
     assert metrics.index.value_counts()[["co_train/cascade", "co_train/on"]].to_list() == [1, 2]
     stages = ["fine_tune/a", "co_train/cascade", "co_train/on"]
     assert [stage for stage in experiment.needed_stages(described, ["co_train/on"]) if "b" not in stage] == [

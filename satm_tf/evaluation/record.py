@@ -86,15 +86,7 @@ def claim(folder: Path, described: Mapping[str, Any]) -> None:
 
 
 def check_claim(folder: Path, described: Mapping[str, Any]) -> None:
-    """Finds whether a folder is free for this configuration, or its own; writes nothing.
-
-    Args:
-        folder: The folder; it need not exist.
-        described: The configuration, of what JSON can hold.
-
-    Raises:
-        ValueError: If the folder holds results of another configuration.
-    """
+    """Raises what `claim` would, if the folder holds results of another configuration; writes nothing."""
     path = folder / "config.yaml"
     if not path.exists():
         return
