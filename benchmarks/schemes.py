@@ -29,16 +29,16 @@ import keras
 import pandas as pd
 from matplotlib.figure import Figure
 
-from satm_tf import config as configuration
 from satm_tf import experiment
 from satm_tf.attacks import PGD, SquareAttack
-from satm_tf.config import Config, evaluation_attacks, make_attack, scheme_networks
 from satm_tf.evaluation import Predictions, compare_schemes, label_leaking, mean_interval, measure
 from satm_tf.evaluation.predictions import concatenate
-from satm_tf.evaluation.record import write_text
 from satm_tf.evaluation.tables import with_views
-from satm_tf.loading import make_batches
-from satm_tf.outcome import load_network
+from satm_tf.experiment import config as configuration
+from satm_tf.experiment.config import Config, evaluation_attacks, make_attack, scheme_networks
+from satm_tf.experiment.images import make_batches
+from satm_tf.experiment.outcome import load_network
+from satm_tf.storage import write_text
 
 SHARES = ["clean", "holdouts", "white_box", "partners", "square"]
 OWN_IMAGES, QUERIES = 300, 100
@@ -87,9 +87,7 @@ def points(strangers: Predictions, own: Predictions) -> pd.DataFrame:
         "partners": rows["own"].query("view == 'partners' and attack == 'pgd_20'"),
         "square": rows["own"].query("view == 'white box' and attack == 'square'"),
     }
-    table = pd.DataFrame(
-        {name: each.groupby("scheme", sort=False).classification_rate.mean() for name, each in rates.items()}
-    )
+    table = pd.DataFrame({name: each.groupby("scheme", sort=False).accuracy.mean() for name, each in rates.items()})
     leaking = label_leaking(own.frame(ordered=False)).query("leaks")
     leaks = leaking.target.drop_duplicates().str.split("/").str[0].value_counts()
     return table.assign(leaks=leaks.reindex(table.index, fill_value=0))

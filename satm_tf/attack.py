@@ -37,7 +37,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf import attacks, command_line, data, models  # noqa: F401  (models: so that .keras files of ours load)
+from satm_tf import attacks, command_line, data, models
 from satm_tf.attacks.gallery import write_gallery
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
@@ -105,7 +105,7 @@ def attack(
     clean = clean if channels == 3 else attacks.quantise(clean.mean(-1, keepdims=True))
     labels = np.concatenate([batch for _, batch in batches])
     _check_outputs(network, clean[:batch_size], gives)
-    network = attacks.FromProbabilities(network) if gives == "probabilities" else network
+    network = models.FromProbabilities(network) if gives == "probabilities" else network
 
     wanted = np.full_like(labels, target) if target is not None else labels
     epsilons = epsilon or [configured.epsilon]
@@ -162,7 +162,7 @@ def _configure(
 def _load_model(path: str, output: str | None) -> tuple[Any, int | None, int]:
     """The network, the height and width that it takes if it takes only one, and its number of channels."""
     if (Path(path) / "saved_model.pb").exists():
-        network: Any = attacks.FromSavedModel(path, output)
+        network: Any = models.FromSavedModel(path, output)
         shape = network.image_shape
     elif path.endswith(".keras"):
         network = keras.saving.load_model(path, compile=False)

@@ -41,15 +41,15 @@ import tensorflow as tf
 from satm_tf import attacks as attack_room
 from satm_tf import command_line
 from satm_tf import data as data_room
-from satm_tf.config import make_attack
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.evaluation import gradient_reaches, masking_checks, measure
-from satm_tf.evaluation.illustrations import write_galleries, write_surfaces
 from satm_tf.evaluation.masking import EFFORT
-from satm_tf.evaluation.networks import LoadedNetwork
-from satm_tf.evaluation.record import claim, write_text
 from satm_tf.evaluation.report import write_report
+from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
 from satm_tf.evaluation.tables import HOLDOUT, matrix_table
+from satm_tf.experiment.config import make_attack
+from satm_tf.models.files import LoadedModel
+from satm_tf.storage import claim, write_text
 
 _LOADERS: dict[str, Callable[..., data_room.ImageData]] = {
     "folder": data_room.folder.load,
@@ -131,7 +131,7 @@ def evaluate(
     for name in effort:
         if name not in EFFORT:
             raise unknown_name("option of the checks", name, EFFORT)
-    networks = {name: LoadedNetwork(path, image_size) for name, path in paths.items()}
+    networks = {name: LoadedModel(path, image_size) for name, path in paths.items()}
     whole = _load_data(format, images, data or {})
     shape = _common_shape(networks, whole)
     claim(folder, arguments)
@@ -228,7 +228,7 @@ def _load_data(format: str, root: str, options: dict[str, Any]) -> data_room.Ima
     return load(root=root, **options)
 
 
-def _common_shape(networks: Mapping[str, LoadedNetwork], images: data_room.ImageData) -> tuple[int, int, int]:
+def _common_shape(networks: Mapping[str, LoadedModel], images: data_room.ImageData) -> tuple[int, int, int]:
     for fact in ("image_shape", "num_classes"):
         values = {name: getattr(network, fact) for name, network in networks.items()}
         if len(set(values.values())) > 1:
@@ -252,7 +252,7 @@ def _batches(examples: data_room.Examples, shape: tuple[int, int, int], batch_si
 
 def _print(results: pd.DataFrame) -> None:
     for (attack, epsilon), _ in results[results.attack != "clean"].groupby(["attack", "epsilon"], sort=False):
-        print(f"\nclassification rate, {attack}, epsilon {epsilon:g}")
+        print(f"\naccuracy, {attack}, epsilon {epsilon:g}")
         print(matrix_table(results, attack, epsilon=epsilon).map("{:.1%}".format).to_string())
 
 

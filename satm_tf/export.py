@@ -33,10 +33,11 @@ import keras
 import numpy as np
 import pandas as pd
 
-from satm_tf import attacks, command_line, config
+from satm_tf import attacks, command_line
+from satm_tf.configurable import unknown_name
 from satm_tf.data import ImageData
-from satm_tf.errors import unknown_name
-from satm_tf.loading import load_data, make_batches
+from satm_tf.experiment import config
+from satm_tf.experiment.images import load_data, make_batches
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving import comparison, export_saved_model

@@ -1,4 +1,4 @@
-"""Confusion matrix, classification rate and one-off rate, as functions and as Keras metrics."""
+"""Confusion matrix, accuracy and one-off accuracy, as functions and as Keras metrics."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def classification_rate(matrix: np.ndarray) -> float:
+def accuracy(matrix: np.ndarray) -> float:
     """The share of images on the main diagonal of a confusion matrix; NaN when it is empty.
 
     Example:
-        >>> classification_rate(np.array([[3, 1], [0, 4]]))
+        >>> accuracy(np.array([[3, 1], [0, 4]]))
         0.875
     """
     return _share(matrix, np.trace(matrix))
 
 
-def one_off_rate(matrix: np.ndarray) -> float:
+def one_off_accuracy(matrix: np.ndarray) -> float:
     """The share of images on the main diagonal of a confusion matrix and its two neighbours; NaN when it is empty.
 
     It has a meaning only where the classes are ordered, as age groups are.
 
     Example:
-        >>> one_off_rate(np.array([[2, 1, 1], [0, 0, 0], [0, 0, 0]]))
+        >>> one_off_accuracy(np.array([[2, 1, 1], [0, 0, 0], [0, 0, 0]]))
         0.75
 
     Source:
@@ -71,65 +71,17 @@ def _share(matrix: np.ndarray, hits: int) -> float:
     return float(hits / matrix.sum()) if matrix.sum() else float("nan")
 
 
-@keras.saving.register_keras_serializable(package="satm_tf")
-class ConfusionMatrix(keras.metrics.Metric):
-    """Accumulates the confusion matrix of integer labels and logits (or probabilities) over batches.
-
-    Args:
-        num_classes: Number of classes.
-        name: Name of the metric.
-
-    Example:
-        >>> metric = ConfusionMatrix(num_classes=2)
-        >>> metric.update_state([0, 1], [[2.0, 1.0], [3.0, 0.0]])
-        >>> metric.result().numpy().tolist()
-        [[1.0, 0.0], [1.0, 0.0]]
-    """
-
-    def __init__(self, num_classes: int, name: str = "confusion_matrix", **kwargs: Any):
-        super().__init__(name=name, **kwargs)
-        self.num_classes = num_classes
-        # Doubles, because TensorFlow has no integer variables on a GPU and float32 stops counting at 2^24.
-        self.matrix = self.add_weight(
-            shape=(num_classes, num_classes), initializer="zeros", dtype="float64", name="matrix"
-        )
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds a batch: `y_true` integers `[batch]`, `y_pred` floats `[batch, classes]`."""
-        predicted = tf.argmax(y_pred, axis=-1)
-        self.matrix.assign_add(
-            tf.math.confusion_matrix(
-                tf.reshape(y_true, [-1]), predicted, self.num_classes, weights=sample_weight, dtype=tf.float64
-            )
-        )
-
-    def result(self) -> tf.Tensor:
-        """Float64 `[classes, classes]`: rows are true classes, columns predicted ones."""
-        return tf.convert_to_tensor(self.matrix)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_classes": self.num_classes}
-
-
 def _within_one(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
     predicted = tf.argmax(y_pred, axis=-1, output_type=tf.int32)
     return tf.cast(tf.abs(predicted - tf.cast(y_true, tf.int32)) <= 1, tf.float32)
 
 
 @keras.saving.register_keras_serializable(package="satm_tf")
-class ClassificationRate(keras.metrics.SparseCategoricalAccuracy):
-    """The share of images classified rightly, from integer labels and logits; Keras's accuracy by the paper's name."""
-
-    def __init__(self, name: str = "classification_rate", **kwargs: Any):
-        super().__init__(name=name, **kwargs)
-
-
-@keras.saving.register_keras_serializable(package="satm_tf")
-class OneOffRate(keras.metrics.MeanMetricWrapper):
+class OneOffAccuracy(keras.metrics.MeanMetricWrapper):
     """The share of images put into their class or one beside it, from integer labels `[batch]` and logits.
 
     Example:
-        >>> metric = OneOffRate()
+        >>> metric = OneOffAccuracy()
         >>> metric.update_state([0, 0], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
         >>> float(metric.result())
         0.5
@@ -138,7 +90,7 @@ class OneOffRate(keras.metrics.MeanMetricWrapper):
         Eq. 4 of Liao, "Simultaneous Adversarial Training - Learn from Others' Mistakes".
     """
 
-    def __init__(self, name: str = "one_off_rate", dtype: Any = None):
+    def __init__(self, name: str = "one_off_accuracy", dtype: Any = None):
         super().__init__(fn=_within_one, name=name, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 
 from satm_tf import command_line
-from satm_tf.config import Config, from_arguments
+from satm_tf.experiment.config import Config, from_arguments
 from satm_tf.paper.reproduction import Request, describe_cost, reproduce
 from satm_tf.paper.tables import FIGURES, READINGS, TABLES
 

@@ -32,7 +32,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from satm_tf import command_line, config, cost, experiment
+from satm_tf import command_line, experiment
+from satm_tf.experiment import config, cost
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from satm_tf import __main__ as listing
 from satm_tf import __version__, command_line
-from satm_tf.config import PRESETS
+from satm_tf.experiment.config import PRESETS
 from satm_tf.serving import ServingError
 from satm_tf.training import Interrupted
 

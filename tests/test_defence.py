@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
-from satm_tf import config as configuration
 from satm_tf import evaluation, experiment
+from satm_tf.experiment import config as configuration
 
 
 @pytest.mark.slow
 def test_satm_defends_the_pair_against_each_other_without_label_leaking(tmp_path):
     """The quickstart's pair without its holdouts, at the quickstart's epsilon, on 480 test faces.
 
-    Measured over three seeds: the gain in classification rate on the partner's R+Step-LL examples over training for as
+    Measured over three seeds: the gain in accuracy on the partner's R+Step-LL examples over training for as
     long without any, in points, and how far that rate stays below the clean one afterwards:
 
         seed   compact_resnet          compact_vgg

@@ -11,7 +11,7 @@ import tensorflow as tf
 from satm_tf import ImageClassifier, evaluate, serving
 from satm_tf.attacks import FGSM
 from satm_tf.evaluation import Predictions, read_results
-from satm_tf.evaluation.networks import LoadedNetwork
+from satm_tf.models.files import LoadedModel
 
 # In alphabetical order, as a folder has them.
 SIZE, CLASSES = 8, ("black", "grey", "white")
@@ -96,8 +96,8 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
         "fgsm": [0.05, 0.1],
         "ll": [0.2],
     }
-    assert results.one_off_rate.isna().all(), "a folder's classes have no order"
-    clean = results[results.attack == "clean"].set_index("target").classification_rate
+    assert results.one_off_accuracy.isna().all(), "a folder's classes have no order"
+    clean = results[results.attack == "clean"].set_index("target").accuracy
     assert clean[["plain", "softmax"]].min() > 0.8, "the networks must have learnt"
 
     model = keras.saving.load_model(files / "plain.keras")
@@ -113,7 +113,7 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     np.testing.assert_array_equal(np.sort(loaded.labels), labels)
     expected = np.mean(np.argmax(model(FGSM(epsilon=0.1)(model, images, labels)), -1) == labels)
     cell = results[(results.attack == "fgsm") & (results.epsilon == 0.1)]
-    assert cell[(cell.source == "plain") & (cell.target == "plain")].classification_rate.item() == expected
+    assert cell[(cell.source == "plain") & (cell.target == "plain")].accuracy.item() == expected
     assert len(list((output / "gallery").glob("*.png"))) == 2
     assert "36 images of the test split" in capsys.readouterr().out
 
@@ -214,17 +214,17 @@ def test_a_usage_error_has_its_own_exit_code(run, capsys):
 
 def test_all_kinds_of_files_give_the_same_logits(files):
     images = np.random.default_rng(0).uniform(size=[4, SIZE, SIZE, 3]).astype("float32")
-    served = LoadedNetwork(str(files / "served"))
-    chosen = LoadedNetwork(f"{files / 'served' / '1'}#probabilities")
+    served = LoadedModel(str(files / "served"))
+    chosen = LoadedModel(f"{files / 'served' / '1'}#probabilities")
     np.testing.assert_allclose(tf.nn.softmax(served(images)), tf.nn.softmax(chosen(images)), atol=1e-6)
     assert served.image_shape == (SIZE, SIZE, 3)
     assert served.num_classes == 3
-    softmax = LoadedNetwork(str(files / "softmax.keras"))
+    softmax = LoadedModel(str(files / "softmax.keras"))
     model = keras.saving.load_model(files / "softmax.keras")
     np.testing.assert_allclose(tf.nn.softmax(softmax(images)), model(images), atol=1e-6)
-    prints = {network.fingerprint for network in (served, chosen, softmax, LoadedNetwork(str(files / "plain.keras")))}
+    prints = {network.fingerprint for network in (served, chosen, softmax, LoadedModel(str(files / "plain.keras")))}
     assert len(prints) == 4
-    assert LoadedNetwork(str(files / "plain.keras")).fingerprint in prints
+    assert LoadedModel(str(files / "plain.keras")).fingerprint in prints
 
 
 def test_a_grey_network_sees_grey_images_and_what_it_did_can_be_repeated(files, run, tmp_path):

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from satm_tf import config, export
+from satm_tf import export
+from satm_tf.experiment import config
 
 from .serving.conftest import LABELS, build_network
 
@@ -41,7 +42,7 @@ def run(tmp_path_factory):
     for seed, name in enumerate("ab"):
         build_network(seed).save(networks / f"{name}.keras")
     row = {"fold": "", "scheme": "satm", "attack": "clean", "epsilon": 0.0, "source": "", "target": "satm/a"}
-    results = pd.DataFrame([{**row, "classification_rate": 0.75, "one_off_rate": "", "images": 16}])
+    results = pd.DataFrame([{**row, "accuracy": 0.75, "one_off_accuracy": "", "images": 16}])
     results.to_csv(folder / "results.csv", index=False)
     return folder
 
@@ -60,7 +61,7 @@ def test_a_network_of_a_run_with_its_card_and_another_format(run, tmp_path, caps
     assert (model / "1" / "assets" / "labels.txt").read_text(encoding="utf-8").split() == LABELS
     card = json.loads((model / "1" / "assets.extra" / "model_card.json").read_text())
     assert card["training"]["run"] == "noise"
-    assert [row["classification_rate"] for row in card["results"]] == [0.75]
+    assert [row["accuracy"] for row in card["results"]] == [0.75]
     written = (model / "1" / "assets.extra" / "model_card.md").read_text()
     template = Path(__file__).parents[1] / "exported_models" / "MODEL_CARD_TEMPLATE.md"
     assert headings(template.read_text()) == headings(written)

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from satm_tf import cost, reproduce
-from satm_tf.loading import Sizes
+from satm_tf import reproduce
+from satm_tf.experiment import cost
+from satm_tf.experiment.images import Sizes
 from satm_tf.models import register_backbone
 from satm_tf.paper.reproduction import describe_cost
 from satm_tf.reproduce import main
@@ -70,14 +71,14 @@ def test_tables_share_their_work(tmp_path, capsys):
 
     # The tables are views of these results.
     table = pd.read_csv(out / "tables" / "table_4.csv").set_index(["target", "examples_of", "scheme"])
-    ours = results.set_index(["attack", "source", "target"]).classification_rate
+    ours = results.set_index(["attack", "source", "target"]).accuracy
     cell = "r+step_ll", "satm_least_likely/resnet50_face", "satm_least_likely/vgg16_face"
     assert table.loc[("vgg16_face", "resnet50_face", "satm"), "rate"] == pytest.approx(100 * ours[cell])
 
     # Figure 3 is the mean over runs of metrics.csv.
     metrics = pd.read_csv(out / "faces/seed_0/fold_0/metrics.csv").set_index(["stage", "epoch"])
     curves = pd.read_csv(out / "figures" / "figure_3_least_likely.csv", index_col="epoch")
-    found = metrics.loc["co_train/satm_least_likely", "vgg16_face_adversarial_classification_rate"]
+    found = metrics.loc["co_train/satm_least_likely", "vgg16_face_adversarial_accuracy"]
     np.testing.assert_allclose(curves["satm, adversarial"], found)
     assert curves.index.tolist() == [1, 2]
     gallery = pd.read_csv(out / "figures" / "figure_1_least_likely.csv")

@@ -7,8 +7,8 @@ import numpy as np
 
 from satm_tf import config
 from satm_tf.attacks.gallery import write_gallery
-from satm_tf.loading import load_data, make_batches
-from satm_tf.outcome import load_network
+from satm_tf.experiment.images import load_data, make_batches
+from satm_tf.experiment.outcome import load_network
 
 run = Path(sys.argv[1])
 described = config.from_arguments(["--config", str(run / "config.yaml")])

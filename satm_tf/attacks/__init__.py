@@ -8,7 +8,7 @@ from satm_tf.attacks.hop_skip_jump import HopSkipJump
 from satm_tf.attacks.iterative import BIM, KLPGD, MIFGSM, NIFGSM, PGD, RSFGSM, VMIFGSM, IterativeAttack, IterativeLL
 from satm_tf.attacks.perceptual import as_uint8, distortion, quantise
 from satm_tf.attacks.single_step import FGSM, FastGradientValue, HotCold, RandomisedStep, StepLL
-from satm_tf.attacks.sources import Ensemble, FromProbabilities, FromSavedModel, InTurn
+from satm_tf.attacks.sources import Ensemble, InTurn
 from satm_tf.attacks.square import SquareAttack
 from satm_tf.attacks.transforms import InputDiversity, ScaleInvariance, Transform, TranslationInvariance
 
@@ -32,8 +32,6 @@ __all__ = [
     "DeepFool",
     "Ensemble",
     "FastGradientValue",
-    "FromProbabilities",
-    "FromSavedModel",
     "HopSkipJump",
     "HotCold",
     "InTurn",

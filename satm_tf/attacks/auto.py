@@ -163,7 +163,7 @@ class APGDTargeted(_AutoPGD, name="apgd_targeted"):
         >>> adversarial = APGDTargeted(epsilon=8 / 255)(network, images, labels)
     """
 
-    label_sources: ClassVar[Sequence[str]] = ("true", "predicted")
+    label_sources: ClassVar[Sequence[str]] = ("label", "predicted")
 
     targets: int = 9
 
@@ -211,7 +211,7 @@ class AutoAttack(Attack, name="auto_attack"):
         Attacks", ICML 2020.
     """
 
-    label_sources: ClassVar[Sequence[str]] = ("true", "predicted")
+    label_sources: ClassVar[Sequence[str]] = ("label", "predicted")
 
     steps: int = 100
     targets: int = 9

@@ -10,11 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.attacks.configuration import Configured, serialize
 from satm_tf.attacks.losses import LOSSES, cross_entropy
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import Model, logits_of
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import Configurable, serialize, unknown_name
 
 __all__ = ["LABEL_SOURCES", "Attack", "LabelSource", "Model", "Outcome", "available_attacks", "get", "serialize"]
 
@@ -34,7 +33,7 @@ class LabelSource:
 
 
 LABEL_SOURCES = {
-    "true": LabelSource(lambda labels, logits: labels, +1.0),
+    "label": LabelSource(lambda labels, logits: labels, +1.0),
     "predicted": LabelSource(lambda labels, logits: tf.argmax(logits(), -1, tf.int32), +1.0),
     "least_likely": LabelSource(lambda labels, logits: tf.argmin(logits(), -1, tf.int32), -1.0),
     "target": LabelSource(lambda labels, logits: labels, -1.0),
@@ -60,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(Configured, kind="attack"):
+class Attack(Configurable, kind="attack"):
     """An immutable configuration that turns a batch of images and a network into adversarial images.
 
     A call is traceable inside a `tf.function` and leaves no trace in the network: it runs in inference mode and watches
@@ -72,7 +71,7 @@ class Attack(Configured, kind="attack"):
     Attributes:
         epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
         norm: "linf" or "l2".
-        label_source: "true" ascends the loss of the labels given; "predicted" that of the network's own prediction;
+        label_source: label ascends the loss of the labels given; "predicted" that of the network's own prediction;
             "least_likely" descends the loss of the least likely class; "target" that of the labels given.
         seed: Seed of an attack that draws random numbers, used when a call brings none.
 
@@ -94,7 +93,7 @@ class Attack(Configured, kind="attack"):
 
     epsilon: float
     norm: str = "linf"
-    label_source: str = "true"
+    label_source: str = "label"
     seed: int = 0
 
     def __post_init__(self) -> None:

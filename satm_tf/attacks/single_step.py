@@ -94,7 +94,7 @@ class RandomisedStep(Attack, name="randomised_step"):
     With `alpha = epsilon / 2` and no clipping, each pixel moves by -epsilon, 0 or +epsilon.
 
     Eq. 3 and Algorithm 1 of Liao (SATM) print `x' + (epsilon - alpha) * sign(gradient of J(x', y_true))`, which Tramer
-    et al. call R+FGSM: that is `label_source="true"`. The default is what the name says, because networks co-trained
+    et al. call R+FGSM: that is `label_source="label"`. The default is what the name says, because networks co-trained
     with the printed form write the label into the perturbations that they make for each other.
 
     Attributes:

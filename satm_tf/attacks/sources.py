@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 
 Model = Callable[..., tf.Tensor]
 
@@ -26,7 +25,7 @@ def logits_of(model: Model, images: tf.Tensor) -> tf.Tensor:
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         raise ValueError(
             "Attacks take a network that gives logits, and this one ends in a softmax. Wrap it: "
-            f"attacks.FromProbabilities(model). Received: model={model.name!r}"  # type: ignore[attr-defined]
+            f"models.FromProbabilities(model). Received: model={model.name!r}"  # type: ignore[attr-defined]
         )
     return tf.cast(model(images, training=False), tf.float32)
 
@@ -109,68 +108,3 @@ _FUSIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "probabilities": lambda logits: tf.reduce_logsumexp(tf.nn.log_softmax(logits), axis=0),
     "losses": lambda logits: logits,
 }
-
-
-class FromProbabilities:
-    """A network that gives probabilities, as one that gives logits: their logarithm.
-
-    The softmax of the logarithms is the probabilities again, so cross-entropy is exact. Where a softmax in float32 has
-    saturated, the gradient is lost before it gets here: attack the logits themselves where they can be had.
-
-    Args:
-        model: Keras model, or a callable that takes `training`, to probabilities `[batch, classes]`.
-
-    Example:
-        >>> adversarial = attacks.FGSM(epsilon=0.1)(attacks.FromProbabilities(model), images, labels)
-    """
-
-    def __init__(self, model: Model):
-        self.model = model
-
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The logits `[batch, classes]`."""
-        probabilities = tf.cast(self.model(images, training=training), tf.float32)
-        return tf.math.log(tf.maximum(probabilities, 1e-30))
-
-
-class FromSavedModel:
-    """A SavedModel, as a network: one output of one signature.
-
-    Args:
-        path: Folder with `saved_model.pb`.
-        output: Name of the output that holds logits; put a `FromProbabilities` around it if it holds probabilities.
-            None takes the only one.
-        signature: Name of the signature; it must take one tensor, the images.
-
-    Attributes:
-        image_shape: `(height, width, channels)` that the signature takes, each None where any will do.
-
-    Raises:
-        ValueError: If there is no such signature or output, several outputs and none chosen, or more than one input.
-
-    Example:
-        >>> network = attacks.FromProbabilities(attacks.FromSavedModel("exported_models/resnet/1", "probabilities"))
-        >>> adversarial = attacks.FGSM(epsilon=0.1)(network, images, labels)
-    """
-
-    def __init__(self, path: str, output: str | None = None, *, signature: str = "serving_default"):
-        # The loaded object owns the variables: they go when it goes.
-        self._loaded: Any = tf.saved_model.load(path)
-        signatures = self._loaded.signatures
-        if signature not in signatures:
-            raise unknown_name("signature", signature, signatures)
-        self._function = signatures[signature]
-        outputs = self._function.structured_outputs
-        if output is None and len(outputs) != 1:
-            raise ValueError(f"This SavedModel has several outputs; choose one of {', '.join(sorted(outputs))}.")
-        self._output = output or next(iter(outputs))
-        if self._output not in outputs:
-            raise unknown_name("output of the SavedModel", output, outputs)
-        if len(self._function.structured_input_signature[1]) != 1:
-            raise ValueError(f"The signature must take one tensor, the images. Received: {signature!r} of {path}")
-        ((self._input, spec),) = self._function.structured_input_signature[1].items()
-        self.image_shape = tuple(spec.shape[1:])
-
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """What the chosen output holds, `[batch, classes]`; a SavedModel has one mode, whatever `training` says."""
-        return self._function(**{self._input: images})[self._output]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from satm_tf.attacks.configuration import Configured
 from satm_tf.attacks.sources import Model
+from satm_tf.configurable import Configurable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transform(Configured, kind="transform"):
+class Transform(Configurable, kind="transform"):
     """One part. Parts combine: images pass them in the order given, and so does the gradient on its way back.
 
     Example:

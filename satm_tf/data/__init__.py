@@ -1,6 +1,6 @@
 """From a folder to a `tf.data.Dataset` of images and labels."""
 
-from satm_tf.data import adience, folder, idx, imagenet, prepared, synthetic_faces, tables
+from satm_tf.data import adience, folder, idx, imagenet, prepared, synthetic, tables
 from satm_tf.data.account import Account
 from satm_tf.data.augmentation import Augmentation
 from satm_tf.data.examples import Examples, ImageData
@@ -17,6 +17,6 @@ __all__ = [
     "idx",
     "imagenet",
     "prepared",
-    "synthetic_faces",
+    "synthetic",
     "tables",
 ]

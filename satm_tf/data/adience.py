@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from satm_tf.configurable import unknown_name
 from satm_tf.data import intake, splits
 from satm_tf.data.examples import ImageData
-from satm_tf.errors import unknown_name
 
 AGE_GROUPS = ((0, 2), (4, 6), (8, 12), (15, 20), (25, 32), (38, 43), (48, 53), (60, 100))
 """The eight age groups, first and last year of each, youngest first."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from satm_tf.configurable import unknown_name
 from satm_tf.data import intake, splits
 from satm_tf.data.examples import ImageData
-from satm_tf.errors import unknown_name
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
 """How the names of image files end, in either case."""
@@ -36,7 +36,7 @@ def load(
     Args:
         root: The folder.
         class_names: The sub-folders in the order of their labels; None for the alphabetical one.
-        ordered: Whether that order is one of the classes, as of age groups, so that a one-off rate has a meaning.
+        ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
         test_share: The part of the images to test on, in (0, 1), if the folder itself does not say.
         validation_share: The part of the other images to validate on, in (0, 1), if the folder does not say.
         seed: What the draws follow from.

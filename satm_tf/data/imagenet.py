@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from satm_tf.configurable import unknown_name
 from satm_tf.data import intake, splits
 from satm_tf.data.examples import Examples, ImageData
 from satm_tf.data.folder import SUFFIXES
-from satm_tf.errors import unknown_name
 
 CROP = 0.875
 """The central part that networks for ImageNet are measured on, 224 of 256 pixels: for `batches(crop=...)`."""

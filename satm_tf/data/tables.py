@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from satm_tf.configurable import unknown_name
 from satm_tf.data import intake, splits
 from satm_tf.data.examples import ImageData
-from satm_tf.errors import unknown_name
 
 
 def load(
@@ -51,7 +51,7 @@ def load(
         root: The folder of the images.
         class_names: The classes in the order of their labels; None for those in the table, in order of number or
             alphabet.
-        ordered: Whether that order is one of the classes, as of age groups, so that a one-off rate has a meaning.
+        ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
         fold: The fold to test on: to be given if the table has folds, and only then.
         test_share: The part of the images to test on, in (0, 1), drawn by subject if the table has no folds.
         validation_share: The part of the other images to validate on, in (0, 1), drawn by subject.

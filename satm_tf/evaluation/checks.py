@@ -20,15 +20,15 @@ def label_leaking(frame: pd.DataFrame) -> pd.DataFrame:
             or seeds are told apart by the columns `fold` and `seed`.
 
     Returns:
-        The adversarial rows with two more columns: `clean_rate`, the target's, and `leaks`, whether the adversarial
+        The adversarial rows with two more columns: `clean_accuracy`, the target's, and `leaks`, whether the adversarial
         rate is above it by more than a 95 % interval of the difference of two independent shares allows.
 
     Source:
         Kurakin et al., "Adversarial Machine Learning at Scale", ICLR 2017, Section 4.4 ("label leaking").
     """
     keys = ["target", *(name for name in REPEATS if name in frame)]
-    clean = frame[frame.attack == CLEAN].rename(columns={"classification_rate": "clean_rate"})
-    rows = frame[frame.attack != CLEAN].merge(clean[[*keys, "clean_rate"]], on=keys, how="left", validate="m:1")
-    variance = sum(rate * (1 - rate) / rows.images for rate in (rows.classification_rate, rows.clean_rate))
-    rows["leaks"] = rows.classification_rate - rows.clean_rate > 1.96 * np.sqrt(variance)
+    clean = frame[frame.attack == CLEAN].rename(columns={"accuracy": "clean_accuracy"})
+    rows = frame[frame.attack != CLEAN].merge(clean[[*keys, "clean_accuracy"]], on=keys, how="left", validate="m:1")
+    variance = sum(rate * (1 - rate) / rows.images for rate in (rows.accuracy, rows.clean_accuracy))
+    rows["leaks"] = rows.accuracy - rows.clean_accuracy > 1.96 * np.sqrt(variance)
     return rows

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from satm_tf.evaluation.statistics import wilson_interval
-from satm_tf.metrics import classification_rate, confusion_matrix, one_off_rate
+from satm_tf.metrics import accuracy, confusion_matrix, one_off_accuracy
 
 CLEAN = "clean"
 
@@ -56,12 +56,12 @@ class Predictions:
         matrices = [confusion_matrix(self.labels, row, self.num_classes) for row in self.predicted]
         images = len(self.labels)
         columns: dict[str, Any] = {}
-        for name, rate in (("classification", classification_rate), ("one_off", one_off_rate)):
+        for name, rate in (("accuracy", accuracy), ("one_off_accuracy", one_off_accuracy)):
             rates = np.array([rate(matrix) for matrix in matrices], float)
-            if name == "one_off" and not ordered:
+            if name == "one_off_accuracy" and not ordered:
                 rates[:] = np.nan
             low, high = wilson_interval(rates * images, images)
-            columns |= {f"{name}_rate": rates, f"{name}_low": low, f"{name}_high": high}
+            columns |= {name: rates, f"{name}_low": low, f"{name}_high": high}
         return self.cells.reset_index(drop=True).assign(**columns, images=images)
 
     def row(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.integer]:

@@ -141,7 +141,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
-def over_repeats(results: pd.DataFrame, values: Sequence[str] = ("classification_rate",)) -> pd.DataFrame:
+def over_repeats(results: pd.DataFrame, values: Sequence[str] = ("accuracy",)) -> pd.DataFrame:
     """Means and standard deviations over folds and seeds.
 
     Args:

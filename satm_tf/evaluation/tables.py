@@ -38,7 +38,7 @@ def with_views(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def robustness_table(
-    results: pd.DataFrame, attack: str, value: str = "classification_rate", epsilon: float | None = None
+    results: pd.DataFrame, attack: str, value: str = "accuracy", epsilon: float | None = None
 ) -> pd.DataFrame:
     """Sets the schemes side by side: clean, white box, black box from the other networks, black box from holdouts.
 
@@ -70,7 +70,7 @@ def robustness_table(
 
 
 def strength_table(
-    results: pd.DataFrame, attack: str, value: str = "classification_rate", epsilon: float | None = None
+    results: pd.DataFrame, attack: str, value: str = "accuracy", epsilon: float | None = None
 ) -> pd.DataFrame:
     """How strong the networks' own examples are on the holdouts, which no scheme has trained.
 
@@ -118,7 +118,7 @@ def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.Dat
 
 
 def matrix_table(
-    results: pd.DataFrame, attack: str, value: str = "classification_rate", epsilon: float | None = None
+    results: pd.DataFrame, attack: str, value: str = "accuracy", epsilon: float | None = None
 ) -> pd.DataFrame:
     """The transfer matrix itself under one attack: a row for each source, the first for clean images; targets across.
 
@@ -137,14 +137,14 @@ def matrix_table(
 
 
 def with_uncertainty(
-    results: pd.DataFrame, table: Callable[[pd.DataFrame, str], pd.DataFrame], value: str = "classification"
+    results: pd.DataFrame, table: Callable[[pd.DataFrame, str], pd.DataFrame], value: str = "accuracy"
 ) -> pd.DataFrame:
     """A table of rates as texts that say how sure each is, for printing.
 
     Args:
         results: As `transfer_matrix` gives it; or with a column `fold` or `seed`, and several of them.
         table: Takes results and a column to the table of that column, such as `robustness_table` with its attack.
-        value: "classification" or "one_off".
+        value: "accuracy" or "one_off_accuracy".
 
     Returns:
         The table, of texts: "65.8% (61.4 to 69.9)" with the 95 % interval where there is one fold; of several
@@ -156,14 +156,14 @@ def with_uncertainty(
     """
     repeats = [name for name in REPEATS if name in results and results[name].nunique() > 1]
     if repeats:
-        each = [table(rows, f"{value}_rate") for _, rows in results.groupby(repeats)]
+        each = [table(rows, value) for _, rows in results.groupby(repeats)]
         stacked = pd.concat(each, keys=range(len(each)))
         levels = list(range(1, stacked.index.nlevels))
         groups = stacked.groupby(level=levels if len(levels) > 1 else levels[0], sort=False)
         rates, second, third = groups.mean(), 100 * groups.std(), groups.count()
         template = "{:.1%} ± {:.1f} (n = {:.0f})"
     else:
-        rates, second, third = (100 * table(results, f"{value}_{end}") for end in ("rate", "low", "high"))
+        rates, second, third = (100 * table(results, f"{value}{end}") for end in ("", "_low", "_high"))
         rates, template = rates / 100, "{:.1%} ({:.1f} to {:.1f})"
     return pd.DataFrame(
         {
@@ -221,11 +221,11 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
     Intervals that the file does not hold are counted again.
     """
-    rates = ("classification", "one_off")
-    numbers = [f"{name}_{end}" for name in rates for end in ("rate", "low", "high")]
+    rates = ("accuracy", "one_off_accuracy")
+    numbers = [f"{name}{end}" for name in rates for end in ("", "_low", "_high")]
     results = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in [*numbers, *REPEATS]})
     for name in rates:
         if f"{name}_low" not in results:
-            low, high = wilson_interval(results[f"{name}_rate"] * results.images, results.images)
+            low, high = wilson_interval(results[name] * results.images, results.images)
             results = results.assign(**{f"{name}_low": low, f"{name}_high": high})
     return results

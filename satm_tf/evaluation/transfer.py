@@ -44,13 +44,13 @@ def transfer_matrix(
         targets: As `measure` takes them.
         dataset: As `measure` takes it.
         attacks: As `measure` takes them.
-        ordered: Whether the classes are ordered; if not, the one-off rate has no meaning and is NaN.
+        ordered: Whether the classes are ordered; if not, the one-off accuracy has no meaning and is NaN.
         **options: `epsilons`, `clean`, `seed`, `folder` and `stage`, as `measure` takes them.
 
     Returns:
         A tidy frame, one row per attack, epsilon, source and target, the clean rows first, with columns `attack`,
-        `epsilon`, `source`, `target`; `classification_rate` and `one_off_rate` (shares in [0, 1]), and the ends of
-        their 95 % intervals (Wilson's), `classification_low`, `classification_high`, `one_off_low` and `one_off_high`;
+        `epsilon`, `source`, `target`; `accuracy` and `one_off_accuracy` (shares in [0, 1]), and the ends of
+        their 95 % intervals (Wilson's), `accuracy_low`, `accuracy_high`, `one_off_accuracy_low` and `one_off_accuracy_high`;
         and `images`. A clean row has attack "clean", epsilon 0 and an empty source.
 
     Raises:

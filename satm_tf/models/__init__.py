@@ -36,12 +36,16 @@ or registered, so that configurations can name it:
 
 from satm_tf.models import compact, imagenet, mnist, vggface  # noqa: F401  (they register their backbones)
 from satm_tf.models.classifier import ImageClassifier
+from satm_tf.models.files import FromProbabilities, FromSavedModel, LoadedModel
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import Backbone, available_backbones, get_backbone, register_backbone
 
 __all__ = [
     "Backbone",
+    "FromProbabilities",
+    "FromSavedModel",
     "ImageClassifier",
+    "LoadedModel",
     "Preprocessing",
     "available_backbones",
     "get_backbone",

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import get_backbone
 from satm_tf.models.weights import find_weights, weights_record

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.models.weights import PublishedWeights, load_weights
 
 

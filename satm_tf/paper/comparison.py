@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from satm_tf.config import Config
 from satm_tf.evaluation import Predictions, compare_paired, mean_interval, wilson_interval
+from satm_tf.experiment.config import Config
 from satm_tf.paper.measuring import cells_of
 from satm_tf.paper.settled import SETTLED
 from satm_tf.paper.tables import READINGS, Entry, Table
@@ -25,7 +25,7 @@ class Repeat:
         fold: The fold tested on; None where the data set has none.
         seed: The seed.
         predictions: What every network made of every image.
-        ordered: Whether the classes are ordered; if not there is no one-off rate.
+        ordered: Whether the classes are ordered; if not there is no one-off accuracy.
     """
 
     fold: int | None

@@ -11,18 +11,18 @@ import tensorflow as tf
 
 from satm_tf import data
 from satm_tf.attacks import Attack
-from satm_tf.config import Config, evaluation_attacks
-from satm_tf.evaluation.figures import lines
-from satm_tf.evaluation.record import write_text
-from satm_tf.loading import make_batches
+from satm_tf.evaluation.report.figures import lines
+from satm_tf.experiment.config import Config, evaluation_attacks
+from satm_tf.experiment.images import make_batches
+from satm_tf.experiment.outcome import load_network
 from satm_tf.models import ImageClassifier
-from satm_tf.outcome import load_network
 from satm_tf.paper.measuring import resolve, stage_of
 from satm_tf.paper.tables import READINGS, Figure
+from satm_tf.storage import write_text
 
 
 def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading: str, path: Path) -> None:
-    """Figures 3 and 4: clean and adversarial classification rate over epochs, the mean over runs.
+    """Figures 3 and 4: clean and adversarial accuracy over epochs, the mean over runs.
 
     Args:
         figure: The figure.
@@ -40,7 +40,7 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading
         rows = metrics[metrics.stage == stage_of(full)]
         epochs = rows.assign(epoch=rows.epoch + 1).groupby("epoch")
         for kind, middle in (("clean", ""), ("adversarial", "_adversarial")):
-            columns[f"{scheme}, {kind}"] = epochs[f"{figure.split}{network}{middle}_classification_rate"].mean()
+            columns[f"{scheme}, {kind}"] = epochs[f"{figure.split}{network}{middle}_accuracy"].mean()
     colours = {name: place // 2 for place, name in enumerate(columns)}
     path.parent.mkdir(parents=True, exist_ok=True)
     lines(
@@ -48,7 +48,7 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading
         path,
         figure.title,
         x="epoch",
-        y="classification rate",
+        y="accuracy",
         rate=True,
         dashed=[name for name in columns if name.endswith("adversarial")],
         groups=colours,

@@ -10,13 +10,13 @@ import pandas as pd
 
 from satm_tf import data
 from satm_tf.attacks import Attack
-from satm_tf.config import Config, evaluation_attacks, make_attack
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.evaluation import Predictions, measure
 from satm_tf.evaluation.predictions import CLEAN, Cell, concatenate
-from satm_tf.loading import make_batches
+from satm_tf.experiment.config import Config, evaluation_attacks, make_attack
+from satm_tf.experiment.images import make_batches
+from satm_tf.experiment.outcome import load_network
 from satm_tf.models import ImageClassifier
-from satm_tf.outcome import load_network
 from satm_tf.paper.tables import READINGS, Entry, Table
 
 _FINE_TUNED = ("before", "holdout")

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from satm_tf import cost, data
-from satm_tf.config import Config
-from satm_tf.evaluation.record import claim, lock, write_text
-from satm_tf.experiment import needed_stages, run_folder, train
-from satm_tf.loading import look_at_data
+from satm_tf import data
+from satm_tf.experiment import cost
+from satm_tf.experiment.config import Config
+from satm_tf.experiment.images import look_at_data
+from satm_tf.experiment.stages import needed_stages, run_folder, train
 from satm_tf.paper.comparison import Repeat, compare, markdown
 from satm_tf.paper.drawing import draw_curves, draw_gallery
 from satm_tf.paper.measuring import Cell, cells_of, measure_cells, measured_cells, resolve, stage_of, stages_of
 from satm_tf.paper.tables import FIGURES, READINGS, TABLES, Figure, Table
+from satm_tf.storage import claim, lock, write_text
 
 EXPERIMENTS = ("faces", "digits")
 

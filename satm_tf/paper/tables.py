@@ -32,8 +32,8 @@ class Entry:
         target: The network that is measured.
         sources: The networks whose examples it is shown, the mean over them; none are clean images.
         epsilon: In units of the table's epsilon; 0 for clean images.
-        rate: The classification rate as printed, in percent; None where the paper has no such entry.
-        one_off: The one-off rate as printed.
+        rate: The accuracy as printed, in percent; None where the paper has no such entry.
+        one_off: The one-off accuracy as printed.
     """
 
     scheme: str
@@ -60,7 +60,7 @@ class Table:
         epsilon: What the entries' epsilon is a multiple of; None is that of the attack in training.
         against: The schemes that every other one is compared with.
         settled: Which of the points that the paper leaves open it rests on, by their names in `settled.SETTLED`.
-        error: Whether error rates are shown in the place of classification rates, as printed.
+        error: Whether error rates are shown in the place of accuracys, as printed.
         quoted: What is only quoted of it, in words.
     """
 

@@ -78,7 +78,7 @@ def from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
     }
     facts: dict[str, Any] = {"training": described, "checks": _checks(folder / "checks.csv", target, network)}
     if (folder / "results.csv").exists():
-        results = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values={"one_off_rate": ""})
+        results = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values={"one_off_accuracy": ""})
         facts["results"] = _results(results, target)
         leaking = label_leaking(results).query("leaks and target == @target")
         facts["label_leaking"] = [f"{row.attack} of {row.source}" for row in leaking.itertuples()]
@@ -100,8 +100,8 @@ def _results(results: pd.DataFrame, target: str) -> list[dict[str, Any]]:
             continue
         by = {CLEAN: "nobody", target: "itself (white box)"}.get(row["source"] or CLEAN)
         partner = f"{row['source'].split('/')[-1]} ({HOLDOUT if source_scheme == HOLDOUT else 'partner'})"
-        low, high = wilson_interval(row["classification_rate"] * row["images"], row["images"])
-        one_off = row.get("one_off_rate")
+        low, high = wilson_interval(row["accuracy"] * row["images"], row["images"])
+        one_off = row.get("one_off_accuracy")
         rows.append(
             {
                 "attack": row["attack"],
@@ -109,10 +109,10 @@ def _results(results: pd.DataFrame, target: str) -> list[dict[str, Any]]:
                 "attacked_by": by or partner,
                 "fold": row.get("fold"),
                 "images": row["images"],
-                "classification_rate": row["classification_rate"],
+                "accuracy": row["accuracy"],
                 "low": low,
                 "high": high,
-                "one_off_rate": None if one_off is None or math.isnan(one_off) else one_off,
+                "one_off_accuracy": None if one_off is None or math.isnan(one_off) else one_off,
             }
         )
     return rows
@@ -192,9 +192,9 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> str:
             "attacked by": row["attacked_by"],
             "fold": "" if row["fold"] in (None, "") else row["fold"],
             "images": row["images"],
-            "classified rightly": f"{row['classification_rate']:.1%}",
+            "classified rightly": f"{row['accuracy']:.1%}",
             "95 % interval": f"{row['low']:.1%} to {row['high']:.1%}",
-            "within one class": "" if row["one_off_rate"] is None else f"{row['one_off_rate']:.1%}",
+            "within one class": "" if row["one_off_accuracy"] is None else f"{row['one_off_accuracy']:.1%}",
         }
         for row in results
     ]

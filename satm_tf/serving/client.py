@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.serving.signatures import INPUTS, OUTPUTS
 from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, ServingError, local
 

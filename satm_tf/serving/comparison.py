@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf.attacks import Attack, FromProbabilities
+from satm_tf.attacks import Attack
 from satm_tf.evaluation import wilson_interval
 from satm_tf.evaluation.transfer import CLEAN
-from satm_tf.models import ImageClassifier
+from satm_tf.models import FromProbabilities, ImageClassifier
 from satm_tf.serving.formats import Network, load
 
 _ORIGINAL = "original"
@@ -49,7 +49,7 @@ def compare(
 
     Returns:
         A tidy frame, one row for each network (the first is "original") and attack ("clean", then the attacks' names):
-        `format`, `attack`, `crafted_on` ("", "original" or "itself"), `images`, `classification_rate` with its Wilson
+        `format`, `attack`, `crafted_on` ("", "original" or "itself"), `images`, `accuracy` with its Wilson
         95 % interval `low` and `high`, `change` (of the rate against the original's) and `worse` (whether it fell by
         more than the 95 % interval of a paired difference), `agreement` (share of the same images put into the
         original's class), `megabytes`, and `milliseconds` for one image alone and `milliseconds_in_batch` for one of
@@ -97,7 +97,7 @@ def compare(
                     "attack": attack_name,
                     "crafted_on": source,
                     "images": len(right),
-                    "classification_rate": right.mean(),
+                    "accuracy": right.mean(),
                     "low": low,
                     "high": high,
                     "change": right.mean() - first[0].mean(),

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.models import ImageClassifier
 from satm_tf.serving.verification import VerificationError
 

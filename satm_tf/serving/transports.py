@@ -13,7 +13,7 @@ import requests
 import tensorflow as tf
 from urllib3.util import Retry
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """A signature and its inputs by name, in; its outputs by name, out."""

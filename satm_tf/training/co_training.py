@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.attacks.losses import divergence
-from satm_tf.metrics import ClassificationRate, OneOffRate
+from satm_tf.metrics import OneOffAccuracy
 from satm_tf.models import ImageClassifier
 from satm_tf.training.checkpoint import Checkpoint, Position
 from satm_tf.training.distribution import DistributedFit, count_apart, naming_lost_workers
@@ -52,7 +52,7 @@ class CoTraining(DistributedFit, keras.Model):
     `fit` takes a data set of `(images, labels)`: float images in [0, 1], integer labels. Sample weights scale the
     clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with it, is the sum of the networks'
     losses. For each network there are `<name>_loss` and its parts before weighting (`_clean_loss`, `_adversarial_loss`,
-    `_peer_loss`, `_domain_loss`), `<name>_classification_rate`, `<name>_adversarial_classification_rate`, and one-off
+    `_peer_loss`, `_domain_loss`), `<name>_accuracy`, `<name>_adversarial_accuracy`, and one-off
     rates likewise. In training the adversarial figures are of the source whose turn it is; validation uses every
     source, the full epsilon and the same noise each time.
 
@@ -65,7 +65,7 @@ class CoTraining(DistributedFit, keras.Model):
         scheme: Name of a preset (see `SCHEMES`) or a `Scheme`; None is the default one.
         frozen: Networks that only craft, by name; never changed.
         loss: What a network loses on its answers.
-        ordered: Whether the classes are in a meaningful order, so that one-off rates have a meaning.
+        ordered: Whether the classes are in a meaningful order, so that one-off accuracys have a meaning.
         devices: Names of the devices that networks, and all that is computed on them, have to themselves; only images
             cross. Make the networks there too, with `tf.device`.
         seed: Seed of the attacks' random numbers. A step's numbers follow from it and the step count alone.
@@ -171,9 +171,9 @@ class CoTraining(DistributedFit, keras.Model):
         return ["loss", *(f"{name}_{part}" for name, part in parts)]
 
     def _rate_names(self) -> list[tuple[str, Any]]:
-        kinds: dict[str, Any] = {"classification_rate": ClassificationRate}
+        kinds: dict[str, Any] = {"accuracy": keras.metrics.SparseCategoricalAccuracy}
         if self.ordered:
-            kinds["one_off_rate"] = OneOffRate
+            kinds["one_off_accuracy"] = OneOffAccuracy
         of = [*self.networks, *(f"{name}_adversarial" for name in self._learners)]
         return [(f"{name}_{kind}", rate) for name in of for kind, rate in kinds.items()]
 
@@ -473,7 +473,7 @@ class CoTraining(DistributedFit, keras.Model):
         for part, values in {**parts, "loss": loss}.items():
             self._means[f"{name}_{part}"].update_state(values)
         for who, answer in answers.items():
-            for kind in ("classification_rate", "one_off_rate") if self.ordered else ("classification_rate",):
+            for kind in ("accuracy", "one_off_accuracy") if self.ordered else ("accuracy",):
                 # In one row: Keras takes a metric's means over all axes but the first, and a small batch counts less.
                 everyone = tf.tile(labels, [answer.shape[0]])
                 self._rates[f"{who}_{kind}"].update_state(everyone, tf.reshape(answer, [-1, answer.shape[-1]]))

@@ -34,7 +34,7 @@ import keras
 import tensorflow as tf
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 
 if TYPE_CHECKING:
     from satm_tf.training.checkpoint import Position

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from satm_tf.attacks.configuration import Configured
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import Configurable, unknown_name
 from satm_tf.layers import GradientReversal
 
 
 @dataclass(frozen=True, kw_only=True)
-class DomainAdaptation(Configured, kind="domain adaptation"):
+class DomainAdaptation(Configurable, kind="domain adaptation"):
     """One more part of a network's loss, on its features: those that feed the classification layer.
 
     Attributes:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from satm_tf.attacks.configuration import Configured
+from satm_tf.configurable import Configurable
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpsilonSchedule(Configured, kind="epsilon schedule"):
+class EpsilonSchedule(Configurable, kind="epsilon schedule"):
     """Which share of its full epsilon an attack uses in a training step; validation uses all of it."""
 
     def share(self, progress: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 

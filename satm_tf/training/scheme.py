@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from satm_tf.attacks import KLPGD, PGD, RSFGSM, Attack, IterativeLL, RandomisedStep, StepLL
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 from satm_tf.training.domain import DomainAdaptation, DomainAdversarial, UnifiedEmbedding
 from satm_tf.training.epsilon import EpsilonSchedule
 from satm_tf.training.passes import BATCH_NORM_MODES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from satm_tf.errors import unknown_name
+from satm_tf.configurable import unknown_name
 
 LearnsFrom = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 

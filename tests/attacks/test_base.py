@@ -172,14 +172,14 @@ def test_craft_draws_other_numbers_for_each_batch(network, images, labels):
     assert np.mean(twice[0] != twice[1]) > 0.1
 
 
-@pytest.mark.parametrize("label_source", ["true", "predicted", "least_likely", "target"])
+@pytest.mark.parametrize("label_source", ["label", "predicted", "least_likely", "target"])
 def test_outcome_tells_success_by_what_the_attack_is_after(network, images, labels, label_source):
     attack = attacks.FGSM(epsilon=0.5, label_source=label_source)
     outcome = attack.outcome(network, images, labels)
     clean = network(images, training=False).numpy()
     after = network(attack(network, images, labels), training=False).numpy().argmax(1)
     expected = {
-        "true": after != labels,
+        "label": after != labels,
         "predicted": after != clean.argmax(1),
         "least_likely": after == clean.argmin(1),
         "target": after == labels,

@@ -50,7 +50,7 @@ def test_step_ll_raises_the_least_likely_class(network, images, labels):
     assert np.all(after[range(7), least] > clean[range(7), least])
 
 
-@pytest.mark.parametrize("label_source", ["least_likely", "true", "predicted"])
+@pytest.mark.parametrize("label_source", ["least_likely", "label", "predicted"])
 def test_randomised_step_moves_each_pixel_by_all_or_nothing(network, grey, labels, label_source):
     epsilon = 16 / 256
     attack = attacks.RandomisedStep(epsilon=epsilon, label_source=label_source)
@@ -91,7 +91,7 @@ def test_fast_gradient_value_keeps_the_proportions_of_the_gradient(network, grey
     np.testing.assert_allclose(adversarial, grey + 0.2 * gradient / length, atol=1e-6)
 
 
-@pytest.mark.parametrize("label_source", ["true", "target"])
+@pytest.mark.parametrize("label_source", ["label", "target"])
 def test_hot_cold_sends_back_plus_the_hot_logit_and_minus_the_cold_one(network, grey, labels, label_source):
     point = tf.constant(grey)
     with tf.GradientTape() as tape:
@@ -100,7 +100,7 @@ def test_hot_cold_sends_back_plus_the_hot_logit_and_minus_the_cold_one(network, 
     upstream = np.zeros(logits.shape, "float32")
     for row, (given, values) in enumerate(zip(labels, logits.numpy(), strict=True)):
         other = max((c for c in range(5) if c != given), key=lambda c, values=values: values[c])
-        hot, cold = (other, given) if label_source == "true" else (given, other)
+        hot, cold = (other, given) if label_source == "label" else (given, other)
         upstream[row, hot], upstream[row, cold] = abs(values[hot]), -abs(values[cold])
     gradient = tape.gradient(logits, point, output_gradients=tf.constant(upstream)).numpy()
     length = np.abs(gradient).max((1, 2, 3), keepdims=True)

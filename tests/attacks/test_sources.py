@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf import attacks
+from satm_tf import attacks, models
 
 FGSM = attacks.FGSM(epsilon=0.1)
 
@@ -19,7 +19,7 @@ def test_a_model_that_ends_in_a_softmax_is_refused_until_it_is_said(network, ima
     model = _with_softmax(network, layer)
     with pytest.raises(ValueError, match="FromProbabilities"):
         FGSM(model, images, labels)
-    adversarial = FGSM(attacks.FromProbabilities(model), images, labels)
+    adversarial = FGSM(models.FromProbabilities(model), images, labels)
     # Through the logarithm of a softmax the gradient is the same but for rounding, which turns few signs.
     assert np.mean(np.isclose(adversarial, FGSM(network, images, labels), atol=1e-6)) > 0.99
 
@@ -33,14 +33,14 @@ def test_a_saved_model_is_attacked_like_the_model_it_was(network, images, labels
         input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="images")],
     )
     archive.write_out(tmp_path / "model", verbose=False)
-    adversarial = FGSM(attacks.FromSavedModel(str(tmp_path / "model"), "logits"), images, labels)
+    adversarial = FGSM(models.FromSavedModel(str(tmp_path / "model"), "logits"), images, labels)
     assert np.mean(np.isclose(adversarial, FGSM(network, images, labels), atol=1e-6)) > 0.99
     with pytest.raises(ValueError, match=r"several outputs; choose one of classes, logits"):
-        attacks.FromSavedModel(str(tmp_path / "model"))
+        models.FromSavedModel(str(tmp_path / "model"))
     with pytest.raises(ValueError, match=r"Unknown output of the SavedModel. Did you mean 'logits'"):
-        attacks.FromSavedModel(str(tmp_path / "model"), "logit")
+        models.FromSavedModel(str(tmp_path / "model"), "logit")
     with pytest.raises(ValueError, match="Unknown signature"):
-        attacks.FromSavedModel(str(tmp_path / "model"), "logits", signature="serving")
+        models.FromSavedModel(str(tmp_path / "model"), "logits", signature="serving")
 
 
 def test_a_model_without_a_gradient_is_named(images, labels):

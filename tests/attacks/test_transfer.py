@@ -54,13 +54,13 @@ def clean() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rate(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    """The classification rate."""
+    """The accuracy."""
     return float(np.mean(network.predict(images, verbose=0).argmax(1) == labels))
 
 
 @pytest.fixture(scope="session")
 def rates(trained, clean):
-    """Crafts on the ResNet, once; gives its classification rate and that of the Inception, the stranger."""
+    """Crafts on the ResNet, once; gives its accuracy and that of the Inception, the stranger."""
     known: dict[attacks.Attack, tuple[float, float]] = {}
 
     def measure(attack: attacks.Attack) -> tuple[float, float]:

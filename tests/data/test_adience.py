@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from satm_tf.data import adience, batches
 from satm_tf.data.adience import AGE_GROUPS, GENDERS, LABELS
-from satm_tf.data.synthetic_faces import write_adience as write_synthetic
+from satm_tf.data.synthetic import write_adience as write_synthetic
 from tests.data.conftest import HEADER
 
 # What PAPER.md says becomes of each label that the published files hold besides the eight groups.

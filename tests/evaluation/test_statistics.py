@@ -84,7 +84,7 @@ def test_one_value_has_no_interval():
 @pytest.fixture
 def folds():
     rows = [
-        {"fold": fold, "attack": "pgd", "epsilon": 0.1, "source": "a", "target": "b", "classification_rate": rate}
+        {"fold": fold, "attack": "pgd", "epsilon": 0.1, "source": "a", "target": "b", "accuracy": rate}
         for fold, rate in enumerate([0.5, 0.6, 0.7])
     ]
     return pd.DataFrame([*rows, {**rows[0], "attack": "fgsm"}])
@@ -93,12 +93,12 @@ def folds():
 def test_mean_and_deviation_over_folds(folds):
     found = over_repeats(folds)
     cell = found.loc[("pgd", 0.1, "a", "b")]
-    assert cell.classification_rate_mean == pytest.approx(0.6)
-    assert cell.classification_rate_std == pytest.approx(stats.tstd([0.5, 0.6, 0.7]))
+    assert cell.accuracy_mean == pytest.approx(0.6)
+    assert cell.accuracy_std == pytest.approx(stats.tstd([0.5, 0.6, 0.7]))
     assert cell.repeats == 3
     alone = found.loc[("fgsm", 0.1, "a", "b")]
     assert alone.repeats == 1
-    assert math.isnan(alone.classification_rate_std)
+    assert math.isnan(alone.accuracy_std)
 
 
 def test_repeats_that_cannot_be_told_apart_are_refused(folds):

@@ -13,12 +13,12 @@ def results():
     cells = [("clean", "", target) for target in measured]
     cells += [(attack, source, target) for attack in ("x", "y") for source in measured for target in measured]
     frame = pd.DataFrame(cells, columns=["attack", "source", "target"])
-    return frame.assign(classification_rate=[index / 100 for index in range(len(frame))])
+    return frame.assign(accuracy=[index / 100 for index in range(len(frame))])
 
 
 def cell(results, attack, source, target):
     chosen = results[(results.attack == attack) & (results.source == source) & (results.target == target)]
-    return chosen.classification_rate.item()
+    return chosen.accuracy.item()
 
 
 def test_each_cell_stands_where_it_belongs(results):
@@ -44,7 +44,7 @@ def test_unknown_attack(results):
 
 def test_one_of_several_epsilons_is_chosen(results):
     doubled = pd.concat([results.assign(epsilon=(results.attack != "clean") * epsilon) for epsilon in (0.1, 0.2)])
-    doubled.loc[doubled.epsilon == 0.2, "classification_rate"] += 1
+    doubled.loc[doubled.epsilon == 0.2, "accuracy"] += 1
     table = robustness_table(doubled, "x", epsilon=0.2)
     assert table.loc[("a", "satm"), "partners"] == 1 + cell(results, "x", "satm/b", "satm/a")
     with pytest.raises(ValueError, match="choose one"):
@@ -67,12 +67,10 @@ def test_the_matrix_has_sources_down_and_targets_across(results):
 
 
 def test_rates_are_printed_with_how_sure_they_are(results):
-    results = results.assign(classification_low=0.1, classification_high=0.95)
+    results = results.assign(accuracy_low=0.1, accuracy_high=0.95)
     view = lambda rows, column: robustness_table(rows, "x", column)  # noqa: E731
     assert with_uncertainty(results, view).loc[("a", "plain"), "clean"] == "0.0% (10.0 to 95.0)"
-    folds = [
-        results.assign(fold=fold, classification_rate=results.classification_rate + fold / 10) for fold in range(3)
-    ]
+    folds = [results.assign(fold=fold, accuracy=results.accuracy + fold / 10) for fold in range(3)]
     printed = with_uncertainty(pd.concat(folds), view)
     assert printed.loc[("a", "plain"), "clean"] == "10.0% ± 10.0 (n = 3)"
 

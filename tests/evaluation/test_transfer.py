@@ -32,7 +32,7 @@ def dataset():
 
 def rate(frame, source, target, attack="fgsm"):
     (row,) = frame[(frame.attack == attack) & (frame.source == source) & (frame.target == target)].to_dict("records")
-    return row["classification_rate"]
+    return row["accuracy"]
 
 
 def test_a_source_that_fools_one_of_two_targets_shows_in_the_right_cell(dataset):
@@ -69,8 +69,8 @@ def test_columns_counts_and_one_off(dataset):
         ["clean", 0.0, "", 10],
         ["a", 0.1, "red", 10],
     ]
-    assert frame.one_off_rate.tolist() == [1.0, 1.0]  # of two classes, every one is beside every other
-    assert transfer_matrix(**options, ordered=False).one_off_rate.isna().all()
+    assert frame.one_off_accuracy.tolist() == [1.0, 1.0]  # of two classes, every one is beside every other
+    assert transfer_matrix(**options, ordered=False).one_off_accuracy.isna().all()
 
 
 def test_each_source_crafts_once_for_all_targets(dataset):
@@ -113,7 +113,7 @@ def test_the_seed_decides_the_random_numbers(make_network, images, labels):
         return transfer_matrix(**options, attacks={"r": RandomisedStep(epsilon=0.3)})
 
     pd.testing.assert_frame_equal(measure(1), measure(1))
-    rates = {measure(seed).classification_rate.iloc[-1] for seed in range(5)}
+    rates = {measure(seed).accuracy.iloc[-1] for seed in range(5)}
     assert len(rates) > 1, "five seeds that all give one rate are not used"
 
 
@@ -136,7 +136,7 @@ def test_several_epsilons_of_one_attack(dataset):
         epsilons={"fgsm": [0.02, 0.1]},
     )
     # The margin is 0.05: only 0.1 takes it away. An attack that is not named has its own epsilon.
-    assert frame[["attack", "epsilon", "classification_rate"]].values.tolist() == [
+    assert frame[["attack", "epsilon", "accuracy"]].values.tolist() == [
         ["clean", 0.0, 1.0],
         ["fgsm", 0.02, 1.0],
         ["fgsm", 0.1, 0.0],
@@ -153,10 +153,10 @@ def test_intervals_confusion_and_paired_rows(dataset):
     )
     frame = predictions.frame().set_index(["attack", "target"])
     # Ten of ten and none of ten, as statsmodels has it.
-    assert frame.loc[("clean", "red"), ["classification_low", "classification_high"]].tolist() == pytest.approx(
+    assert frame.loc[("clean", "red"), ["accuracy_low", "accuracy_high"]].tolist() == pytest.approx(
         [0.72247, 1.0], abs=1e-5
     )
-    assert frame.loc[("a", "red"), "classification_high"] == pytest.approx(0.27753, abs=1e-5)
+    assert frame.loc[("a", "red"), "accuracy_high"] == pytest.approx(0.27753, abs=1e-5)
     assert predictions.confusion("a", 0.1, "red", "red").tolist() == [[0, 5], [5, 0]]
     assert predictions.confusion("a", 0.1, "red", "green").tolist() == [[5, 0], [0, 5]]
     assert not predictions.correct("a", 0.1, "red", "red").any()

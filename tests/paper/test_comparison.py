@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from satm_tf.config import PRESETS, from_arguments
 from satm_tf.evaluation import Predictions
+from satm_tf.experiment.config import PRESETS, from_arguments
 from satm_tf.paper.comparison import Repeat, compare, markdown
 from satm_tf.paper.measuring import Cell, cells_of
 from satm_tf.paper.settled import SETTLED

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from satm_tf.config import from_arguments
+from satm_tf.experiment.config import from_arguments
 from satm_tf.paper import measuring
 from satm_tf.paper.measuring import Cell, _batches, resolve, stage_of, stages_of
 from satm_tf.paper.tables import TABLES

@@ -20,7 +20,7 @@ RESULTS = [
 @pytest.fixture
 def run(tmp_path):
     """The tables of a run of two networks, on fold 2."""
-    columns = ["attack", "epsilon", "source", "target", "classification_rate", "one_off_rate", "images"]
+    columns = ["attack", "epsilon", "source", "target", "accuracy", "one_off_accuracy", "images"]
     frame = pd.DataFrame(RESULTS, columns=columns)
     frame.insert(0, "fold", 2)
     frame.insert(1, "scheme", "satm")
@@ -42,7 +42,7 @@ def run(tmp_path):
 
 def test_a_run_tells_what_attackers_made_of_the_network(run):
     facts = card.from_run(run, "satm", "vgg")
-    told = {(row["attack"], row["attacked_by"]): row["classification_rate"] for row in facts["results"]}
+    told = {(row["attack"], row["attacked_by"]): row["accuracy"] for row in facts["results"]}
     assert told == {
         ("clean", "nobody"): 0.75,
         ("pgd", "itself (white box)"): 0.25,
@@ -51,7 +51,7 @@ def test_a_run_tells_what_attackers_made_of_the_network(run):
     }
     clean = facts["results"][0]
     assert (clean["low"], clean["high"]) == pytest.approx(wilson_interval(150, 200))
-    assert (clean["fold"], clean["images"], clean["one_off_rate"]) == (2, 200, 0.9)
+    assert (clean["fold"], clean["images"], clean["one_off_accuracy"]) == (2, 200, 0.9)
     assert facts["label_leaking"] == ["pgd of satm/resnet"]
     assert facts["checks"] == card.NOT_RUN
     assert facts["training"]["data"] == {"format": "adience", "fold": 2}
@@ -73,10 +73,10 @@ def test_masking_verdicts_of_this_network_are_taken_over(run):
 
 
 def test_a_run_without_an_order_of_classes_or_without_results(run):
-    frame = pd.read_csv(run / "results.csv").assign(one_off_rate="", fold="")
+    frame = pd.read_csv(run / "results.csv").assign(one_off_accuracy="", fold="")
     frame.to_csv(run / "results.csv", index=False)
     facts = card.from_run(run, "satm", "vgg")
-    assert {row["one_off_rate"] for row in facts["results"]} == {None}
+    assert {row["one_off_accuracy"] for row in facts["results"]} == {None}
     json.dumps(facts, allow_nan=False, default=card._plain)
     (run / "results.csv").unlink()
     assert "results" not in card.from_run(run, "satm", "vgg")

@@ -35,7 +35,7 @@ def test_rates_under_attack_of_original_and_converted(exported, task, planted):
     attack, query = attacks.FGSM(epsilon=0.05), attacks.SquareAttack(epsilon=0.2, queries=15)
     names = {"exact": "exact", "coarse": "coarse", "stuck": "stuck"}
     frame = comparison.compare(exported.network, names, images, labels, attack=attack, query_attack=query, batch_size=8)
-    rates = frame.set_index(["format", "attack", "crafted_on"]).classification_rate
+    rates = frame.set_index(["format", "attack", "crafted_on"]).accuracy
     adversarial = attack.craft(exported.network, images, labels, batch_size=8)
     fooled = exported.probabilities(adversarial).argmax(-1)
     assert rates["original", "clean", ""] == 1.0
@@ -55,8 +55,8 @@ def test_rates_under_attack_of_original_and_converted(exported, task, planted):
     weights = sum(int(tf.size(weight)) for weight in exported.network.weights)
     assert rows.megabytes["original", "clean", ""] == 4 * weights / 1e6
     assert (frame.milliseconds > 0).all()
-    assert (frame.low <= frame.classification_rate).all()
-    assert (frame.classification_rate <= frame.high).all()
+    assert (frame.low <= frame.accuracy).all()
+    assert (frame.accuracy <= frame.high).all()
 
 
 def test_worse_is_a_paired_judgement():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf import attacks
+from satm_tf import attacks, models
 from satm_tf.serving import export_saved_model
 
 from .conftest import LABELS, SHAPE, build_network
@@ -117,7 +117,7 @@ def test_images_of_another_size_are_refused(served):
 
 def test_an_export_can_be_attacked(exported, pixels):
     """The mask of valid images and the room made for an empty batch let the gradient through."""
-    saved = attacks.FromProbabilities(attacks.FromSavedModel(str(exported.folder), "probabilities"))
+    saved = models.FromProbabilities(models.FromSavedModel(str(exported.folder), "probabilities"))
     images, labels = tf.constant(pixels / np.float32(255)), tf.zeros([6], tf.int32)
     attack = attacks.FGSM(epsilon=0.1)
     # The logarithm of a saturated probability loses the gradient's sign in a few pixels.

@@ -163,8 +163,8 @@ def _learn(
     for kind, answered in (("", logits[:1]), ("adversarial_", logits[1:])):
         if answered:
             errors = np.abs(np.argmax(answered, -1) - labels)
-            parts[f"{kind}classification_rate"] = np.mean(errors == 0)
-            parts[f"{kind}one_off_rate"] = np.mean(errors <= 1)
+            parts[f"{kind}accuracy"] = np.mean(errors == 0)
+            parts[f"{kind}one_off_accuracy"] = np.mean(errors <= 1)
     return list(zip([*weights, *(head or [])], gradients, strict=True)), {**parts, "loss": loss}
 
 

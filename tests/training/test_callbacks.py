@@ -40,7 +40,7 @@ def terminal(monkeypatch):
 
 
 def test_the_bar_shows_the_stage_the_time_left_and_the_figures_within_an_epoch(terminal, tmp_path):
-    train(tmp_path, callbacks=[Progress("co-train", {"a": "val_a_classification_rate", "loss": "loss"})], epochs=2)
+    train(tmp_path, callbacks=[Progress("co-train", {"a": "val_a_accuracy", "loss": "loss"})], epochs=2)
     assert re.search(r"co-train: +25%.* 3/12 \[\d\d:\d\d<\d\d:\d\d.*epoch=1/2, loss=\d\.\d{3}\]", terminal.text)
     assert re.search(r"co-train: +100%.* 12/12 .*epoch=2/2, loss=\d\.\d{3}, a=0\.\d{3}\]", terminal.text)
 

@@ -113,9 +113,9 @@ def test_validation_takes_every_source_at_once(make_network, images, labels):
     peers = [(p * np.log(p / q)).sum(-1) for peer in "bc" for p, q in zip(answers[peer], answers["a"], strict=True)]
     assert logs["a_peer_loss"] == pytest.approx(np.mean(peers), rel=1e-4)
     hits = np.mean([answer.argmax(-1) == labels for answer in answers["a"]])
-    assert logs["a_adversarial_classification_rate"] == pytest.approx(hits)
+    assert logs["a_adversarial_accuracy"] == pytest.approx(hits)
     near = np.mean([np.abs(answer.argmax(-1) - labels) <= 1 for answer in answers["a"]])
-    assert logs["a_adversarial_one_off_rate"] == pytest.approx(near)
+    assert logs["a_adversarial_one_off_accuracy"] == pytest.approx(near)
 
 
 def test_sample_weights_scale_the_clean_and_the_adversarial_loss(make_network, images, labels):
@@ -141,8 +141,8 @@ def test_a_loss_of_its_own_is_that_of_clean_and_of_adversarial_images(make_netwo
         assert logs[f"a_{part}_loss"] == pytest.approx(float(tf.reduce_mean(loss(labels, network(x)))), rel=1e-5)
 
 
-CLEAN = {"loss", "clean_loss", "classification_rate", "one_off_rate"}
-BOTH = CLEAN | {"adversarial_loss", "adversarial_classification_rate", "adversarial_one_off_rate"}
+CLEAN = {"loss", "clean_loss", "accuracy", "one_off_accuracy"}
+BOTH = CLEAN | {"adversarial_loss", "adversarial_accuracy", "adversarial_one_off_accuracy"}
 
 
 @pytest.mark.parametrize(

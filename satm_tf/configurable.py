@@ -1,0 +1,118 @@
+"""Named parts: immutable configurations that YAML can hold, and one wording for a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_Part = TypeVar("_Part")
+
+
+def unknown_name(kind: str, received: object, available: Iterable[str]) -> ValueError:
+    """The error for a name that is not among those available, with the nearest of them.
+
+    Args:
+        kind: What the name stands for, such as `"attack"`.
+        received: The name received.
+        available: The names that exist.
+
+    Returns:
+        The error, for the caller to raise.
+
+    Example:
+        >>> unknown_name("attack", "fgms", ["fgsm", "step_ll"])
+        ValueError("Unknown attack. Did you mean 'fgsm'? Available: fgsm, step_ll. Received: 'fgms'")
+    """
+    names = sorted(available)
+    near = difflib.get_close_matches(str(received).lower(), names, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return ValueError(f"Unknown {kind}. {hint}Available: {', '.join(names) or 'none'}. Received: {received!r}")
+
+
+def look_up(kind: str, name: object, available: Mapping[str, _Part]) -> _Part:
+    """The part of this name from a table of named parts.
+
+    Args:
+        kind: What the table holds, such as `"backbone"`.
+        name: The name.
+        available: The table.
+
+    Raises:
+        ValueError: If the table has no such name; the message gives the nearest.
+
+    Example:
+        >>> look_up("letter", "a", {"a": 1, "b": 2})
+        1
+    """
+    if not isinstance(name, str) or name not in available:
+        raise unknown_name(kind, name, available)
+    return available[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configurable:
+    """A frozen dataclass of one family, known by its name within that family.
+
+    `class Attack(Configurable, kind="attack")` founds a family; `class FGSM(Attack, name="fgsm")` joins it.
+
+    Raises:
+        ValueError: If a class takes a name that its family has already.
+    """
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    members: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls, kind: str = "", name: str = "", **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if kind:
+            cls.kind, cls.members = kind, {}
+        if name:
+            if name in cls.members:
+                raise ValueError(f"This {cls.kind} exists already; choose another name. Received: {name!r}")
+            cls.name = name
+            cls.members[name] = cls
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values, lists and mappings."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The object that `get_config` described.
+
+        Raises:
+            ValueError: If the class lacks an option of the mapping; the message gives the nearest.
+        """
+        available = [field.name for field in fields(cls)]
+        unknown = set(config) - set(available)
+        if unknown:
+            raise unknown_name(f"option of {cls.kind} {cls.name!r}", min(unknown), available)
+        return cls(**config)
+
+    @classmethod
+    def get(cls, identifier: str | Mapping[str, Any] | Self, **config: Any) -> Self:
+        """A member of the family from its name, or from a mapping with a "name"; a member passes through."""
+        if isinstance(identifier, cls):
+            return identifier
+        given: dict[str, Any] = {"name": identifier} if isinstance(identifier, str) else {**identifier}  # type: ignore[dict-item]
+        member = look_up(cls.kind, given.pop("name", None), cls.members)
+        return member.from_config({**given, **config})  # type: ignore[attr-defined]
+
+
+def serialize(configurable: Configurable) -> dict[str, Any]:
+    """A mapping from which `get` makes an equal object, fit for YAML and JSON."""
+    return {"name": configurable.name, **configurable.get_config()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Configurable):
+        return serialize(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,290 @@
+"""Is it masking? Measures what tells a defence from one that only hides its gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from satm_tf.attacks import FGSM, PGD, Attack, AutoAttack, SquareAttack
+from satm_tf.attacks.base import Model
+from satm_tf.attacks.losses import cross_entropy
+from satm_tf.attacks.sources import logits_of
+from satm_tf.evaluation.masking.verdicts import Facts, Losses, Strength, judge
+from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.transfer import Classifier, measure
+
+_fold_in = tf.random.experimental.stateless_fold_in
+
+
+EFFORT = ("steps", "targets", "queries")
+"""The options of `masking_checks` that say how hard it tries."""
+
+
+def masking_checks(
+    networks: Mapping[str, Classifier],
+    *,
+    dataset: tf.data.Dataset,
+    epsilon: float,
+    undefended: Mapping[str, Classifier] | None = None,
+    before: Mapping[str, Classifier] | None = None,
+    steps: int = 20,
+    targets: int = 3,
+    queries: int = 300,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    stage: str = "masking checks",
+) -> pd.DataFrame:
+    """Puts every network through every check of `verdicts.CHECKS`.
+
+    Args:
+        networks: The networks to check, by name. Each also attacks the others.
+        dataset: Batches of `(images, labels)`, as `measure` takes them; a few hundred images are enough.
+        epsilon: The epsilon, in L-infinity, at which they are said to be robust.
+        undefended: Networks that nobody defended, by name: they attack, the networks' own examples are tried on them
+            (Table 3 of the paper), and their approximation ratios are those to keep up with.
+        before: What a network was before its defence, by its name; better than others to compare with.
+        steps: Steps of the iterative attack and of AutoAttack's; the unbounded one takes twice as many.
+        targets: Classes that AutoAttack aims at. The standard has 100 steps, 9 targets and 5,000 queries.
+        queries: Queries of the attacks that follow no gradient.
+        seed: Seed of all random numbers.
+        folder: Where finished parts are kept, as `measure` does.
+        stage: What the progress bars are called.
+
+    Returns:
+        A frame with a row for each check and network, with the columns `check`, `network`, `verdict` ("pass", "fail" or
+        "not applicable"), `explanation` (a sentence) and `figures` (JSON: what the verdict rests on).
+
+    Raises:
+        ValueError: If a network is both defended and undefended, `before` names one that is not checked, or as
+            `measure` does.
+
+    Example:
+        >>> checks = masking_checks({"satm/vgg": vgg}, undefended={"inception": holdout}, dataset=test, epsilon=8 / 255)
+        >>> checks.query("verdict == 'fail'")
+
+    Source:
+        Athalye et al., "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3; Carlini et al., "On
+        Evaluating Adversarial Robustness", 2019; Tramer et al., "Ensemble Adversarial Training", ICLR 2018, section 4.
+    """
+    undefended, before = dict(undefended or {}), dict(before or {})
+    common, stray = set(networks) & set(undefended), set(before) - set(networks)
+    if common or stray or not networks:
+        raise ValueError(
+            "A network is checked or undefended, not both, and what it was before is for those checked. "
+            f"Received: {sorted(common or stray) or 'no network to check'}"
+        )
+    earlier = {f"{name} before": network for name, network in before.items()}
+    everyone = {**networks, **undefended, **earlier}
+    images = next(iter(dataset))[0]
+    followed = {name: network for name, network in everyone.items() if gradient_reaches(network, images)}
+    shared = {"dataset": dataset, "seed": seed, "folder": folder}
+    gradient_attacks: dict[str, Attack] = {
+        "single step": FGSM(epsilon=epsilon),
+        "iterative": _iterative(epsilon, steps),
+    }
+    matrix = measure(
+        sources=followed,
+        targets={**networks, **undefended},
+        attacks=gradient_attacks,
+        stage=f"{stage}: gradients",
+        **shared,
+    )
+    losses = {
+        name: _losses(network, dataset, gradient_attacks["iterative"], seed, f"{stage}: losses of {name}")
+        for name, network in followed.items()
+    }
+    own: dict[str, Attack] = {
+        "noise": Noise(epsilon=epsilon),
+        "square": SquareAttack(epsilon=epsilon, queries=queries),
+    }
+    whole = AutoAttack(epsilon=epsilon, steps=steps, targets=targets, queries=queries)
+    verdicts = []
+    for name, network in networks.items():
+        needed = own
+        if name in followed:
+            needed = {**own, "unbounded": _iterative(1.0, 2 * steps), "AutoAttack": whole}
+        alone = measure(
+            sources={name: network},
+            targets={name: network, **undefended},
+            attacks=needed,
+            stage=f"{stage}: {name}",
+            **shared,
+        )
+        verdicts += judge(_facts(name, epsilon, matrix, alone, losses, [*networks, *undefended], list(undefended)))
+    frame = pd.DataFrame([vars(verdict) for verdict in verdicts])
+    frame["figures"] = frame.figures.map(lambda figures: json.dumps({key: round(x, 6) for key, x in figures.items()}))
+    return frame[["check", "network", "verdict", "explanation", "figures"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Attack):
+    """Random signs of size epsilon; of several draws the first that fools the network.
+
+    It is for comparison, and not known by name.
+
+    Attributes:
+        draws: How many draws.
+    """
+
+    draws: int = 10
+
+    def perturb(
+        self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """Draw after draw, until every image is fooled."""
+
+        def draw(index: tf.Tensor, best: tf.Tensor, done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            moved = images + epsilon * _random_signs(images, _fold_in(seed, index))
+            moved = tf.where(done[:, None, None, None], best, tf.clip_by_value(moved, 0.0, 1.0))
+            return index + 1, moved, done | self.succeeds(logits_of(model, moved), labels)
+
+        nobody = tf.zeros_like(labels, tf.bool)
+        return tf.while_loop(lambda index, *_: index < self.draws, draw, (0, images, nobody))[1]
+
+
+def gradient_reaches(network: Model, images: tf.Tensor) -> bool:
+    """Whether the logits depend on the images through differentiable operations.
+
+    Args:
+        network: The network.
+        images: float32 `[batch, height, width, channels]`; one is enough.
+    """
+    images = tf.cast(images[:1], tf.float32)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        logits = logits_of(network, images)
+    return tape.gradient(logits, images) is not None
+
+
+def loss_surface(
+    network: Model, images: tf.Tensor, labels: tf.Tensor, *, epsilon: float, points: int = 13, seed: int = 0
+) -> pd.DataFrame:
+    """The mean loss on the plane through the images that the gradient's sign and random signs span.
+
+    Args:
+        network: The network.
+        images: Floats `[batch, height, width, channels]` in [0, 1].
+        labels: Integers `[batch]`.
+        epsilon: How far to go along either, to both sides, in units of images in [0, 1].
+        points: How many points along each.
+        seed: Seed of the random signs.
+
+    Returns:
+        A frame with `points * points` rows and the columns `along_gradient`, `along_random` (in units of images) and
+        `loss`, the mean cross-entropy of the labels. Where no gradient reaches the images, it is zero.
+
+    Example:
+        >>> surface = loss_surface(network, images, labels, epsilon=16 / 256)
+
+    Source:
+        Figure 1 of Tramer et al., "Ensemble Adversarial Training", ICLR 2018.
+    """
+    images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        total = tf.reduce_sum(cross_entropy(labels, logits_of(network, images)))
+    gradient = tape.gradient(total, images, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    directions = tf.sign(gradient), _random_signs(images, tf.constant([seed, 0]))
+
+    @tf.function
+    def loss_at(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+        moved = tf.clip_by_value(images + first * directions[0] + second * directions[1], 0.0, 1.0)
+        return tf.reduce_mean(cross_entropy(labels, logits_of(network, moved)))
+
+    places = np.linspace(-epsilon, epsilon, points)
+    rows = [
+        (x, y, float(loss_at(tf.constant(x, tf.float32), tf.constant(y, tf.float32)))) for x in places for y in places
+    ]
+    return pd.DataFrame(rows, columns=["along_gradient", "along_random", "loss"])
+
+
+def _iterative(epsilon: float, steps: int) -> PGD:
+    return PGD(epsilon=epsilon, steps=steps)
+
+
+def _random_signs(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.sign(tf.random.stateless_uniform(tf.shape(images), seed) - 0.5)
+
+
+def _losses(network: Model, dataset: tf.data.Dataset, iterative: Attack, seed: int, stage: str) -> Losses:
+    @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
+    def look(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+
+        def loss(x: tf.Tensor) -> tf.Tensor:
+            return cross_entropy(labels, logits_of(network, tf.clip_by_value(x, 0.0, 1.0)))
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            clean = loss(images)
+            total = tf.reduce_sum(clean)
+        gradient = tape.gradient(total, images)
+        size = tf.reduce_max(tf.abs(gradient), axis=(1, 2, 3))
+        return {
+            "clean": clean,
+            "single_step": loss(images + iterative.epsilon * tf.sign(gradient)),
+            "iterative": loss(iterative(network, images, labels, seed=key)),
+            "random": loss(images + iterative.epsilon * _random_signs(images, _fold_in(key, 1))),
+            "blind": ~(tf.math.is_finite(size) & (size > 0)),
+        }
+
+    compiled, found = look.get_concrete_function(), []
+    batches = tqdm(dataset, desc=stage, unit="batch", total=len(dataset), dynamic_ncols=True, disable=None)
+    for index, (images, labels) in enumerate(batches):
+        found.append(compiled(images, labels, tf.constant([seed, index])))
+    return Losses(**{name: np.concatenate([each[name].numpy() for each in found]) for name in found[0]})
+
+
+def _facts(
+    name: str,
+    epsilon: float,
+    matrix: Predictions,
+    alone: Predictions,
+    losses: Mapping[str, Losses],
+    attackers: list[str],
+    undefended: list[str],
+) -> Facts:
+    """Sorts what was measured by what it means to one network."""
+    follows = name in losses
+    before = f"{name} before"
+    attacks = ("single step", "iterative")
+    # Not what networks were before: as an attacker of its later self, that would be half a white box.
+    others = [other for other in attackers if other != name and other in losses]
+
+    def under(attack: str, source: str, target: str = name) -> np.ndarray:
+        return matrix.correct(attack, epsilon, source, target)
+
+    def itself(attack: str, radius: float = epsilon, target: str = name) -> np.ndarray:
+        return alone.correct(attack, radius, name, target)
+
+    references = [before] if before in losses else [other for other in undefended if other in losses]
+    return Facts(
+        network=name,
+        clean=matrix.correct(CLEAN, 0.0, "", name),
+        losses=losses.get(name),
+        single_step=under("single step", name) if follows else None,
+        iterative=under("iterative", name) if follows else None,
+        unbounded=itself("unbounded", 1.0) if follows else None,
+        noise=itself("noise"),
+        square=itself("square"),
+        auto_attack=itself("AutoAttack") if follows else None,
+        transferred={(attack, other): under(attack, other) for attack in attacks for other in others},
+        strength={
+            other: Strength(
+                clean=matrix.correct(CLEAN, 0.0, "", other),
+                noise=itself("noise", target=other),
+                own=under("single step", name, other),
+                before=under("single step", before, other) if before in losses else None,
+                others=[under("single step", third, other) for third in others if third != other],
+            )
+            for other in (undefended if follows else [])
+        },
+        reference_ratios=[losses[reference].approximation_ratio() for reference in references],
+    )

@@ -1,0 +1,39 @@
+"""How networks are called in results: by the scheme that trained them and their own name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+UNSEEN = "holdout"
+"""In the place of a scheme: a network that no scheme has met."""
+
+
+class NetworkName(NamedTuple):
+    """The name of a network in results, `<scheme>/<network>`.
+
+    Attributes:
+        scheme: The scheme that trained it, or `UNSEEN`; empty where the name tells none.
+        network: Its own name.
+
+    Example:
+        >>> name = NetworkName.parse("satm/compact_vgg")
+        >>> name.scheme, str(name)
+        ('satm', 'satm/compact_vgg')
+    """
+
+    scheme: str
+    network: str
+
+    @classmethod
+    def parse(cls, text: str) -> NetworkName:
+        """The name in its parts; one without a slash has no scheme."""
+        scheme, _, network = text.rpartition("/") if text.count("/") == 1 else ("", "", text)
+        return cls(scheme, network)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether no scheme has met it."""
+        return self.scheme == UNSEEN
+
+    def __str__(self) -> str:
+        return f"{self.scheme}/{self.network}" if self.scheme else self.network

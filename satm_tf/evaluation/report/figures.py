@@ -1,0 +1,171 @@
+"""The figures of a report: each a PNG, the numbers in it as CSV beside it, and what it shows in words.
+
+They are drawn narrow, so that a phone's width does not make their letters too small to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, which the colour-blind tell apart; without their yellow, too pale for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_WIDTH, _DPI = 4.6, 160
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk.
+
+    Attributes:
+        path: The PNG; its numbers are beside it, as CSV.
+        alt: What it shows, in words, for who cannot see it.
+        caption: What stands under it.
+    """
+
+    path: Path
+    alt: str
+    caption: str
+
+
+def heat_map(table: pd.DataFrame, path: Path, caption: str) -> Picture:
+    """Rates with sources down and targets across; white boxes are framed.
+
+    Args:
+        table: As `matrix_table` gives it, shares in [0, 1].
+        path: The PNG to write.
+        caption: What stands under it.
+    """
+    rows, columns = table.shape
+    figure = Figure(figsize=(max(_WIDTH, 2.2 + 0.5 * columns), 1.5 + 0.34 * rows), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(table.to_numpy(float), vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for y, x in np.ndindex(rows, columns):
+        rate = table.iloc[y, x]
+        if not np.isnan(rate):
+            axes.text(x, y, f"{100 * rate:.0f}", ha="center", va="center", color="white" if rate > 0.55 else "black")
+        if table.index[y] == table.columns[x]:
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2))
+    axes.set_xticks(range(columns), _plain(table.columns), rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(rows), _plain(table.index), fontsize=8)
+    axes.set(xlabel="target", ylabel="examples of")
+    table.to_csv(path.with_suffix(".csv"))
+    alt = (
+        f"Heat map of accuracys in percent, {rows} rows of sources and {columns} columns of targets, from "
+        f"{100 * np.nanmin(table):.0f} to {100 * np.nanmax(table):.0f}. The numbers are in the table."
+    )
+    return _write(figure, path, alt, caption)
+
+
+def lines(
+    table: pd.DataFrame,
+    path: Path,
+    caption: str,
+    *,
+    x: str,
+    y: str,
+    dashed: Sequence[str] = (),
+    rate: bool = False,
+    groups: Mapping[str, int] | None = None,
+) -> Picture:
+    """Lines over a common axis.
+
+    Args:
+        table: A column for each line; the index is the axis.
+        path: The PNG to write.
+        caption: What stands under it.
+        x: What the axis across is.
+        y: What the axis up is.
+        dashed: The columns that are dashed.
+        rate: Whether the values are shares, drawn in percent from 0 to 100.
+        groups: The number of a column's colour, where not every line has one of its own.
+    """
+    figure = Figure(figsize=(_WIDTH, 2.9 + 0.17 * table.shape[1]), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(table.columns):
+        colour = COLOURS[(groups or {}).get(name, place) % len(COLOURS)]
+        style, scale = "--" if name in dashed else "-", 100 if rate else 1
+        axes.plot(table.index, scale * table[name], style, color=colour, label=_plain([name])[0], marker="o", ms=3)
+    axes.set(xlabel=x, ylabel=f"{y}, %" if rate else y)
+    if rate:
+        axes.set_ylim(-2, 102)
+    if x == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", fontsize=8, frameon=False, ncols=1)
+    table.to_csv(path.with_suffix(".csv"))
+    ends = [f"{name} from {table[name].dropna().iloc[0]:.3g} to {table[name].dropna().iloc[-1]:.3g}" for name in table]
+    return _write(figure, path, f"Lines of {y} over {x}: {'; '.join(ends)}.", caption)
+
+
+def confusion(matrix: Any, names: Sequence[str], path: Path, caption: str) -> Picture:
+    """A confusion matrix, shaded by the share of each true class.
+
+    Args:
+        matrix: Integers `[classes, classes]`; rows are true classes.
+        names: The classes.
+        path: The PNG to write.
+        caption: What stands under it.
+    """
+    table = pd.DataFrame(matrix, index=list(names), columns=list(names))
+    shares = table.div(table.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+    side = max(_WIDTH, 0.42 * len(names) + 1)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for y, x in np.ndindex(*table.shape):
+        if table.iloc[y, x]:
+            colour = "white" if shares[y, x] > 0.55 else "black"
+            axes.text(x, y, f"{table.iloc[y, x]}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(names)), _plain(names), rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), _plain(names), fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true class")
+    table.to_csv(path.with_suffix(".csv"))
+    right = np.trace(table.to_numpy()) / max(table.to_numpy().sum(), 1)
+    return _write(figure, path, f"Confusion matrix of {len(names)} classes, {right:.1%} on the diagonal.", caption)
+
+
+def surface(table: pd.DataFrame, path: Path, caption: str) -> Picture:
+    """The loss over the plane of the gradient's sign and random signs.
+
+    Args:
+        table: As `loss_surface` gives it.
+        path: The PNG to write.
+        caption: What stands under it.
+    """
+    grid = table.pivot(index="along_random", columns="along_gradient", values="loss")
+    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.pcolormesh(grid.columns, grid.index, grid.to_numpy(), cmap="viridis", shading="nearest")
+    axes.plot(0, 0, "o", color="white", markeredgecolor="black")
+    axes.set(xlabel="along the gradient's sign", ylabel="along random signs")
+    figure.colorbar(shown, label="mean loss")
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    middle = grid.index[len(grid) // 2]
+    along = grid.loc[middle]
+    alt = (
+        f"The loss around images, from {along.iloc[0]:.3g} against the gradient over {grid.loc[middle, middle]:.3g} at "
+        f"the images to {along.iloc[-1]:.3g} along it."
+    )
+    return _write(figure, path, alt, caption)
+
+
+def _plain(names: Iterable[Any]) -> list[str]:
+    """Texts in which Matplotlib finds no formula."""
+    return [str(name).replace("$", r"\$") for name in names]
+
+
+def _write(figure: Figure, path: Path, alt: str, caption: str) -> Picture:
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=_DPI, format="png")
+    temporary.replace(path)
+    return Picture(path, alt, caption)

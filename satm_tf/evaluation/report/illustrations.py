@@ -1,0 +1,73 @@
+"""What a report shows beside figures: pictures of adversarial images, and the loss around clean ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf.attacks import Attack
+from satm_tf.attacks.gallery import write_gallery
+from satm_tf.evaluation.masking import loss_surface
+from satm_tf.evaluation.transfer import Network
+from satm_tf.storage import write_text
+
+
+def write_galleries(
+    folder: Path,
+    attacks: Mapping[str, Attack],
+    *,
+    source: str,
+    network: Network,
+    dataset: tf.data.Dataset,
+    class_names: Sequence[str],
+    most: int = 4,
+) -> None:
+    """Writes a picture for each attack, at its own epsilon, into `gallery/`; one that is there is not made again.
+
+    Args:
+        folder: The folder of the report.
+        attacks: The attacks, by name.
+        source: Name of the network that crafts.
+        network: The network that crafts, and says what it takes the images for.
+        dataset: Batches of `(images, labels)`; the first images of the first are shown.
+        class_names: The name of each label.
+        most: How many images to show.
+    """
+    images, labels = (part[:most] for part in next(iter(dataset)))
+    (folder / "gallery").mkdir(parents=True, exist_ok=True)
+    for name, attack in attacks.items():
+        path = folder / "gallery" / f"{name}, epsilon {attack.epsilon:g}, on {source}.png".replace("/", " ")
+        if path.exists():
+            continue
+        adversarial = attack.compiled(network)(images, labels)
+        before, after = (
+            [class_names[index] for index in np.argmax(network(shown, training=False), -1)]
+            for shown in (images, adversarial)
+        )
+        temporary = path.with_name(f".{path.name}")
+        write_gallery(temporary, images, adversarial, before, after, title=path.stem)
+        temporary.replace(path)
+
+
+def write_surfaces(
+    folder: Path, networks: Mapping[str, Network], *, dataset: tf.data.Dataset, epsilon: float, seed: int = 0
+) -> None:
+    """Writes `surfaces.csv`: the frames of `loss_surface` around the first batch, with the column `network`.
+
+    Args:
+        folder: The folder of the report.
+        networks: The networks, by name.
+        dataset: Batches of `(images, labels)`.
+        epsilon: How far to look.
+        seed: Seed of the random signs.
+    """
+    images, labels = next(iter(dataset))
+    surfaces = [
+        loss_surface(network, images, labels, epsilon=epsilon, seed=seed).assign(network=name)
+        for name, network in networks.items()
+    ]
+    write_text(folder / "surfaces.csv", pd.concat(surfaces).to_csv(index=False))

@@ -1,0 +1,333 @@
+"""The parts of a report, each made from what a folder holds."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from satm_tf.evaluation.checks import label_leaking
+from satm_tf.evaluation.masking.verdicts import FAIL, NOT_APPLICABLE
+from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.report import figures
+from satm_tf.evaluation.report.figures import Picture
+from satm_tf.evaluation.tables import (
+    HOLDOUT,
+    compare_schemes,
+    matrix_table,
+    robustness_table,
+    strength_table,
+    with_uncertainty,
+    with_views,
+)
+
+_MOST_CLASSES = 20
+_WORDS = {"accuracy": "accuracy", "one_off_accuracy": "one-off accuracy"}
+
+
+@dataclass
+class Table:
+    """A table of texts.
+
+    Attributes:
+        caption: What stands above it.
+        head: The names of the columns.
+        rows: The texts of the cells.
+        labels: How many columns at the left are names of rows.
+    """
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    labels: int = 1
+
+
+@dataclass
+class Section:
+    """A part of the page; one without content is left out.
+
+    Attributes:
+        title: Its heading.
+        lead: A sentence or two to begin with.
+        tables: Tables.
+        pictures: Figures.
+        texts: Blocks of text as they are, each with a heading.
+    """
+
+    title: str
+    lead: str = ""
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+
+
+def summary(results: pd.DataFrame | None) -> str:
+    """What was measured on how much, and how to read the rates."""
+    if results is None:
+        return "No network has been measured yet."
+    folds = results.fold.nunique() if "fold" in results else 0
+    images = " to ".join(f"{count:,}" for count in sorted({results.images.min(), results.images.max()}))
+    return (
+        f"{results.target.nunique()} networks, measured on {images} images"
+        f"{f' of each of {folds} folds' if folds > 1 else ''}. "
+        + (
+            "± is the standard deviation over folds or seeds."
+            if folds > 1
+            else "Under each rate stands its 95 % interval."
+        )
+    )
+
+
+def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Section:
+    """What fails, before anything else."""
+    section = Section("Verdicts")
+    sentences = []
+    if checks is not None:
+        failed = checks[checks.verdict == FAIL]
+        sentences.append(
+            f"{len(failed)} of {len(checks)} checks fail"
+            + (f", on {', '.join(dict.fromkeys(failed.network))}." if len(failed) else ".")
+        )
+        grid = checks.pivot(index="check", columns="network", values="verdict")
+        grid = grid.loc[list(dict.fromkeys(checks.check)), list(dict.fromkeys(checks.network))]
+        section.tables.append(_table(grid.fillna(NOT_APPLICABLE), "Is it masking? Each check of each network"))
+        if len(failed):
+            section.tables.append(_table(failed[["network", "check", "explanation"]], "What fails", labels=2))
+    if results is not None and CLEAN in set(results.attack):
+        leaking = label_leaking(results).query("leaks")
+        sentences.append(
+            "Label leaking: no adversarial images are classified better than clean ones."
+            if leaking.empty
+            else f"Label leaking: in {len(leaking)} cells adversarial images are classified better than clean ones, so "
+            "that what was gained there is worth nothing against strangers."
+        )
+        if len(leaking):
+            shown = leaking[["attack", "source", "target", "accuracy", "clean_accuracy"]].copy()
+            for column in ("accuracy", "clean_accuracy"):
+                shown[column] = shown[column].map("{:.1%}".format)
+            section.tables.append(_table(shown, "Where labels leak", labels=3))
+    section.lead = " ".join(sentences)
+    return section
+
+
+def rates(results: pd.DataFrame) -> Section:
+    """The paper's tables where networks are named by scheme, and else the matrix."""
+    section = Section("Rates")
+    for value in ("accuracy", "one_off_accuracy"):
+        if results[value].isna().all():
+            continue
+        for attack, epsilon in _attacks(results):
+            here = f"{_WORDS[value]}, {attack}, epsilon {epsilon:g}"
+            views: list[tuple[Any, str]] = [(matrix_table, f"{here}: the sources down, the targets across")]
+            if _in_schemes(results):
+                views = [(robustness_table, here), (strength_table, f"{here}: the networks' own examples on holdouts")]
+            for view, caption in views:
+                chosen = functools.partial(_column, view, attack, epsilon)
+                table = with_uncertainty(results, chosen, value)
+                if table.size:
+                    # On two lines, which makes the columns half as wide.
+                    two_lines = {r" ± (.*) \((.*)\)$": r"\n± \1, \2", r" \((.*)\)$": r"\n\1"}
+                    table = table.replace(two_lines, regex=True)
+                    section.tables.append(_table(table, caption[0].upper() + caption[1:]))
+    return section
+
+
+def _column(view: Any, attack: str, epsilon: float, results: pd.DataFrame, value: str) -> pd.DataFrame:
+    return view(results, attack, value, epsilon)
+
+
+def _in_schemes(results: pd.DataFrame) -> bool:
+    return bool(results.target.str.contains("/").all()) and not with_views(results).empty
+
+
+def _related(results: pd.DataFrame) -> pd.DataFrame:
+    """Where networks are named by scheme, the rows in which a target meets its own scheme or a holdout."""
+    return with_views(results) if _in_schemes(results) else results
+
+
+def _attacks(results: pd.DataFrame) -> list[tuple[str, float]]:
+    rows = results[results.attack != CLEAN]
+    return list(dict.fromkeys(zip(rows.attack, rows.epsilon, strict=True)))
+
+
+def matrices(results: pd.DataFrame, drawings: Path) -> Section:
+    """A heat map for each attack and epsilon, and curves where there are several epsilons."""
+    section = Section("Transfer matrix", "Rates in percent; a white box is framed.")
+    for attack, epsilon in _attacks(results):
+        path = drawings / f"{_file(f'matrix {attack} {epsilon:g}')}.png"
+        table = matrix_table(results, attack, epsilon=epsilon)
+        section.pictures.append(figures.heat_map(table, path, f"{attack}, epsilon {epsilon:g}"))
+    related = _related(results)
+    for (target, attack), rows in related[related.attack != CLEAN].groupby(["target", "attack"], sort=False):
+        if rows.epsilon.nunique() > 1:
+            curves = rows.pivot_table(index="epsilon", columns="source", values="accuracy", sort=False)
+            clean = related[(related.target == target) & (related.attack == CLEAN)]
+            curves.loc[0.0] = clean.accuracy.mean()
+            curves = curves.sort_index().rename(columns=lambda name: f"from {name}")
+            path = drawings / f"{_file(f'epsilons {attack} {target}')}.png"
+            caption = f"{target} under {attack}, at every epsilon"
+            section.pictures.append(figures.lines(curves, path, caption, x="epsilon", y="accuracy", rate=True))
+    return section if section.pictures else Section("")
+
+
+def comparisons(predictions: Predictions) -> Section:
+    """Every scheme against the first."""
+    section = Section("Schemes compared on the same images")
+    if not _in_schemes(predictions.cells):
+        return section
+    cells = with_views(predictions.cells)
+    schemes = list(dict.fromkeys(cells.scheme))
+    networks = {scheme: set(cells[cells.scheme == scheme].network) for scheme in schemes}
+    for second in schemes[1:]:
+        if not networks[schemes[0]] & networks[second]:
+            continue
+        compared = compare_schemes(predictions, schemes[0], second).to_dict("records")
+        rows = [
+            {
+                "network": row["network"],
+                "attack": f"{row['attack']}, {row['epsilon']:g}" if row["epsilon"] else row["attack"],
+                "examples of": row["source_network"] if row["view"] == HOLDOUT else row["view"],
+                schemes[0]: f"{row[schemes[0]]:.1%}",
+                second: f"{row[second]:.1%}",
+                "difference": "{:+.1f}\n{:+.1f} to {:+.1f}".format(
+                    *(100 * row[name] for name in ("difference", "low", "high"))
+                ),
+                "p": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+            }
+            for row in compared
+        ]
+        shown = pd.DataFrame(rows)
+        section.tables.append(
+            _table(shown, f"{second} against {schemes[0]}: points, and McNemar's exact test", labels=3)
+        )
+    return section
+
+
+def surfaces(surfaces: pd.DataFrame, drawings: Path) -> Section:
+    """A surface for each network."""
+    section = Section(
+        "The loss around images", "Where a network does not hide its gradient, the loss rises to the right."
+    )
+    for name, rows in surfaces.groupby("network", sort=False):
+        path = drawings / f"{_file(f'surface {name}')}.png"
+        section.pictures.append(figures.surface(rows.drop(columns="network"), path, str(name)))
+    return section
+
+
+def confusion(predictions: Predictions, names: list[str] | None, drawings: Path) -> Section:
+    """Of each target, on clean images and under the worst black box; of many classes there would be nothing to see."""
+    if predictions.num_classes > _MOST_CLASSES:
+        return Section("")
+    section = Section("Confusion matrices", "Of each network, on clean images and under what others did worst.")
+    classes = names or [str(index) for index in range(predictions.num_classes)]
+    frame = _related(predictions.frame())
+    for target, rows in frame.groupby("target", sort=False):
+        black_box = rows[(rows.attack != CLEAN) & (rows.source != target)]
+        worst = black_box.sort_values("accuracy").head(1)
+        for row in pd.concat([rows[rows.attack == CLEAN], worst]).to_dict("records"):
+            attack, epsilon, source = row["attack"], row["epsilon"], row["source"]
+            how = f"{attack}, epsilon {epsilon:g}, from {source}" if source else "clean images"
+            matrix = predictions.confusion(attack, epsilon, source, str(target))
+            path = drawings / f"{_file(f'confusion {target} {attack} {source}')}.png"
+            section.pictures.append(figures.confusion(matrix, classes, path, f"{target}: {how}"))
+    return section
+
+
+def training(metrics: pd.DataFrame, drawings: Path) -> Section:
+    """Figures 3 and 4 of the paper for every stage: losses, and clean and adversarial rates."""
+    section = Section("Training")
+    for stage, rows in metrics.groupby("stage", sort=False) if "stage" in metrics else [("training", metrics)]:
+        history = (
+            rows.dropna(axis=1, how="all").set_index("epoch") if "epoch" in rows else rows.dropna(axis=1, how="all")
+        )
+        losses = history[[name for name in ("loss", "val_loss") if name in history]]
+        losses = losses.rename(columns={"loss": "training", "val_loss": "validation"})
+        if losses.size:
+            path = drawings / f"{_file(f'loss {stage}')}.png"
+            section.pictures.append(figures.lines(losses, path, f"{stage}: loss", x="epoch", y="loss"))
+        ending = "_accuracy"
+        found = [name for name in history if str(name).endswith(ending)]
+        # Validation where there is any: what a network makes of images that it learns from says little.
+        prefix = "val_" if any(name.startswith("val_") for name in found) else ""
+        chosen = [name for name in found if name.startswith("val_") == bool(prefix)]
+        labels = {name: name.removeprefix(prefix).removesuffix(ending) for name in chosen}
+        adversarial = {name for name, label in labels.items() if label.endswith("_adversarial")}
+        networks = list(dict.fromkeys(label.removesuffix("_adversarial") for label in labels.values()))
+        lines = {
+            name: f"{label.removesuffix('_adversarial')}, {'adversarial' if name in adversarial else 'clean'}"
+            for name, label in labels.items()
+        }
+        rates = history[chosen].rename(columns=lines)
+        if rates.size:
+            which = "validation" if prefix else "training"
+            path = drawings / f"{_file(f'rates {stage}')}.png"
+            section.pictures.append(
+                figures.lines(
+                    rates,
+                    path,
+                    f"{stage}: accuracy on {which} images",
+                    x="epoch",
+                    y="accuracy",
+                    rate=True,
+                    dashed=[lines[name] for name in adversarial],
+                    groups={lines[n]: networks.index(labels[n].removesuffix("_adversarial")) for n in chosen},
+                )
+            )
+    return section
+
+
+def gallery(folder: Path) -> Section:
+    """The pictures that lie in `gallery/`."""
+    section = Section("Adversarial images")
+    for path in sorted((folder / "gallery").glob("[!.]*.png")):
+        alt = f"Rows of a clean image, its adversarial twin and their difference magnified: {path.stem}."
+        section.pictures.append(Picture(path, alt, path.stem))
+    return section
+
+
+def every_check(checks: pd.DataFrame | None) -> Section:
+    """All verdicts with their sentences and figures."""
+    section = Section("Every check, with what it rests on")
+    if checks is not None:
+        figures_of = [", ".join(f"{name} {x:.4g}" for name, x in json.loads(text).items()) for text in checks.figures]
+        shown = checks[["network", "check", "verdict", "explanation"]].copy()
+        shown["explanation"] = checks.explanation + "\n" + pd.Series(figures_of, checks.index)
+        section.tables.append(_table(shown, "", labels=2))
+    return section
+
+
+def origin(folder: Path, config: dict[str, Any]) -> Section:
+    """Command, data, configuration and environment."""
+    section = Section("How it was made")
+    if config:
+        command = (
+            "python -m satm_tf.evaluate --config config.yaml --output NEW_FOLDER"
+            if "targets" in config
+            else "python -m satm_tf.train --config config.yaml --run_dir NEW_FOLDER"
+        )
+        section.texts.append(("To repeat it", command))
+    for heading, name in (("Data", "data.txt"), ("Configuration", "config.yaml")):
+        if (folder / name).exists():
+            section.texts.append((heading, (folder / name).read_text(encoding="utf-8").rstrip()))
+    recorded = folder / "environment.json"
+    if recorded.exists():
+        environment = json.loads(recorded.read_text(encoding="utf-8"))
+        lines = [f"{key}: {', '.join(x) if isinstance(x, list) else x}" for key, x in environment.items()]
+        section.texts.append(("Environment", "\n".join(lines)))
+    return section
+
+
+def _table(frame: pd.DataFrame, caption: str, labels: int = 0) -> Table:
+    """A frame as texts; its index, where it has names, makes the labels."""
+    named = [name for name in frame.index.names if name is not None]
+    flat = frame.reset_index() if named else frame
+    head = [str(name).replace("_", " ") if name in named else str(name) for name in flat.columns]
+    return Table(caption, head, flat.astype(str).to_numpy().tolist(), labels or len(named) or 1)
+
+
+def _file(name: str) -> str:
+    return "".join(character if character.isalnum() or character in "+." else "_" for character in name)

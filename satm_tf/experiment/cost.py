@@ -1,0 +1,299 @@
+"""What stages, measurements and checks will take, said before they start."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from satm_tf.evaluation import masking_checks
+from satm_tf.evaluation.predictions import CLEAN, Cell
+from satm_tf.experiment.config import (
+    Config,
+    NetworkConfig,
+    TrainingConfig,
+    evaluation_attacks,
+    make_attack,
+    scheme_networks,
+    stage_training,
+)
+from satm_tf.experiment.images import Sizes
+from satm_tf.experiment.stages import all_stages, check, frozen_sources, precision, run_folder
+from satm_tf.models import ImageClassifier
+
+# Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
+# to the images.
+_FORWARD, _CRAFT = 1 / 3, 2 / 3
+# Tracing a stage's graphs, loading, saving and logging, in times of a network's first call.
+_STAGE_OVERHEAD = 8.0
+# Of an export and of asking it.
+_EXPORTS = 4.0
+_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}
+_FACE_BYTES = 4_000
+# Of a batch that networks are timed on: 64 images of 48 x 48.
+_PIXELS = 64 * 48**2
+
+
+class Cost(NamedTuple):
+    """What one stage, or measuring, takes.
+
+    Attributes:
+        steps: Steps of training, or batches to measure.
+        seconds: About how long, on this machine.
+        bytes: What it leaves on disk.
+        passing: What it needs there while it runs.
+    """
+
+    steps: int
+    seconds: float
+    bytes: float
+    passing: float = 0.0
+
+
+NOTHING = Cost(0, 0.0, 0.0)
+
+
+class Network(NamedTuple):
+    """What one network takes: seconds of a pass forward and back for each image, of its first call; its weights."""
+
+    seconds: float
+    first: float
+    weights: int
+
+
+@functools.cache
+def time_network(described: NetworkConfig, size: int, batch: int, policy: str, num_classes: int = 8) -> Network:
+    """Builds a network, without its published weights, and times it on one batch of noise, three times."""
+    if not tf.config.list_physical_devices("GPU"):
+        batch = max(1, min(batch, _PIXELS // size**2))  # A processor is busy with less.
+    began = time.monotonic()
+    with precision(policy):
+        network = ImageClassifier.from_backbone(
+            described.backbone, num_classes=num_classes, image_shape=(size, size, 3), dropout=described.dropout
+        )
+    images = tf.random.uniform([batch, size, size, 3])
+
+    @tf.function
+    def step(images: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(images, training=True) ** 2)
+        return tape.gradient(loss, network.trainable_variables)
+
+    step(images)[-1].numpy()
+    first = time.monotonic() - began
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        step(images)[-1].numpy()
+        times.append(time.monotonic() - began)
+    weights = network.count_params()
+    keras.utils.clear_session()
+    return Network(float(np.median(times)) / batch, first, weights)
+
+
+def _timed(config: Config) -> Callable[[str], Network]:
+    networks = {**config.networks, **config.holdouts}
+    options = config.data.image_size, config.co_train.batch_size, config.precision
+    return lambda name: time_network(networks[name], *options)
+
+
+def estimate(config: Config, stages: Iterable[str], cells: Iterable[Cell], found: Sizes) -> dict[str, Cost]:
+    """The cost of each stage, and of "measure".
+
+    A network's pass forward and back is timed; an adversarial image is counted as such a pass of who learns from it
+    and, for each gradient of the attack, two thirds of one of who crafts it; a prediction as a third.
+
+    Args:
+        config: The configuration.
+        stages: The stages that are still to be trained.
+        cells: The cells that are to be measured.
+        found: The numbers of images.
+    """
+    timed = _timed(config)
+    costs = {}
+    for stage in stages:
+        kind, name = stage.split("/")
+        training = stage_training(config, stage)
+        trained = [name] if kind == "fine_tune" else scheme_networks(config, name)
+        clean = sum(timed(each).seconds for each in trained)
+        learning = _adversarial(config, name, timed) if kind == "co_train" else 0.0
+        seen = training.epochs * (found.train + 0.5 * found.validation)
+        overhead = _STAGE_OVERHEAD * sum(timed(each).first for each in trained)
+        size = 4.0 * sum(timed(each).weights for each in trained)
+        costs[stage] = Cost(
+            training.epochs * _steps(training, found.train),
+            seen * (clean + learning) + overhead,
+            size,
+            2 * size * (1 + _SLOTS.get(training.optimizer, 2)),
+        )
+    attacks = evaluation_attacks(config)
+    wanted = set(cells)
+    crafted = {(cell.attack, cell.epsilon, cell.source) for cell in wanted if cell.attack != CLEAN}
+    seconds = sum(
+        _CRAFT * getattr(attacks[attack], "steps", 1) * timed(_network(s)).seconds for attack, _, s in crafted
+    )
+    seconds += sum(_FORWARD * timed(_network(cell.target)).seconds for cell in wanted)
+    overhead = sum(timed(_network(cell.target)).first for cell in wanted) / 4
+    blocks = len(crafted) * -(-found.test // 128)
+    costs["measure"] = Cost(blocks, found.test * seconds + overhead, float(found.test * len(wanted)))
+    return costs
+
+
+def estimate_checks(config: Config, found: Sizes) -> Cost:
+    """The cost of the checks for masked gradients: every gradient and query of `masking_checks` on every image.
+
+    Of AutoAttack it counts the first attack alone; most images fall to it, or to the square attack's first half.
+    """
+    timed = _timed(config)
+    usual = {name: field.default for name, field in inspect.signature(masking_checks).parameters.items()}
+    steps, queries = (config.checks.effort.get(name, usual[name]) for name in ("steps", "queries"))
+    schemes = config.schemes if config.checks.schemes is None else config.checks.schemes
+    checked = [name for scheme in schemes for name in scheme_networks(config, scheme)]
+    if not checked:
+        return NOTHING
+    images = min(found.test, config.checks.limit)
+    crafting = [*checked, *checked, *config.holdouts]  # also as they were before
+    attacked = [*checked, *config.holdouts]
+    gradients = sum((2 * steps + 2) * timed(name).seconds for name in crafting)
+    gradients += sum(3 * steps * timed(name).seconds for name in checked)
+    passes = sum((2 * len(crafting) + 4 * len(checked)) * timed(name).seconds for name in attacked)
+    passes += sum((queries / 2 + 10) * timed(name).seconds for name in checked)
+    traced = sum(3 * timed(name).first for name in crafting) + sum(4 * timed(name).first for name in checked)
+    return Cost(0, images * (_CRAFT * gradients + _FORWARD * passes) + traced, 0.0)
+
+
+def _estimate_export(config: Config) -> Cost:
+    """Of the SavedModels, each written and asked once more."""
+    names = scheme_networks(config, config.export.scheme) if config.export.scheme else []
+    exported = [_timed(config)(name) for name in names]
+    return Cost(0, sum(_EXPORTS * each.first for each in exported), sum(4.0 * each.weights for each in exported))
+
+
+def describe(config: Config) -> str:
+    """What `experiment.run` has still to do and about what that takes, in words and columns; writes nothing.
+
+    Args:
+        config: What would be done.
+
+    Raises:
+        ValueError: As `experiment.check` does.
+        FileNotFoundError: As `experiment.check` does.
+    """
+    images, found = check(config)
+    folder = run_folder(config)
+    stages = all_stages(config)
+    trained = [f"{scheme}/{name}" for scheme in config.schemes for name in scheme_networks(config, scheme)]
+    everyone = [*trained, *(f"holdout/{name}" for name in config.holdouts)]
+    attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in evaluation_attacks(config).items()}}
+    cells = [
+        Cell(attack, epsilon, source, target)
+        for attack, epsilon in attacks.items()
+        for source in ([""] if attack == CLEAN else everyone)
+        for target in everyone
+    ]
+    costs = {
+        **estimate(config, stages, cells, found),
+        "check": estimate_checks(config, found),
+        "export": _estimate_export(config),
+    }
+    files = {"measure": "results.csv", "check": "checks.csv", "export": "exports.json"}
+    files |= {stage: f"networks/{stage}" for stage in stages}
+    done = {part for part, file in files.items() if (folder / file).exists() or costs[part] == NOTHING}
+    to_do = {part: int(part not in done) for part in costs}
+    rows, whole = table(costs, to_do)
+    drawn = 0.0 if (folder / "synthetic_faces").exists() or config.data.root else data_bytes(config)
+    return "\n".join(
+        [
+            f"{config.name}, in {folder}: {found.train:,} training, {found.validation:,} validation and {found.test:,} "
+            f"test images of {images.num_classes} classes",
+            *describe_networks(config),
+            *rows,
+            summary(whole._replace(bytes=whole.bytes + drawn)),
+        ]
+    )
+
+
+def describe_networks(config: Config) -> list[str]:
+    """A line for each network: its backbone and size."""
+    networks, timed = {**config.networks, **config.holdouts}, _timed(config)
+    return [
+        f"  {name + ': ' + described.backbone:<60}{timed(name).weights:>14,} parameters"
+        for name, described in networks.items()
+    ]
+
+
+def table(costs: Mapping[str, Cost], to_do: Mapping[str, int]) -> tuple[list[str], Cost]:
+    """Lines of a table, and what is to do in all.
+
+    Args:
+        costs: The cost of each part.
+        to_do: How often each has still to be done.
+    """
+    lines = [f"  {'stage':<50}{'to do':>6}{'steps each':>12}{'s a step':>10}{'minutes':>9}{'MB':>8}"]
+    left = []
+    for part, each in costs.items():
+        times = to_do[part]
+        left.append(Cost(times * each.steps, times * each.seconds, times * each.bytes, each.passing if times else 0.0))
+        lines.append(
+            f"  {part:<50}{times or '-':>6}{each.steps:>12,}{each.seconds / max(each.steps, 1):>10.3f}"
+            f"{left[-1].seconds / 60:>9.1f}{left[-1].bytes / 1e6:>8.0f}"
+        )
+    return lines, in_all(left)
+
+
+def in_all(costs: Sequence[Cost]) -> Cost:
+    """The sum; what is needed only meanwhile is needed once."""
+    return Cost(
+        sum(each.steps for each in costs),
+        sum(each.seconds for each in costs),
+        sum(each.bytes for each in costs),
+        max((each.passing for each in costs), default=0.0),
+    )
+
+
+def summary(whole: Cost) -> str:
+    """The sentence on time and disk."""
+    minutes = whole.seconds / 60
+    shown = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+    return (
+        f"In all about {shown} on this machine, by networks timed just now on one batch each (it may well take half or "
+        f"twice that); at most {(whole.bytes + whole.passing) / 1e9:.2f} GB on disk."
+    )
+
+
+def _adversarial(config: Config, scheme: str, timed: Callable[[str], Network]) -> float:
+    """Seconds, for each clean image, of crafting adversarial ones and learning from them."""
+    described = config.schemes[scheme].scheme(make_attack(config.attack))
+    frozen = frozen_sources(config, scheme)
+    learners = described.sources(scheme_networks(config, scheme), frozen)
+    seconds = 0.0
+    for learner, sources in learners.items():
+        crafting = [
+            _CRAFT
+            * getattr(described.attack_on(source, learner, source not in frozen), "steps", 1)
+            * timed(frozen[source][1] if source in frozen else source).seconds
+            for source in sources
+        ]
+        share = 1.0 if described.all_sources or not sources else 1 / len(sources)
+        seconds += share * (sum(crafting) + len(sources) * timed(learner).seconds)
+    return seconds
+
+
+def data_bytes(config: Config) -> float:
+    """What drawing the images takes on disk."""
+    drawn = config.data.format == "synthetic_faces"
+    return float(_FACE_BYTES * config.data.num_subjects * config.data.images_per_subject) if drawn else 0.0
+
+
+def _steps(training: TrainingConfig, images: int) -> int:
+    return max(1, images // training.batch_size)
+
+
+def _network(name: str) -> str:
+    return name.split("/")[1]

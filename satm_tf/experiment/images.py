@@ -1,0 +1,113 @@
+"""The images that a configuration describes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from satm_tf import data
+from satm_tf.experiment.config import Config, DataConfig
+
+
+def load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
+    """The images, in their splits.
+
+    Args:
+        config: What to load.
+        folder: Where synthetic faces are written, if no other place is named.
+        seed: What the splits follow from.
+
+    Raises:
+        ValueError: If something is missing from the configuration, or does not fit the data.
+        FileNotFoundError: If the data is missing.
+    """
+    if config.root is None and config.format != "synthetic_faces":
+        raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
+    root = Path(config.root or folder / "synthetic_faces")
+    split: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
+    classes: dict[str, Any] = {"class_names": config.class_names, **split}
+    unsplit: dict[str, Any] = {"ordered": config.ordered, "test_share": config.test_share, **classes}
+
+    def read_adience() -> data.ImageData:
+        if config.fold is None:
+            raise ValueError("Adience is tested on one of its folds, 0 to 4. Received: data.fold=null")
+        return data.adience.load(root, fold=config.fold, target=config.target, variant=config.variant, **split)
+
+    def write_faces() -> data.ImageData:
+        data.synthetic.write_adience(
+            root, num_subjects=config.num_subjects, images_per_subject=config.images_per_subject, seed=seed
+        )
+        return read_adience()
+
+    def read_table() -> data.ImageData:
+        if config.table is None:
+            raise ValueError("Data of the format 'table' needs the CSV file as --data.table FILE. Received: none")
+        return data.tables.load(config.table, root, fold=config.fold, **unsplit)
+
+    formats: dict[str, Callable[[], data.ImageData]] = {
+        "synthetic_faces": write_faces,
+        "adience": read_adience,
+        "idx": lambda: data.idx.load(root, **classes),
+        "folder": lambda: data.folder.load(root, **unsplit),
+        "table": read_table,
+    }
+    images = formats[config.format]()
+    if config.prepared:
+        images = data.prepared.attach(images, config.prepared, root=root)
+    limited = {part: getattr(images, part).limit(limit, seed) for part, limit in _limits(config).items() if limit}
+    return dataclasses.replace(images, **limited)
+
+
+def _limits(config: DataConfig) -> dict[str, int | None]:
+    return {
+        "train": config.limit,
+        "validation": config.limit and max(1, round(config.limit * config.validation_share)),
+        "test": config.test_limit,
+    }
+
+
+class Sizes(NamedTuple):
+    """How many images there are in each split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def look_at_data(config: DataConfig, folder: Path, seed: int) -> tuple[data.ImageData, Sizes]:
+    """The images as `load_data` gives them and their numbers, without writing any.
+
+    Of synthetic faces that have yet to be drawn it gives forty, drawn and forgotten, which are of the same classes; the
+    numbers are what there will be, to a subject or two.
+
+    Raises:
+        ValueError: As `load_data` does.
+        FileNotFoundError: As `load_data` does.
+    """
+    root = Path(config.root or folder / "synthetic_faces")
+    if config.format != "synthetic_faces" or (root.is_dir() and any(root.iterdir())):
+        images = load_data(config, folder, seed)
+        return images, Sizes(len(images.train), len(images.validation), len(images.test))
+    few = dataclasses.replace(
+        config,
+        num_subjects=min(config.num_subjects, 40),
+        images_per_subject=min(config.images_per_subject, 1),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        images = load_data(dataclasses.replace(few, root=str(Path(scratch) / "faces")), folder, seed)
+    whole = config.num_subjects * config.images_per_subject
+    kept = round(config.validation_share * 4 * whole / 5)
+    sizes = {"train": 4 * whole // 5 - kept, "validation": kept, "test": whole - 4 * whole // 5}
+    return images, Sizes(**{part: min(size, _limits(config)[part] or size) for part, size in sizes.items()})
+
+
+def make_batches(examples: data.Examples, config: Config, **options: Any) -> tf.data.Dataset:
+    """Batches of some examples at the configuration's image size; other options as `data.batches` takes them."""
+    return data.batches(
+        examples, image_size=config.data.image_size, cache=config.data.cache, **{"batch_size": 128, **options}
+    )

@@ -1,0 +1,90 @@
+"""The folder of a run: the one place that names its files, and the names of its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from satm_tf.evaluation.folder import ResultsFolder
+
+FINE_TUNE, CO_TRAIN = "fine_tune", "co_train"
+
+
+class Stage(NamedTuple):
+    """One training of a run, written `<kind>/<name>`.
+
+    Attributes:
+        kind: `FINE_TUNE`, of one network on clean images, or `CO_TRAIN`, of a scheme's networks.
+        name: The network's or the scheme's.
+
+    Example:
+        >>> str(Stage.parse("co_train/satm"))
+        'co_train/satm'
+    """
+
+    kind: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Stage:
+        """A stage as it is written.
+
+        Raises:
+            ValueError: If it is written otherwise.
+        """
+        kind, slash, name = text.partition("/")
+        if not slash or kind not in (FINE_TUNE, CO_TRAIN) or not name:
+            raise ValueError(f"A stage is {FINE_TUNE}/<network> or {CO_TRAIN}/<scheme>. Received: {text!r}")
+        return cls(kind, name)
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+class RunFolder(ResultsFolder):
+    """The files of a run, those of its evaluation among them.
+
+    Args:
+        path: The folder; it need not exist.
+
+    Attributes:
+        metrics: A row for each stage and epoch.
+        exports: The folder of each exported version, by the network's name.
+        synthetic_faces: Where images are drawn that have no other place.
+        measured: The folder of what was measured for the paper's tables.
+
+    Example:
+        >>> RunFolder("runs/quickstart").network(Stage("co_train", "satm"), "compact_vgg")
+        PosixPath('runs/quickstart/networks/co_train/satm/compact_vgg.keras')
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        self.metrics = self.path / "metrics.csv"
+        self.exports = self.path / "exports.json"
+        self.synthetic_faces = self.path / "synthetic_faces"
+        self.measured = self.path / "measured"
+
+    def networks(self, stage: Stage) -> Path:
+        """The folder that a finished stage leaves."""
+        return self.path / "networks" / str(stage)
+
+    def network(self, stage: Stage, name: str) -> Path:
+        """The file of one network as a stage has left it."""
+        return self.networks(stage) / f"{name}.keras"
+
+    def history(self, stage: Stage) -> Path:
+        """The epochs of a finished stage."""
+        return self.networks(stage) / "history.csv"
+
+    def initial_weights(self, stage: Stage) -> Path:
+        """What the networks of a finished stage started from."""
+        return self.networks(stage) / "initial_weights.json"
+
+    def checkpoints(self, stage: Stage) -> Path:
+        """Where a stage is saved while it runs."""
+        return self.path / "checkpoints" / str(stage)
+
+    def logs(self, stage: Stage) -> Path:
+        """What TensorBoard reads."""
+        return self.path / "logs" / str(stage)

@@ -1,0 +1,233 @@
+"""Files and folders that appear whole or not at all, digests, locks, and what a folder says of where it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import yaml
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+_PACKAGES = ("satm_tf", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which takes the file's place once the block ends without an error.
+
+    The content is on the disk before the name changes, so that a power cut leaves the old file or the new one.
+
+    Args:
+        path: The file; what it held is replaced. Its folder is made.
+
+    Example:
+        >>> with atomic_file("table.csv") as temporary:
+        ...     frame.to_csv(temporary)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name once the block ends without an error.
+
+    Args:
+        path: The folder, which must not exist, or be empty, when the block ends.
+
+    Raises:
+        FileExistsError: If it has come to exist meanwhile.
+
+    Example:
+        >>> with atomic_folder("results") as temporary:
+        ...     (temporary / "a.txt").write_text("a")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling: on the same disk, and with a leading dot invisible to whoever polls the parent.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            _sync(file)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if path.exists():
+                raise FileExistsError(f"{path} exists; choose another folder. Received: {path}") from error
+            raise
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file as a whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file as a whole or not at all."""
+    write_text(path, json.dumps(content, indent=2))
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: If it is damaged; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"This file is damaged; delete it. Received: {path} ({error})") from error
+
+
+def _sync(path: Path) -> None:
+    """Lets the disk hold what a file or a folder holds, where the system can do that for it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's content, or of a folder's files and their names, in hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """The versions and the machine, as `environment.json` holds them."""
+    installed = {}
+    for name in _PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # TensorFlow goes by one of two names; ours may run from its sources.
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "devices": [f"{device.device_type} {device.name}" for device in tf.config.list_physical_devices()],
+        **installed,
+    }
+
+
+@contextlib.contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Keeps other processes of this machine from the folder meanwhile; the system lets go of it if this one dies.
+
+    Args:
+        folder: The folder; it need not exist. On systems without `fcntl` nothing is kept.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process is at work in {folder}; wait for it, or choose another folder. Received: {folder}"
+            ) from None
+        yield
+
+
+def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
+    """Makes a folder the one of this configuration, or finds that it is; writes `config.yaml` and `environment.json`.
+
+    Args:
+        folder: The folder; it need not exist.
+        described: The configuration, of what JSON can hold.
+
+    Raises:
+        ValueError: If the folder holds results of another configuration.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).exists():
+        write_json(folder / ENVIRONMENT, environment())
+        write_text(folder / CONFIG, yaml.safe_dump(json.loads(json.dumps(described)), sort_keys=False))
+    check_claim(folder, described)
+
+
+def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
+    """Raises what `claim` would, if the folder holds results of another configuration; writes nothing."""
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        return
+    described = json.loads(json.dumps(described))
+    found = read_config(folder)
+    differing = [key for key in {**described, **found} if described.get(key) != found.get(key)]
+    if differing:
+        raise ValueError(
+            f"{folder} holds results of another configuration; choose another folder, or delete it. "
+            f"Received: other values of {', '.join(differing)}"
+        )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration that a folder is claimed for.
+
+    Raises:
+        FileNotFoundError: If it is not claimed.
+        ValueError: If its `config.yaml` is damaged.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"This file is damaged; delete its folder. Received: {path} ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"This file holds no configuration; delete its folder. Received: {path}")
+    return found
