@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from satm_tf.evaluation import label_leaking, read_results
+from satm_tf.evaluation import Predictions, label_leaking, read_results
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
@@ -28,8 +28,8 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
     Returns:
         The facts `training`, `checks`, `results` and `label_leaking`, for `export_saved_model(..., card=...)`. A result
         is an accuracy with its Wilson 95 % interval, on clean images and under every attacker that is the network
-        itself, a co-trained partner or an unseen model. Without a file of checks, or of results, the card says that
-        they were not run.
+        itself, a co-trained partner or an unseen model. Without the file of the checks, or the predictions that show
+        label leaking, the card says that they were not run.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -64,9 +64,10 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         results = read_results(run.results)
         rows = results[results.target == str(name)].to_dict("records")
         facts["results"] = [_result(row, name) for row in rows if _belongs(row, scheme)]
-        leaking = label_leaking(results)
-        leaking = leaking[leaking.leaks & (leaking.target == str(name))]
-        facts["label_leaking"] = [f"{row.attack} of {row.source}" for row in leaking.itertuples()]
+    if run.predictions.exists():
+        cells = label_leaking(Predictions.load(run.predictions))
+        leaking = cells[cells.leaks & (cells.target == str(name))]
+        facts["label_leaking"] = [f"{cell.attack} of {cell.source}" for cell in leaking.itertuples()]
     return facts
 
 

@@ -1,10 +1,11 @@
 """What a run folder says of a network, for its model card."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from satm_tf.evaluation import wilson_interval
+from satm_tf.evaluation import Predictions, wilson_interval
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.serving import card
 
@@ -27,6 +28,10 @@ def run(tmp_path):
     frame.insert(0, "fold", 2)
     frame.insert(1, "scheme", "satm")
     frame.to_csv(tmp_path / "results.csv", index=False)
+    labels = np.zeros(200, np.int32)
+    predicted = np.array([np.arange(200) >= round(200 * row[4]) for row in RESULTS]).astype(int)
+    cells = frame[["attack", "epsilon", "source", "target"]]
+    Predictions(cells, predicted, labels, 2).save(tmp_path / "predictions.npz")
     config = {
         "name": "trial",
         "seed": 3,
@@ -81,8 +86,9 @@ def test_a_run_without_an_order_of_classes_or_without_results(run, tmp_path):
     assert {row["one_off_accuracy"] for row in facts["results"]} == {None}
     assert {row["fold"] for row in facts["results"]} == {None}
     card.write_card(tmp_path / "card", {**BARE, **facts})
-    (run / "results.csv").unlink()
-    assert "results" not in facts_from_run(run, "satm", "vgg")
+    for name in ("results.csv", "predictions.npz"):
+        (run / name).unlink()
+    assert set(facts_from_run(run, "satm", "vgg")) == {"training", "checks"}
 
 
 def test_no_run(tmp_path):
