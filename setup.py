@@ -36,6 +36,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["satm_tf", "satm_tf.*"]),
     package_data={"satm_tf": ["experiment/presets/*.yaml", "evaluation/report/report.html.j2", "serving/tf_2_15_ops.txt", "py.typed"]},
+    entry_points={"console_scripts": ["satm-tf = satm_tf.__main__:main"]},
     install_requires=[
         f"{TENSORFLOW}>=2.18",
         "keras>=3.8",
@@ -43,7 +44,7 @@ setup(
         "pandas>=2.2",
         "h5py>=3.11",
         "pyyaml>=6.0",
-        "jsonargparse[signatures]>=4.49",
+        "jsonargparse[signatures]>=4.53",
         "tqdm>=4.66",
         "tensorboard>=2.18",
         "matplotlib>=3.8",

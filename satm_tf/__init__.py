@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.argv[:1] == ["-m"]:
+if os.path.basename(sys.argv[0] if sys.argv else "") in ("-m", "satm-tf"):
     # Run as a program: TensorFlow's start-up messages would stand before everything that the program says.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

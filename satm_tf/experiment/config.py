@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
-
 from satm_tf.attacks import Attack
-from satm_tf.configurable import unknown_name
+from satm_tf.command_line import Parser
 from satm_tf.data import Augmentation
 from satm_tf.training import Scheme
 
@@ -113,9 +110,7 @@ def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Att
         options: `name` and options.
         epsilon: For options that have none.
     """
-    # YAML reads the label source `true` as a boolean, with or without quotes, where any value is allowed.
-    given = {key: "true" if value is True and key == "label_source" else value for key, value in options.items()}
-    return Attack.get({**({} if epsilon is None else {"epsilon": epsilon}), **given})
+    return Attack.get({**({} if epsilon is None else {"epsilon": epsilon}), **options})
 
 
 @dataclass(frozen=True)
@@ -300,37 +295,19 @@ def evaluation_attacks(config: Config) -> dict[str, Attack]:
 _SCHEME_FIELDS = {"preset", *(field.name for field in dataclasses.fields(Scheme))}
 
 
-class _PresetOrFile(jsonargparse.ActionConfigFile):
-    """`--config` that takes the name of a preset as well as the path of a file."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        if str(values) in PRESETS:
-            values = str(PRESETS[str(values)])
-        elif not Path(values).is_file():
-            raise argparse.ArgumentError(
-                None, f"{unknown_name('preset', values, PRESETS)}. There is no file of this name either."
-            )
-        super().__call__(parser, cfg, values, option_string)
-
-
-def parser(prog: str) -> jsonargparse.ArgumentParser:
-    """The command line of a configuration: `--config`, and every field at any depth as an option of its own."""
-    result = jsonargparse.ArgumentParser(
+def parser(prog: str = "satm-tf train") -> Parser:
+    """The options of a configuration: `--config`, and every field at any depth as an option of its own."""
+    result = Parser(
         prog=prog,
-        usage="%(prog)s [--config PRESET_OR_FILE] [--FIELD VALUE ...]",
         description="Any field of the configuration can be set, at any depth: --data.root FOLDER, "
-        "--networks.vgg.dropout 0.3, --schemes.satm.domain_adaptation none.",
+        "--networks.vgg.dropout 0.3, --schemes.satm.domain_adaptation none. Without --config the preset is quickstart.",
     )
-    result.add_argument(
-        "--config",
-        action=_PresetOrFile,
-        help=f"A preset ({', '.join(sorted(PRESETS))}) or a YAML file. Default: quickstart.",
-    )
+    result.add_config(PRESETS)
     result.add_class_arguments(Config)
     return result
 
 
-def from_arguments(arguments: Sequence[str], prog: str = "satm_tf") -> Config:
+def from_arguments(arguments: Sequence[str], prog: str = "satm-tf train") -> Config:
     """The configuration that a command line describes.
 
     Args:
@@ -344,10 +321,22 @@ def from_arguments(arguments: Sequence[str], prog: str = "satm_tf") -> Config:
         >>> from_arguments(["--config", "fashion_mnist", "--data.root", "fashion"]).data.root
         'fashion'
     """
+    return parse(parser(prog), arguments)[0]
+
+
+def parse(options: Parser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """The configuration that a command line describes, and what it says beside it.
+
+    Args:
+        options: As `parser` gives it, to which options may have been added.
+        arguments: As in `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: If an argument is wrong; the message is printed.
+    """
     arguments = list(arguments)
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
         arguments = ["--config", "quickstart", *arguments]
-    command_line = parser(prog)
-    values = command_line.instantiate(command_line.parse_args(arguments)).as_dict()
-    values.pop("config")
-    return Config(**values)
+    values = options.instantiate(options.parse_args(arguments)).as_dict()
+    described = {each.name: values.pop(each.name) for each in dataclasses.fields(Config)}
+    return Config(**described), values

@@ -58,7 +58,7 @@ def test_schemes_are_added_to_those_of_a_preset():
         ({"attack": {"name": "pgd", "steps": 3}}, PGD(epsilon=0.1, steps=3), None),
         ({"attack": {"name": "pgd", "epsilon": 0.3}}, PGD(epsilon=0.3), None),
         (
-            {"attack": {"itself": {"name": "fgsm"}, "others": {"name": "fgsm", "label_source": True}}},
+            {"attack": {"itself": {"name": "fgsm"}, "others": {"name": "fgsm", "label_source": "label"}}},
             {"itself": FGSM(epsilon=0.1), "others": FGSM(epsilon=0.1)},
             None,
         ),
@@ -95,7 +95,7 @@ def test_bad_arguments_are_named(arguments, message, capsys):
 
 def test_help_describes_every_field(capsys):
     with pytest.raises(SystemExit) as stopped:
-        from_arguments(["--help"])
+        from_arguments(["--help-all"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "The one seed from which everything random follows." in text
