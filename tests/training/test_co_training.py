@@ -1,4 +1,4 @@
-"""`CoTraining` as a whole: equal to plain `fit`, repeatable, without a trace where it only looks, and its parameters."""
+"""`CoTraining` as a whole: equal to plain `fit`, repeatable, and its parameters."""
 
 import keras
 import numpy as np
