@@ -134,8 +134,8 @@ def sha256(path: str | Path) -> str:
         for file in sorted(each for each in path.rglob("*") if each.is_file()):
             digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
         return digest.hexdigest()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 

@@ -15,10 +15,10 @@ from satm_tf import attacks, data, serving
 from satm_tf.evaluation import label_leaking, masking_checks, measure, read_results, robustness_table
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
+from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.config import Config, scheme_networks
 from satm_tf.experiment.images import make_batches
 from satm_tf.models import ImageClassifier
-from satm_tf.serving.card import from_run
 from satm_tf.storage import write_text
 
 
@@ -159,7 +159,7 @@ def _export(config: Config, labels: tuple[str, ...], folder: Path) -> None:
         if name in exported:
             continue
         network = load_network(folder, f"co_train/{config.export.scheme}", name)
-        card = from_run(folder, config.export.scheme, name)
+        card = facts_from_run(folder, config.export.scheme, name)
         place = Path(config.export.folder) / name
         exported[name] = str(serving.export_saved_model(network, place, labels=labels, card=card))
         print(f"exported {exported[name]}")

@@ -51,7 +51,7 @@ def export_saved_model(
         samples: Images to compare on and to warm up with, floats `[samples, *model.image_shape]` in [0, 1]; the first
             four are used, at 8 bits. They are stored with the model: give none that must not be handed on. None takes
             random ones.
-        card: More facts for the model card, such as `card.from_run` gathers.
+        card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` gathers.
 
     Returns:
         The folder of the version.
