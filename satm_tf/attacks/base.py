@@ -12,10 +12,14 @@ import tensorflow as tf
 
 from satm_tf.attacks.losses import LOSSES, cross_entropy
 from satm_tf.attacks.norms import NORMS
-from satm_tf.attacks.sources import Model, logits_of
+from satm_tf.attacks.sources import Model, logits_of, refuse_probabilities
 from satm_tf.configurable import Configurable, serialize, unknown_name
 
 __all__ = ["LABEL_SOURCES", "Attack", "LabelSource", "Model", "Outcome", "available_attacks", "get", "serialize"]
+
+# What float32 arithmetic on images in [0, 1] may add.
+_ROUNDING = 1e-6
+_RANGE = "Attacks take images in [0, 1]; divide 8-bit images by 255. Received values from"
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,8 @@ class Attack(Configurable, kind="attack"):
         """Crafts adversarial images.
 
         Args:
-            model: Keras model (or a callable that takes `training`) from images to logits `[batch, classes]`; one that
-                gives probabilities goes in a `FromProbabilities`, a SavedModel in a `FromSavedModel`.
+            model: Keras model (or a callable that takes `training`) from images to logits `[batch, classes]`; wrap one
+                that gives probabilities in `FromProbabilities`, and a SavedModel in `FromSavedModel`.
             images: Floats `[batch, height, width, channels]` in [0, 1].
             labels: Integers `[batch]`: true classes, or the targets where the label source is "target".
             epsilon: In place of the attack's own: a scalar, or one per image `[batch]`.
@@ -141,12 +145,14 @@ class Attack(Configurable, kind="attack"):
             Adversarial images, float32 like `images`.
 
         Raises:
-            ValueError: If the images, in eager mode, do not lie in [0, 1]; if the model gives probabilities and does
-                not say so; or if no gradient reaches the images.
+            ValueError: If the images do not lie in [0, 1], eagerly; if the model gives probabilities; or if no gradient
+                reaches the images.
+            tf.errors.InvalidArgumentError: If the images do not lie in [0, 1], inside a `tf.function` of the caller's.
         """
         images = tf.cast(images, tf.float32)
+        refuse_probabilities(model, images.shape)
+        images = _inside_range(images)
         labels = tf.cast(labels, tf.int32)
-        _check_range(images)
         radius = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
         if radius.shape.rank == 1:
             radius = tf.reshape(radius, [-1, 1, 1, 1])
@@ -182,8 +188,8 @@ class Attack(Configurable, kind="attack"):
             model: As for a call.
 
         Returns:
-            A function of `(images, labels, *, epsilon=None, seed=None)` that gives what a call gives. Neither another
-            epsilon nor another seed compiles it anew; another batch size does so once.
+            A function of `(images, labels, *, epsilon=None, seed=None)` that gives what a call gives, and raises the
+            same errors. Neither another epsilon nor another seed compiles it anew; another batch size does so once.
 
         Example:
             >>> craft = PGD(epsilon=8 / 255).compiled(network)
@@ -203,11 +209,17 @@ class Attack(Configurable, kind="attack"):
             seed: tf.Tensor | int | None = None,
         ) -> tf.Tensor:
             images = tf.cast(images, tf.float32)
-            _check_range(images)
             epsilon = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
-            return craft(
-                images, tf.cast(labels, tf.int32), epsilon, tf.cast(self.seed if seed is None else seed, tf.int32)
-            )
+            seed = tf.cast(self.seed if seed is None else seed, tf.int32)
+            # Here, and not only while `craft` is traced, so that the error is the sentence alone.
+            refuse_probabilities(model, images.shape)
+            try:
+                return craft(images, tf.cast(labels, tf.int32), epsilon, seed)
+            except tf.errors.InvalidArgumentError as error:
+                # Looked at again only now, so that a batch that is fine is looked at once.
+                if _lies_inside(images):
+                    raise
+                raise _outside_range(images) from error
 
         return call
 
@@ -391,12 +403,28 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-def _check_range(images: tf.Tensor) -> None:
-    if tf.executing_eagerly() and not bool(tf.reduce_all((images >= 0) & (images <= 1))):
-        raise ValueError(
-            "Attacks take images in [0, 1]; divide 8-bit images by 255. "
-            f"Received values from {tf.reduce_min(images):g} to {tf.reduce_max(images):g}"
-        )
+def _inside_range(images: tf.Tensor) -> tf.Tensor:
+    """The images, once it is certain that they lie in [0, 1]: checked when a graph runs, too, and once for a call."""
+    if tf.executing_eagerly():
+        if not _lies_inside(images):
+            raise _outside_range(images)
+        return tf.clip_by_value(images, 0.0, 1.0)
+
+    def refuse() -> tf.Operation:
+        return tf.debugging.Assert(False, [_RANGE, tf.reduce_min(images), "to", tf.reduce_max(images)])
+
+    # Inside the branch, so that the extremes are computed for the message only.
+    with tf.control_dependencies([tf.cond(_lies_inside(images), tf.no_op, refuse)]):
+        return tf.clip_by_value(images, 0.0, 1.0)
+
+
+def _lies_inside(images: tf.Tensor) -> tf.Tensor:
+    # Written so that what is not a number is refused.
+    return tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
+
+
+def _outside_range(images: tf.Tensor) -> ValueError:
+    return ValueError(f"{_RANGE} {tf.reduce_min(images):g} to {tf.reduce_max(images):g}")
 
 
 def _batches(pairs: np.ndarray, size: int) -> list[np.ndarray]:
