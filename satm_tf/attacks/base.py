@@ -13,7 +13,7 @@ import tensorflow as tf
 from satm_tf.attacks.losses import LOSSES, cross_entropy
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import Model, logits_of, refuse_probabilities
-from satm_tf.configurable import Configurable, serialize, unknown_name
+from satm_tf.configurable import Configurable, look_up, serialize
 
 __all__ = ["LABEL_SOURCES", "Attack", "LabelSource", "Model", "Outcome", "available_attacks", "get", "serialize"]
 
@@ -45,13 +45,14 @@ LABEL_SOURCES = {
 
 
 class Outcome(NamedTuple):
-    """What an attack made of a batch.
+    """The result of an attack on a batch.
 
     Attributes:
         images: float32 `[batch, height, width, channels]`, the adversarial images.
         before: int32 `[batch]`, the classes predicted for the clean images.
         after: int32 `[batch]`, the classes predicted for the adversarial images.
-        success: bool `[batch]`: the class that the attack left is left, or the one that it sought is reached.
+        success: bool `[batch]`: whether the prediction has left the class that the attack moves away from, or reached
+            the class that it moves toward.
         distortion: float32 `[batch]`, the perturbations in the attack's norm.
     """
 
@@ -70,7 +71,7 @@ class Attack(Configurable, kind="attack"):
     nothing but the images. The result has its gradient stopped, lies inside [0, 1] and within `epsilon` of the images.
     A subclass writes `perturb` and gets the rest from here; `class Mine(Attack, name="mine")` makes it known to `get`.
 
-    A call outside a `tf.function` runs eagerly, at less than half the speed; `compiled` gives the fast form.
+    A call outside a `tf.function` runs eagerly, at less than half the speed; use `compiled` there.
 
     Attributes:
         epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
@@ -101,22 +102,20 @@ class Attack(Configurable, kind="attack"):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown_name("norm", self.norm, self.norms)
+        look_up("norm", self.norm, NORMS)
         if self.norm not in self.norms:
             raise ValueError(
                 f"Attack {self.name!r} is defined for norm {_either(self.norms)} only. Received: norm={self.norm!r}"
             )
-        if self.label_source not in LABEL_SOURCES:
-            raise unknown_name("label source", self.label_source, LABEL_SOURCES)
+        look_up("label source", self.label_source, LABEL_SOURCES)
         if self.label_source not in self.label_sources:
             raise ValueError(
                 f"Attack {self.name!r} takes label source {_either(self.label_sources)} only. "
                 f"Received: label_source={self.label_source!r}"
             )
         largest = 1.0 if self.norm == "linf" else math.inf
-        no_ball = self.epsilon == math.inf
-        if not (0 <= self.epsilon <= largest and not no_ball) and not (no_ball and not self.bounded):
+        uncapped = self.epsilon == math.inf and not self.bounded
+        if not uncapped and not (0 <= self.epsilon <= largest and math.isfinite(self.epsilon)):
             hint = f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if self.epsilon > 1 else ""
             raise ValueError(
                 f"epsilon is in units of images in [0, 1] and not negative{hint} Received: epsilon={self.epsilon}"
@@ -165,7 +164,7 @@ class Attack(Configurable, kind="attack"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The attack itself; bounds and ball are seen to afterwards.
+        """The attack itself; the result is projected into bounds and ball afterwards.
 
         Args:
             model: The network.
@@ -180,9 +179,9 @@ class Attack(Configurable, kind="attack"):
         raise NotImplementedError(f"{type(self).__name__} must say how it perturbs images: write `perturb`.")
 
     def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
-        """This attack on this model as one compiled function, for those who are not inside a `tf.function` already.
+        """This attack on this model as one compiled function, for use outside a `tf.function`.
 
-        It holds the model for as long as it is held itself, and sees the model's weights as they are at each call.
+        The function keeps a reference to the model, and uses the weights that the model has at each call.
 
         Args:
             model: As for a call.
@@ -250,7 +249,7 @@ class Attack(Configurable, kind="attack"):
         """
         images, labels = np.asarray(images, "float32"), np.asarray(labels, "int32")
         radii = np.asarray([self.epsilon] if epsilons is None else epsilons, "float32")
-        # Every epsilon of an image side by side, so that a batch holds them all at once.
+        # All epsilons of an image stand side by side, so that one batch holds them.
         pairs = np.indices([len(images), len(radii)]).reshape(2, -1)
         compiled = self.compiled(model)
         crafted = [
@@ -262,7 +261,7 @@ class Attack(Configurable, kind="attack"):
         return result[0] if epsilons is None else result
 
     def outcome(self, model: Model, images: tf.Tensor, labels: tf.Tensor, **call: Any) -> Outcome:
-        """Crafts, and says of each image whether that succeeded and how far it went.
+        """Crafts, and reports for each image whether the attack succeeded and at what distortion.
 
         Args:
             model: As for a call.
@@ -332,8 +331,7 @@ class LossAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in LOSSES:
-            raise unknown_name("loss", self.loss, LOSSES)
+        look_up("loss", self.loss, LOSSES)
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """The loss of that name, ascended or descended."""

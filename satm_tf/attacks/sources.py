@@ -1,4 +1,4 @@
-"""The networks that attacks are made on: what they must give, and how one that gives something else says so."""
+"""The networks that attacks craft on: models that give logits, alone or several together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up
 
 Model = Callable[..., tf.Tensor]
 
@@ -105,8 +105,7 @@ class Ensemble:
 
     def __init__(self, networks: Sequence[Model], fuse: str = "logits"):
         _check_networks(networks)
-        if fuse not in _FUSIONS:
-            raise unknown_name("fusion", fuse, _FUSIONS)
+        look_up("fusion", fuse, _FUSIONS)
         self.networks = tuple(networks)
         self.fuse = fuse
 
