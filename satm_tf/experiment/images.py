@@ -12,14 +12,15 @@ import tensorflow as tf
 
 from satm_tf import data
 from satm_tf.experiment.config import Config, DataConfig
+from satm_tf.experiment.run_folder import RunFolder
 
 
-def load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
+def load_data(config: DataConfig, folder: RunFolder, seed: int) -> data.ImageData:
     """The images, in their splits.
 
     Args:
         config: What to load.
-        folder: Where synthetic faces are written, if no other place is named.
+        folder: The run folder, where synthetic faces are written if no other place is named.
         seed: What the splits follow from.
 
     Raises:
@@ -28,7 +29,7 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
     """
     if config.root is None and config.format != "synthetic_faces":
         raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
-    root = Path(config.root or folder / "synthetic_faces")
+    root = Path(config.root or folder.synthetic_faces)
     split: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
     classes: dict[str, Any] = {"class_names": config.class_names, **split}
     unsplit: dict[str, Any] = {"ordered": config.ordered, "test_share": config.test_share, **classes}
@@ -79,7 +80,7 @@ class Sizes(NamedTuple):
     test: int
 
 
-def look_at_data(config: DataConfig, folder: Path, seed: int) -> tuple[data.ImageData, Sizes]:
+def look_at_data(config: DataConfig, folder: RunFolder, seed: int) -> tuple[data.ImageData, Sizes]:
     """The images as `load_data` gives them and their numbers, without writing any.
 
     Of synthetic faces that have yet to be drawn it gives forty, drawn and forgotten, which are of the same classes; the
@@ -89,7 +90,7 @@ def look_at_data(config: DataConfig, folder: Path, seed: int) -> tuple[data.Imag
         ValueError: As `load_data` does.
         FileNotFoundError: As `load_data` does.
     """
-    root = Path(config.root or folder / "synthetic_faces")
+    root = Path(config.root or folder.synthetic_faces)
     if config.format != "synthetic_faces" or (root.is_dir() and any(root.iterdir())):
         images = load_data(config, folder, seed)
         return images, Sizes(len(images.train), len(images.validation), len(images.test))

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from satm_tf.evaluation import Predictions, compare_paired, mean_interval, wilson_interval
+from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.paper.measuring import cells_of
 from satm_tf.paper.settled import SETTLED
@@ -62,7 +63,7 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
         own = hits[place, scheme]
         row: dict[str, Any] = {
             "reading": reading,
-            "target": entry.target.format(scheme=scheme).removeprefix(f"{scheme}/"),
+            "target": _target(entry),
             "examples_of": _examples(entry),
             "epsilon": cells_of(config, table, entry, reading)[0].epsilon,
             "scheme": scheme,
@@ -142,7 +143,12 @@ def _examples(entry: Entry) -> str:
         return "clean images"
     if entry.sources == (entry.target,):
         return "its own"
-    return ", ".join(source.split("/")[1] for source in entry.sources)
+    return ", ".join(NetworkName.parse(source).network for source in entry.sources)
+
+
+def _target(entry: Entry) -> str:
+    name = NetworkName.parse(entry.target.format(scheme=entry.scheme))
+    return name.network if name.scheme == entry.scheme else str(name)
 
 
 def markdown(number: int, table: Table, rows: pd.DataFrame, account: str) -> str:
