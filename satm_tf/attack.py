@@ -13,7 +13,6 @@ options that people set:
   --target N            the class to reach; without it any other class will do
   --limit N             the most images; 100
   --image_size N        where the model takes images of any size
-  --gives probabilities where the model does not give logits
   --config FILE         all of this from a YAML file
 
 other options:
@@ -32,7 +31,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -56,8 +54,6 @@ def attack(
     target: int | None = None,
     limit: int | None = 100,
     image_size: int | None = None,
-    gives: Literal["logits", "probabilities"] = "logits",
-    model_output: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -67,7 +63,7 @@ def attack(
     says is measured on the PNGs as written.
 
     Args:
-        model: A .keras file, ours or any other, or the folder of a SavedModel whose graph can be differentiated.
+        model: A file or folder of a model, as `models.load_model` takes; behind a # may stand the output to use.
         images: The folder of the images.
         output: The folder to write; it must not exist.
         attack: The name of the attack.
@@ -79,8 +75,6 @@ def attack(
         target: The class to be reached, for all images; none leaves the label.
         limit: The most images; null for all.
         image_size: Height and width; null asks the model.
-        gives: What the model's outputs are.
-        model_output: Which output of a SavedModel.
         batch_size: Images in a batch.
         seed: Seed of an attack that draws random numbers.
 
@@ -88,24 +82,20 @@ def attack(
         The table, one row for each image and epsilon.
 
     Raises:
-        ValueError: If the model's outputs are not what `gives` says, or the size is neither given nor known.
+        ValueError: If the model cannot be loaded, or its image size is neither given nor known.
         FileExistsError: If the output exists.
     """
     folder = Path(output)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another --output.")
     configured = _configure(attack, options or {}, epsilon, target, format, seed)
-    network, size, channels = _load_model(model, model_output)
-    if size is None and image_size is None:
-        raise ValueError(f"This model takes images of any size; give --image_size. Received: model={model!r}")
+    network = models.load_model(model, image_size=image_size)
     examples, names = _load_images(images, format, split, limit)
-    edges = image_size or size
-    batches = list(data.batches(examples, image_size=edges, batch_size=batch_size))  # type: ignore[arg-type]
+    height, width, channels = network.image_shape
+    batches = list(data.batches(examples, image_size=(height, width), batch_size=batch_size))
     clean = attacks.quantise(np.concatenate([batch for batch, _ in batches]))
     clean = clean if channels == 3 else attacks.quantise(clean.mean(-1, keepdims=True))
     labels = np.concatenate([batch for _, batch in batches])
-    _check_outputs(network, clean[:batch_size], gives)
-    network = models.FromProbabilities(network) if gives == "probabilities" else network
 
     wanted = np.full_like(labels, target) if target is not None else labels
     epsilons = epsilon or [configured.epsilon]
@@ -159,21 +149,6 @@ def _configure(
     return attacks.get(name, **{**given, **source, "seed": seed, **options})
 
 
-def _load_model(path: str, output: str | None) -> tuple[Any, int | None, int]:
-    """The network, the height and width that it takes if it takes only one, and its number of channels."""
-    if (Path(path) / "saved_model.pb").exists():
-        network: Any = models.FromSavedModel(path, output)
-        shape = network.image_shape
-    elif path.endswith(".keras"):
-        network = keras.saving.load_model(path, compile=False)
-        shape = getattr(network, "image_shape", None) or network.input_shape[1:]
-    else:
-        raise ValueError(f"A model is a .keras file or a folder with a saved_model.pb. Received: {path!r}")
-    if shape[0] != shape[1]:
-        raise ValueError(f"Only models of square images are attacked from the command line. Received: shape={shape}")
-    return network, shape[0], shape[-1]
-
-
 def _load_images(root: str, format: str, split: str, limit: int | None) -> tuple[data.Examples, tuple[str, ...]]:
     if format == "images":
         paths = sorted(str(path) for path in Path(root).rglob("*") if path.suffix.lower() in _SUFFIXES)
@@ -185,16 +160,6 @@ def _load_images(root: str, format: str, split: str, limit: int | None) -> tuple
         print(whole.account)
         examples, names = getattr(whole, split), whole.class_names
     return (examples if limit is None else examples.limit(limit)), names
-
-
-def _check_outputs(network: Any, images: np.ndarray, gives: str) -> None:
-    outputs = np.asarray(network(tf.constant(images), training=False), "float64")
-    look_like = "probabilities" if np.all(outputs >= 0) and np.allclose(outputs.sum(-1), 1, atol=1e-2) else "logits"
-    if look_like != gives:
-        raise ValueError(
-            f"The model's outputs look like {look_like}: run again with --gives {look_like}"
-            f"{'' if look_like == 'probabilities' else ', or choose another --model_output'}. Received: --gives {gives}"
-        )
 
 
 def _predict(network: Any, images: np.ndarray, batch_size: int) -> np.ndarray:

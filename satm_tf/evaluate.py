@@ -48,7 +48,7 @@ from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
 from satm_tf.evaluation.tables import HOLDOUT, matrix_table
 from satm_tf.experiment.config import make_attack
-from satm_tf.models.files import LoadedModel
+from satm_tf.models import LoadedModel, load_model
 from satm_tf.storage import claim, write_text
 
 _LOADERS: dict[str, Callable[..., data_room.ImageData]] = {
@@ -131,7 +131,7 @@ def evaluate(
     for name in effort:
         if name not in EFFORT:
             raise unknown_name("option of the checks", name, EFFORT)
-    networks = {name: LoadedModel(path, image_size) for name, path in paths.items()}
+    networks = {name: load_model(path, image_size=image_size) for name, path in paths.items()}
     whole = _load_data(format, images, data or {})
     shape = _common_shape(networks, whole)
     claim(folder, arguments)

@@ -37,9 +37,9 @@ from satm_tf import attacks, command_line
 from satm_tf.configurable import unknown_name
 from satm_tf.data import ImageData
 from satm_tf.experiment import config
+from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.images import load_data, make_batches
 from satm_tf.models import ImageClassifier
-from satm_tf.serving import card as model_card
 from satm_tf.serving import comparison, export_saved_model
 from satm_tf.serving.formats import FORMATS, convert
 
@@ -105,7 +105,7 @@ def export(
         names = names or list(data.class_names)
     exported = {}
     for network, file in files.items():
-        card = model_card.from_run(path, str(scheme), network)
+        card = facts_from_run(path, str(scheme), network)
         exported[network] = _export(file, Path(folder) / network, names, version, card)
         if formats and data is not None:
             frame = _convert(file, Path(exported[network]), formats, described, data, images, queries)

@@ -11,7 +11,6 @@ import tensorflow as tf
 from satm_tf import ImageClassifier, evaluate, serving
 from satm_tf.attacks import FGSM
 from satm_tf.evaluation import Predictions, read_results
-from satm_tf.models.files import LoadedModel
 
 # In alphabetical order, as a folder has them.
 SIZE, CLASSES = 8, ("black", "grey", "white")
@@ -210,21 +209,6 @@ def test_a_usage_error_has_its_own_exit_code(run, capsys):
     with pytest.raises(SystemExit) as stopped:
         run({"a": "plain.keras"}, "--epsilons", "[0.1]")
     assert stopped.value.code == 2
-
-
-def test_all_kinds_of_files_give_the_same_logits(files):
-    images = np.random.default_rng(0).uniform(size=[4, SIZE, SIZE, 3]).astype("float32")
-    served = LoadedModel(str(files / "served"))
-    chosen = LoadedModel(f"{files / 'served' / '1'}#probabilities")
-    np.testing.assert_allclose(tf.nn.softmax(served(images)), tf.nn.softmax(chosen(images)), atol=1e-6)
-    assert served.image_shape == (SIZE, SIZE, 3)
-    assert served.num_classes == 3
-    softmax = LoadedModel(str(files / "softmax.keras"))
-    model = keras.saving.load_model(files / "softmax.keras")
-    np.testing.assert_allclose(tf.nn.softmax(softmax(images)), model(images), atol=1e-6)
-    prints = {network.fingerprint for network in (served, chosen, softmax, LoadedModel(str(files / "plain.keras")))}
-    assert len(prints) == 4
-    assert LoadedModel(str(files / "plain.keras")).fingerprint in prints
 
 
 def test_a_grey_network_sees_grey_images_and_what_it_did_can_be_repeated(files, run, tmp_path):

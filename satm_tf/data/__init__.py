@@ -1,6 +1,6 @@
 """From a folder to a `tf.data.Dataset` of images and labels."""
 
-from satm_tf.data import adience, folder, idx, imagenet, prepared, synthetic, tables
+from satm_tf.data import adience, folder, formats, idx, imagenet, prepared, synthetic, tables, unlabelled
 from satm_tf.data.account import Account
 from satm_tf.data.augmentation import Augmentation
 from satm_tf.data.examples import Examples, ImageData
@@ -14,9 +14,11 @@ __all__ = [
     "adience",
     "batches",
     "folder",
+    "formats",
     "idx",
     "imagenet",
     "prepared",
     "synthetic",
     "tables",
+    "unlabelled",
 ]

@@ -101,7 +101,7 @@ def load(
     for kind, received, known in (("target", target, _TARGETS), ("variant", variant, _VARIANTS)):
         if received not in known:
             raise unknown_name(kind, received, known)
-    root = Path(root).expanduser()
+    root = intake.existing_folder(root)
     table = pd.concat([_read_fold(root, side) for side in FOLDS], ignore_index=True)
     names = variant + "/" + table["user_id"] + f"/{_VARIANTS[variant]}." + table["face_id"]
     table["path"] = names + "." + table["original_image"]

@@ -126,8 +126,8 @@ class ImageData:
         validation: What training is stopped by: of other subjects than `train`.
         test: What is measured on: of other subjects than both.
         class_names: The name of each label.
-        ordered: Whether neighbouring labels are neighbouring classes, as age groups are. If not, the one-off accuracy has
-            no meaning.
+        ordered: Whether neighbouring labels are neighbouring classes, as age groups are. If not, the one-off accuracy
+            has no meaning.
         account: What became of every row.
     """
 

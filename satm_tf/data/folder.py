@@ -51,7 +51,7 @@ def load(
     Example:
         >>> data = folder.load("faces", class_names=("child", "adult", "elder"), ordered=True)
     """
-    root = Path(root).expanduser()
+    root = intake.existing_folder(root)
     tops = _folders(root)
     given = {top: _SIDES[top] for top in tops if top in _SIDES} if {"train", "test"} <= set(tops) else {"": "train"}
     found = sorted({name for top in given for name in _folders(root / top)})
@@ -74,7 +74,7 @@ def load(
     )
     named_so = table["path"].str.lower().str.endswith(SUFFIXES).astype(bool)
     table = table.assign(
-        read_as=table["raw"], subject=table["path"], left_out=named_so.map({True: "", False: "no image by its name"})
+        read_as=table["raw"], subject=table["path"], left_out=named_so.map({True: "", False: intake.OTHER_NAME})
     )
     rows, account = intake.admit(root, table)
     rows["subject"] = rows["file"]  # two names for one file, by a link, are one subject
@@ -86,11 +86,7 @@ def load(
 
 
 def _folders(root: Path) -> list[str]:
-    names = (
-        [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
-        if root.is_dir()
-        else []
-    )
+    names = [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
     if not names:
         raise FileNotFoundError(f"A folder of images needs one sub-folder a class. Received: {root}, which has none")
     return sorted(names)

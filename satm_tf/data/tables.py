@@ -68,9 +68,7 @@ def load(
     Example:
         >>> data = tables.load("labels.csv", "images", class_names=("young", "old"), ordered=True)
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"The folder of the images is missing. Received: {root}")
+    root = intake.existing_folder(root)
     frame = _read(table)
     names, label = _labels(frame["label"], class_names)
     if ordered and class_names is None:

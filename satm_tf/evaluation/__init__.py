@@ -1,6 +1,6 @@
 """Transfer matrix, statistics, tables, and the checks that tell a defence from what only looks like one."""
 
-from satm_tf.evaluation.checks import label_leaking
+from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import gradient_reaches, loss_surface, masking_checks
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.statistics import compare_paired, mean_interval, over_repeats, wilson_interval

@@ -12,6 +12,11 @@ import pandas as pd
 import tensorflow as tf
 
 REPEATS = ("fold", "seed")
+SIGNIFICANCE = 0.01
+"""A paired difference counts at a p-value below this, divided by the number of comparisons (Bonferroni).
+
+With ten checks of a handful of networks, 0.05 would raise a false alarm in every report.
+"""
 
 
 def wilson_interval(hits: Any, images: Any, confidence: float = 0.95) -> tuple[Any, Any]:
@@ -63,6 +68,14 @@ class Paired(NamedTuple):
     only_first: int
     only_second: int
     p_value: float
+
+    def rises(self, comparisons: int = 1) -> bool:
+        """Whether the second accuracy is significantly higher, as one of so many comparisons."""
+        return self.difference > 0 and self.p_value < SIGNIFICANCE / comparisons
+
+    def falls(self, comparisons: int = 1) -> bool:
+        """Whether the second accuracy is significantly lower, as one of so many comparisons."""
+        return self.difference < 0 and self.p_value < SIGNIFICANCE / comparisons
 
 
 def compare_paired(first: Any, second: Any) -> Paired:

@@ -49,9 +49,9 @@ def transfer_matrix(
 
     Returns:
         A tidy frame, one row per attack, epsilon, source and target, the clean rows first, with columns `attack`,
-        `epsilon`, `source`, `target`; `accuracy` and `one_off_accuracy` (shares in [0, 1]), and the ends of
-        their 95 % intervals (Wilson's), `accuracy_low`, `accuracy_high`, `one_off_accuracy_low` and `one_off_accuracy_high`;
-        and `images`. A clean row has attack "clean", epsilon 0 and an empty source.
+        `epsilon`, `source`, `target`; `accuracy` and `one_off_accuracy` (shares in [0, 1]), and the ends of their
+        95 % intervals (Wilson's), `accuracy_low`, `accuracy_high`, `one_off_accuracy_low` and
+        `one_off_accuracy_high`; and `images`. A clean row has attack "clean", epsilon 0 and an empty source.
 
     Raises:
         ValueError: As `measure` does.

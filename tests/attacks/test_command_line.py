@@ -67,17 +67,8 @@ def test_pngs_table_and_gallery_agree_with_each_other(files, tmp_path):
 
 
 def test_a_saved_model_of_probabilities_and_images_by_class(files, tmp_path):
-    arguments = [
-        "--model_output",
-        "probabilities",
-        "--gives",
-        "probabilities",
-        "--format",
-        "folder",
-        "--split",
-        "train",
-    ]
-    code, output = _run(files, tmp_path, *arguments, "--attack", "fgsm", images="classes", model="saved")
+    arguments = ["--format", "folder", "--split", "train"]
+    code, output = _run(files, tmp_path, *arguments, "--attack", "fgsm", images="classes", model="saved#probabilities")
     assert code == 0
     table = pd.read_csv(output / "results.csv")
     assert set(table.label) == {f"class_{index}" for index in range(5)}
@@ -97,7 +88,6 @@ def test_toward_a_target_and_without_a_cap(files, tmp_path):
     [
         (["--attack", "pdg"], "Unknown attack. Did you mean 'pgd'"),
         (["--epsilon", "[16]"], "did you mean 16/256"),
-        (["--gives", "probabilities"], "look like logits"),
         (["--options", '{"step": 3}'], "Unknown option of attack 'pgd'. Did you mean 'steps'"),
     ],
 )
@@ -108,12 +98,9 @@ def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, capsys, argume
     assert not output.exists()
 
 
-def test_a_softmax_that_is_not_owned_up_to_is_refused(files, tmp_path, capsys):
-    code, _ = _run(files, tmp_path, model="softmax.keras")
-    assert code == 1
-    assert "--gives probabilities" in capsys.readouterr().err
-    code, output = _run(files, tmp_path, "--gives", "probabilities", "--limit", "2", model="softmax.keras")
+def test_probabilities_are_recognised_and_no_folder_is_overwritten(files, tmp_path, capsys):
+    code, output = _run(files, tmp_path, "--limit", "2", model="softmax.keras")
     assert code == 0
-    code, _ = _run(files, tmp_path, "--gives", "probabilities", model="softmax.keras")
+    code, _ = _run(files, tmp_path, model="softmax.keras")
     assert code == 1
     assert f"{output} exists" in capsys.readouterr().err

@@ -169,10 +169,10 @@ def test_options(plain_adience, options, message):
 
 
 def test_missing_folder_or_fold_says_what_is_expected(plain_adience, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"five fold files.* Received: .*nowhere, without fold_0_data.txt"):
+    with pytest.raises(FileNotFoundError, match=r"folder of the images does not exist. Received: .*nowhere"):
         adience.load(tmp_path / "nowhere")
     (plain_adience / "fold_3_data.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"without fold_3_data.txt"):
+    with pytest.raises(FileNotFoundError, match=r"five fold files.* Received: .*, without fold_3_data.txt"):
         adience.load(plain_adience)
 
 

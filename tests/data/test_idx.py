@@ -128,5 +128,5 @@ def test_missing_files_say_what_is_expected(root):
     (root / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match=r"four files.* Received: .*, without t10k-labels-idx1-ubyte"):
         idx.load(root)
-    with pytest.raises(FileNotFoundError, match="without train-images-idx3-ubyte"):
+    with pytest.raises(FileNotFoundError, match=r"folder of the images does not exist. Received: .*nowhere"):
         idx.load(root / "nowhere")

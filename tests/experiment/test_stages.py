@@ -22,8 +22,8 @@ from satm_tf.experiment import config as configuration
 from satm_tf.experiment import images as loading
 from satm_tf.experiment import outcome
 from satm_tf.experiment import stages as experiment
+from satm_tf.experiment.card import facts_from_run
 from satm_tf.models import register_backbone
-from satm_tf.serving.card import from_run
 
 SIZE, CLASSES = 16, 3
 
@@ -202,7 +202,7 @@ def test_schemes_train_some_networks_and_freeze_those_of_another_scheme(config, 
         "co_train/first",
         *stages[1:],
     ]
-    assert list(from_run(tmp_path / "run", "on", "a")["training"]["epochs"]) == stages
+    assert list(facts_from_run(tmp_path / "run", "on", "a")["training"]["epochs"]) == stages
 
 
 def changed(config, **changes):
@@ -354,7 +354,7 @@ def test_what_was_exported_before_a_kill_is_not_exported_again(config, monkeypat
         return place / "1"
 
     monkeypatch.setattr(outcome, "load_network", lambda folder, stage, name: None)
-    monkeypatch.setattr(outcome, "from_run", lambda folder, scheme, name: {})
+    monkeypatch.setattr(outcome, "facts_from_run", lambda folder, scheme, name: {})
     monkeypatch.setattr(outcome.serving, "export_saved_model", export)
     with pytest.raises(StoppedError):
         outcome._export(config, ("x",), tmp_path)

@@ -1,8 +1,8 @@
 """Synthetic faces, written in Adience's own format: for demonstrations and tests that cannot have the real ones.
 
 The faces are described by `face_traits` and drawn by `face_renderer`, beside this file. Age shows in many cues at once,
-each of them noisy, so that a network confuses neighbouring groups and hardly ever distant ones: the one-off accuracy and
-the subject-exclusive folds mean here what they mean on Adience. What is learnt here says nothing about real people.
+each of them noisy, so that a network confuses neighbouring groups and hardly ever distant ones: the one-off accuracy
+and the subject-exclusive folds mean here what they mean on Adience. What is learnt here says nothing about real people.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What to think of a network's robustness: each check looks at the facts and gives a verdict with its figures.
 
-Two attacks are compared on the same images, with McNemar's exact test, and a difference counts at p < 0.01 over the
-number of comparisons: with ten checks of a handful of networks, 0.05 would raise a false alarm in every report.
+Two attacks are compared on the same images, with McNemar's exact test; a difference counts as `statistics.SIGNIFICANCE`
+says.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from satm_tf.evaluation.leaking import against_clean
 from satm_tf.evaluation.statistics import compare_paired, wilson_interval
 
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 
-SIGNIFICANCE = 0.01
 # One image in twenty may be odd: one whose loss is flat, or which no step from it leaves.
 FEW = 0.05
 # Croce and Hein (2020) found what was published of honestly trained networks too high by a few points, and of those
@@ -153,9 +153,8 @@ def iterative_against_single_step(facts: Facts) -> Judgement:
         return NOT_APPLICABLE, {}, _BLIND
     compared = compare_paired(facts.single_step, facts.iterative)
     figures = {"single_step": _rate(facts.single_step), "iterative": _rate(facts.iterative), "p": compared.p_value}
-    weaker = compared.difference > 0 and compared.p_value < SIGNIFICANCE
     return (
-        FAIL if weaker else PASS,
+        FAIL if compared.rises() else PASS,
         figures,
         f"One step leaves {figures['single_step']:.1%} right, many steps {figures['iterative']:.1%}.",
     )
@@ -175,15 +174,12 @@ def noise_against_white_box(facts: Facts) -> Judgement:
 def _strongest_of(facts: Facts, attacks: Mapping[str, Right], who: str) -> Judgement:
     white_box = facts.white_box
     compared = {name: compare_paired(white_box, right) for name, right in attacks.items()}
-    stronger = [
-        name for name, found in compared.items() if found.difference < 0 and found.p_value < SIGNIFICANCE / len(attacks)
-    ]
     strongest = min(attacks, key=lambda name: attacks[name].mean())
     figures = {"white_box": _rate(white_box)} | {name: _rate(right) for name, right in attacks.items()}
     figures["p"] = compared[strongest].p_value
     named = f" ({strongest})" if len(attacks) > 1 else ""
     return (
-        FAIL if stronger else PASS,
+        FAIL if any(found.falls(len(attacks)) for found in compared.values()) else PASS,
         figures,
         f"{who}{named} leaves {figures[strongest]:.1%} right, following the gradient {figures['white_box']:.1%}.",
     )
@@ -251,12 +247,10 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
     if not facts.strength:
         reason = _BLIND if facts.losses is None else "There is no undefended network to try its examples on."
         return NOT_APPLICABLE, {}, reason
-    limit = SIGNIFICANCE / len(facts.strength)
 
     def weaker(first: Right, second: Right) -> bool:
-        """Whether the second examples leave more right than the first, surely."""
-        compared = compare_paired(first, second)
-        return compared.difference > 0 and compared.p_value < limit
+        """Whether the second examples leave significantly more images right than the first."""
+        return compare_paired(first, second).rises(len(facts.strength))
 
     def mean(rights: Sequence[Right]) -> float:
         return float(np.mean([_rate(right) for right in rights]))
@@ -288,15 +282,13 @@ def label_leaking(facts: Facts) -> Judgement:
         attacks |= own
     if not attacks:
         return NOT_APPLICABLE, {}, "There are no adversarial examples to look at."
-    compared = {key: compare_paired(facts.clean, right) for key, right in attacks.items()}
-    best = max(attacks, key=lambda key: attacks[key].mean())
-    leaks = any(x.difference > 0 and x.p_value < SIGNIFICANCE / len(attacks) for x in compared.values())
-    figures = {"clean": _rate(facts.clean), "adversarial": _rate(attacks[best]), "p": compared[best].p_value}
+    compared = against_clean(facts.clean, attacks)
+    (attack, source), best = max(compared.items(), key=lambda item: item[1].accuracy)
     return (
-        FAIL if leaks else PASS,
-        figures,
-        f"Clean images are right at {figures['clean']:.1%}, those of {best[0]} from {best[1]} "
-        f"at {figures['adversarial']:.1%}, the most of any.",
+        FAIL if any(leak.leaks for leak in compared.values()) else PASS,
+        {"clean": best.clean_accuracy, "adversarial": best.accuracy, "p": best.p_value},
+        f"Clean images are right at {best.clean_accuracy:.1%}, those of {attack} from {source} "
+        f"at {best.accuracy:.1%}, the most of any.",
     )
 
 

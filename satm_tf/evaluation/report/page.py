@@ -59,7 +59,7 @@ def write_report(folder: str | Path) -> Path:
     config = _read(folder / "config.yaml", lambda path: yaml.safe_load(path.read_text(encoding="utf-8"))) or {}
     names = _read(folder / "class_names.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
 
-    parts = [sections.verdicts(checks, results)]
+    parts = [sections.verdicts(checks, results, predictions)]
     if results is not None:
         parts += [sections.rates(results), sections.matrices(results, drawings)]
     if predictions is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from satm_tf.evaluation.checks import label_leaking
+from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking.verdicts import FAIL, NOT_APPLICABLE
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.report import figures
@@ -82,7 +82,7 @@ def summary(results: pd.DataFrame | None) -> str:
     )
 
 
-def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Section:
+def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predictions: Predictions | None) -> Section:
     """What fails, before anything else."""
     section = Section("Verdicts")
     sentences = []
@@ -97,19 +97,23 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Secti
         section.tables.append(_table(grid.fillna(NOT_APPLICABLE), "Is it masking? Each check of each network"))
         if len(failed):
             section.tables.append(_table(failed[["network", "check", "explanation"]], "What fails", labels=2))
-    if results is not None and CLEAN in set(results.attack):
-        leaking = label_leaking(results).query("leaks")
+    if predictions is not None and CLEAN in set(predictions.cells.attack):
+        leaking = label_leaking(predictions).query("leaks")
         sentences.append(
-            "Label leaking: no adversarial images are classified better than clean ones."
+            "Label leaking in the transfer matrix: in no cell are adversarial images classified better than clean ones."
             if leaking.empty
-            else f"Label leaking: in {len(leaking)} cells adversarial images are classified better than clean ones, so "
-            "that what was gained there is worth nothing against strangers."
+            else f"Label leaking in the transfer matrix: in {len(leaking)} cells adversarial images are classified "
+            "better than clean ones. What was gained there is worth nothing against an unseen model."
         )
         if len(leaking):
-            shown = leaking[["attack", "source", "target", "accuracy", "clean_accuracy"]].copy()
+            shown = leaking[["attack", "epsilon", "source", "target", "accuracy", "clean_accuracy", "p_value"]].copy()
             for column in ("accuracy", "clean_accuracy"):
                 shown[column] = shown[column].map("{:.1%}".format)
-            section.tables.append(_table(shown, "Where labels leak", labels=3))
+            shown["p_value"] = shown.p_value.map(_p_value)
+            shown["epsilon"] = shown.epsilon.map("{:g}".format)
+            section.tables.append(_table(shown, "Where labels leak in the transfer matrix", labels=4))
+    elif results is not None:
+        sentences.append("Label leaking was not tested: that takes predictions.npz, with clean images.")
     section.lead = " ".join(sentences)
     return section
 
@@ -196,7 +200,7 @@ def comparisons(predictions: Predictions) -> Section:
                 "difference": "{:+.1f}\n{:+.1f} to {:+.1f}".format(
                     *(100 * row[name] for name in ("difference", "low", "high"))
                 ),
-                "p": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+                "p": _p_value(row["p_value"]),
             }
             for row in compared
         ]
@@ -327,6 +331,10 @@ def _table(frame: pd.DataFrame, caption: str, labels: int = 0) -> Table:
     flat = frame.reset_index() if named else frame
     head = [str(name).replace("_", " ") if name in named else str(name) for name in flat.columns]
     return Table(caption, head, flat.astype(str).to_numpy().tolist(), labels or len(named) or 1)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _file(name: str) -> str:
