@@ -42,6 +42,7 @@ setup(
         "keras>=3.8",
         "numpy>=2.0",
         "pandas>=2.2",
+        "scipy>=1.11",
         "h5py>=3.11",
         "pyyaml>=6.0",
         "jsonargparse[signatures]>=4.53",
@@ -67,7 +68,6 @@ setup(
             "pillow>=10.0",
             "markdown-it-py>=3.0",
             "playwright>=1.40",
-            "scipy>=1.11",
             "statsmodels>=0.14",
         ],
         "dev": [
