@@ -39,6 +39,7 @@ from satm_tf.data import ImageData
 from satm_tf.experiment import config
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.images import load_data, make_batches
+from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import comparison, export_saved_model
 from satm_tf.serving.formats import FORMATS, convert
@@ -101,7 +102,7 @@ def export(
     described = config.from_arguments(["--config", str(path / "config.yaml")])
     data, names = None, labels
     if names is None or formats:
-        data = load_data(described.data, path, described.seed)
+        data = load_data(described.data, RunFolder(path), described.seed)
         names = names or list(data.class_names)
     exported = {}
     for network, file in files.items():

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.evaluation.predictions import CLEAN, Cell
 from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.evaluation.predictions import CLEAN, Cell
 from satm_tf.experiment.config import Config, NetworkConfig
 from satm_tf.experiment.images import Sizes
 from satm_tf.experiment.run_folder import FINE_TUNE, Stage
@@ -130,7 +130,8 @@ def estimate(config: Config, stages: Iterable[Stage], cells: Iterable[Cell], fou
     wanted = set(cells)
     crafted = {(cell.attack, cell.epsilon, cell.source) for cell in wanted if cell.attack != CLEAN}
     seconds = sum(
-        _CRAFT * getattr(attacks[attack], "steps", 1) * timed(NetworkName.parse(s).network).seconds for attack, _, s in crafted
+        _CRAFT * getattr(attacks[attack], "steps", 1) * timed(NetworkName.parse(s).network).seconds
+        for attack, _, s in crafted
     )
     seconds += sum(_FORWARD * timed(NetworkName.parse(cell.target).network).seconds for cell in wanted)
     overhead = sum(timed(NetworkName.parse(cell.target).network).first for cell in wanted) / 4

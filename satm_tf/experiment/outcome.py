@@ -11,10 +11,10 @@ import keras
 import pandas as pd
 
 from satm_tf import attacks, data, serving
-from satm_tf.evaluation import label_leaking, masking_checks, measure, read_results, robustness_table
+from satm_tf.evaluation import Predictions, label_leaking, masking_checks, measure, read_results, robustness_table
+from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
-from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
@@ -50,6 +50,7 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
     checks = _check(config, images, trained, unseen, table_attacks)
     shutil.rmtree(folder.blocks, ignore_errors=True)
     _print_tables(results, images.ordered, table_attacks)
+    _print_leaking(Predictions.load(folder.predictions))
     if checks is not None:
         failed = checks[checks.verdict == "fail"]
         print(f"\nChecks for masked gradients and the like: {len(failed)} of {len(checks)} fail")
@@ -137,7 +138,10 @@ def _print_tables(results: pd.DataFrame, ordered: bool, table_attacks: Mapping[s
             table = robustness_table(results, name, value)
             print(f"\n{value.replace('_', ' ')}, {name}, epsilon {attack.epsilon:g}")
             print(table.map("{:.1%}".format).to_string())
-    leaking = label_leaking(results).query("leaks")
+
+
+def _print_leaking(predictions: Predictions) -> None:
+    leaking = label_leaking(predictions).query("leaks")
     print(f"\nLabel leaking (adversarial images classified better than clean ones): {len(leaking) or 'none found'}")
     if len(leaking):
         print(leaking[["attack", "source", "target", "accuracy", "clean_accuracy"]].to_string(index=False))

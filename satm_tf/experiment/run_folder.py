@@ -76,6 +76,10 @@ class RunFolder(ResultsFolder):
         self.synthetic_faces = self.path / "synthetic_faces"
         self.measured = self.path / "measured"
 
+    def measurements(self) -> list[Path]:
+        """The files in `measured`."""
+        return sorted(self.measured.glob("[!.]*.npz"))
+
     def networks(self, stage: Stage) -> Path:
         """The folder that a finished stage leaves."""
         return self.path / "networks" / str(stage)

@@ -260,7 +260,7 @@ class _SchemeConfig:
         if own is not None:
             given["attack"] = (
                 make_attack(own, attack.epsilon)
-                if isinstance(own, str) or "name" in own
+                if "name" in own
                 else {source: make_attack(options, attack.epsilon) for source, options in own.items()}
             )
         scheme = Scheme.get(given)
@@ -281,10 +281,17 @@ if TYPE_CHECKING:
         def __init__(self, **fields: Any) -> None: ...
 
 else:
-    # A mapping is named in the type so that the command line can set a field inside a field.
+    # Where a mapping is in the type, the command line can set a field inside the field.
+    _MAPPINGS = {
+        "learns_from": str | list[str] | dict[str, Any] | None,
+        "attack": dict[str, Any] | None,
+        "epsilon_schedule": dict[str, Any] | None,
+        "domain_adaptation": dict[str, Any] | Literal["none"] | None,
+        "batch_norm": str | dict[str, str] | None,
+    }
     SchemeConfig = dataclasses.make_dataclass(
         "SchemeConfig",
-        [(name, dict[str, Any] | Any, None) for name in _SCHEME_FIELDS],
+        [(name, _MAPPINGS.get(name, Any), None) for name in _SCHEME_FIELDS],
         bases=(_SchemeConfig,),
         frozen=True,
         namespace={"__doc__": _SchemeConfig.__doc__, "__module__": __name__},

@@ -105,8 +105,6 @@ def train_stage(job: Job, stage: Stage) -> None:
             trainer = _fine_tuning(job, stage) if stage.kind == FINE_TUNE else _co_training(job, stage)
         rows = _fit(job, trainer, stage)
     if job.writes:
-        for abandoned in final.parent.glob(f".{final.name}-*"):  # by a kill while it was written
-            shutil.rmtree(abandoned)
         with storage.atomic_folder(final) as temporary:
             for name, network in trainer.networks.items():
                 network.save(temporary / folder.network(stage, name).name)

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from satm_tf import data
 from satm_tf.attacks import Attack
-from satm_tf.evaluation.report.figures import lines
 from satm_tf.evaluation.names import NetworkName
+from satm_tf.evaluation.report.figures import lines
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
 from satm_tf.experiment.run_folder import RunFolder

@@ -11,8 +11,8 @@ from satm_tf import data
 from satm_tf.attacks import Attack
 from satm_tf.configurable import unknown_name
 from satm_tf.evaluation import Predictions, measure
-from satm_tf.evaluation.predictions import CLEAN, Cell, concatenate
 from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.evaluation.predictions import CLEAN, Cell, concatenate
 from satm_tf.experiment.config import Config, make_attack
 from satm_tf.experiment.images import make_batches
 from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
@@ -105,12 +105,12 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell])
             folder=folder.measured,
             stage=f"{attack} of {', '.join(sources) or 'no network'}",
         )
-    return concatenate([Predictions.load(path) for path in sorted(folder.measured.glob("[!.]*.npz"))])
+    return concatenate([Predictions.load(path) for path in folder.measurements()])
 
 
 def measured_cells(folder: RunFolder) -> list[Cell]:
     """What has been measured in a run."""
-    frames = [Predictions.load(path).cells for path in folder.measured.glob("[!.]*.npz")]
+    frames = [Predictions.load(path).cells for path in folder.measurements()]
     return [Cell(*row) for row in pd.concat(frames)[list(Cell._fields)].itertuples(index=False)] if frames else []
 
 

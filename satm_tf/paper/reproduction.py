@@ -113,9 +113,7 @@ def describe_cost(request: Request) -> str:
         repeats = request.repeats(experiment)
         _, found = look_at_data(repeats[0].data, repeats[0].folder, repeats[0].seed)
         stages = request.stages(experiment)
-        to_do = {
-            str(stage): sum(not each.folder.networks(stage).exists() for each in repeats) for stage in stages
-        }
+        to_do = {str(stage): sum(not each.folder.networks(stage).exists() for each in repeats) for stage in stages}
         to_do["measure"] = sum(bool(set(cells) - set(measured_cells(each.folder))) for each in repeats)
         rows, whole = cost.table(cost.estimate(config, stages, cells, found), to_do)
         wholes.append(whole._replace(bytes=whole.bytes + len(request.seeds) * cost.data_bytes(config)))
@@ -211,7 +209,9 @@ def _data(config: Config) -> str:
     return config.data.format if root is None else f"{config.data.format} ({Path(root).resolve().name})"
 
 
-def _draw(request: Request, experiment: str, config: Config, images: data.ImageData, folders: Sequence[RunFolder]) -> None:
+def _draw(
+    request: Request, experiment: str, config: Config, images: data.ImageData, folders: Sequence[RunFolder]
+) -> None:
     for number, figure in request.drawn(experiment).items():
         for reading in request.readings:
             path = request.out / "figures" / f"figure_{number}_{reading}.png"
