@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 from satm_tf import ImageClassifier
+from satm_tf import experiment
+from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.models import Preprocessing
 
 IMAGE_SHAPE = (16, 16, 3)
@@ -31,6 +37,21 @@ def pytest_collection_modifyitems(items):
 def _seeded():
     """Every test starts from the same seed, in any order."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """The run folder of README's first command: the one that SATM_TF_QUICKSTART names, or else one made now.
+
+    It is for reading alone: the tests share it.
+    """
+    named = os.environ.get("SATM_TF_QUICKSTART")
+    folder = Path(named) if named else tmp_path_factory.getbasetemp().parent / "quickstart"
+    if not named:
+        with folder.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several test processes, one makes it
+            experiment.run(experiment.from_arguments(["--run_dir", str(folder), "--export.scheme", "null"]))
+    return RunFolder(folder)
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ ROOMS = {
     "training": BASE | {"attacks", "models"},
     "evaluation": BASE | {"attacks", "models"},
     "serving": BASE | {"attacks", "models", "data", "evaluation"},
-    "experiment": BASE | {"attacks", "models", "data", "training", "evaluation", "serving"},
-    "paper": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "experiment"},
     "command_line": BASE | {"training", "serving"},
+    "experiment": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "command_line"},
+    "paper": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "experiment"},
 }
 COMMANDS = {"train", "evaluate", "attack", "export", "predict", "prepare", "reproduce"}
 PRIVATE_KERAS = re.compile(

@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from satm_tf import prepare
 from satm_tf.data import Augmentation, Examples, adience, batches, folder, prepared
 from satm_tf.data.prepared import attach, pack
 
@@ -204,12 +203,3 @@ def test_refuses(data, plain_adience, tmp_path):
     decoded = Examples(labels=[0], images=np.zeros((1, 2, 2, 3), np.uint8))
     with pytest.raises(ValueError, match="Only image files can be prepared"):
         pack([decoded], output, root=plain_adience, image_size=8)
-
-
-def test_command_line(plain_adience, tmp_path, capsys):
-    command = ["adience", "--root", str(plain_adience), "--output", str(tmp_path / "out"), "--image_size", "8"]
-    assert prepare.main(command) == 0
-    assert capsys.readouterr().out.count("30 rows, 30 used") == 3  # the ages, the genders, the files
-    assert attach(adience.load(plain_adience), tmp_path / "out", root=plain_adience).train.images.shape[1:] == (8, 8, 3)
-    with pytest.raises(SystemExit):
-        prepare.main(["adience", "--root", str(plain_adience)])
