@@ -42,5 +42,5 @@ def test_a_folder_and_a_table_of_images_reach_the_networks(config, pictures, kin
 
 def test_a_table_that_is_not_named_is_asked_for(config, pictures, tmp_path):
     described = dataclasses.replace(config.data, format="table", root=str(pictures))
-    with pytest.raises(ValueError, match=r"--data\.table FILE"):
+    with pytest.raises(ValueError, match="needs `table`, the CSV file"):
         loading.load_data(described, RunFolder(tmp_path), seed=0)
