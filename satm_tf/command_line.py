@@ -30,7 +30,12 @@ _IMPORTING = ("class_path", "init_args", "dict_kwargs")
 _MOST_VALUES = 20_000
 _MODE = "satm_tf"
 # The types of fields, which jsonargparse looks up by name.
-_FIELDS = ["satm_tf.experiment.config", "satm_tf.data.Augmentation", "satm_tf.data.augmentation.Augmentation"]
+_FIELDS = [
+    "satm_tf.experiment.config",
+    "satm_tf.experiment.sections",
+    "satm_tf.data.Augmentation",
+    "satm_tf.data.augmentation.Augmentation",
+]
 
 EPILOG = "--debug prints the traceback of an error."
 

@@ -19,7 +19,7 @@ IMAGE_SHAPE = (16, 16, 3)
 # With `--dist loadfile` the tests of a file run in one process. These files take longest: begun last, as xdist
 # begins those of few tests, they would keep one process busy after all others have ended.
 LONGEST = (
-    *("test_notebooks", "test_documentation", "test_distribution", "test_stages", "test_defence"),
+    *("test_notebooks", "test_documentation", "test_distribution", "test_running", "test_defence"),
     *("test_every_backbone", "test_reproduce"),
 )
 
