@@ -25,6 +25,7 @@ if _backend != "tensorflow":
     )
 
 from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
+from satm_tf.evaluation import assess
 from satm_tf.models import ImageClassifier, available_backbones
 from satm_tf.training import CoTraining, DomainAdversarial, callbacks
 
@@ -34,6 +35,7 @@ __all__ = [
     "CoTraining",
     "DomainAdversarial",
     "ImageClassifier",
+    "assess",
     "attacks",
     "available_backbones",
     "callbacks",
