@@ -13,7 +13,7 @@ from satm_tf import data as data_room
 from satm_tf.configurable import look_up
 from satm_tf.data import formats
 from satm_tf.evaluation import Assessment, assess
-from satm_tf.evaluation.assess import check_names
+from satm_tf.evaluation.assessment import check_names
 from satm_tf.experiment.config import make_attack
 from satm_tf.models import load_model
 

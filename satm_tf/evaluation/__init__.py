@@ -1,6 +1,6 @@
 """Transfer matrix, statistics, tables, and the checks that tell a defence from what only looks like one."""
 
-from satm_tf.evaluation.assess import Assessment, assess
+from satm_tf.evaluation.assessment import Assessment, assess
 from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import gradient_reaches, loss_surface, masking_checks
 from satm_tf.evaluation.predictions import Predictions
