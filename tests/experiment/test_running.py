@@ -28,7 +28,7 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     results = experiment.run(config)
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "checks.csv", "class_names.json", "config.yaml", "data.txt", "environment.json", "exports.json",
+        ".lock", "assessment.json", "checks.csv", "class_names.json", "config.yaml", "data.txt", "environment.json", "exports.json",
         "figures", "gallery", "logs", "metrics.csv", "networks", "predictions.npz", "report.html", "results.csv",
         "surfaces.csv",
     ]  # fmt: skip
