@@ -245,7 +245,7 @@ def command(
     *,
     prog: str | None = None,
     resumes: bool = False,
-) -> Callable[[list[str] | None], int]:
+) -> Callable[..., int]:
     """The `main` of a command from the typed function that does its work.
 
     A keyword-only parameter is an option, another one a positional argument, and `*files: str` one or more of them. The
