@@ -1,4 +1,4 @@
-"""The rooms and the arrows between them, as docs/contributing.md has them: read from the imports, without running them."""
+"""The rooms and the arrows between them, as docs/contributing.md has them, read from the text of the imports."""
 
 from __future__ import annotations
 
