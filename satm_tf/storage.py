@@ -54,13 +54,15 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """A folder to fill, which appears under its name once the block ends without an error.
 
     What a killed process has left beside it of such a folder is removed.
 
     Args:
         path: The folder, which must not exist, or be empty, when the block ends.
+        durable: Whether to wait until the disk holds every file. For thousands of files that can be made again from a
+            seed, the wait is longer than the work.
 
     Raises:
         FileExistsError: If it has come to exist meanwhile.
@@ -76,7 +78,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
+        for file in temporary.rglob("*") if durable else ():
             _sync(file)
         try:
             temporary.rename(path)
