@@ -51,7 +51,7 @@ def test_the_accuracy_under_each_attacker(run):
     facts = facts_from_run(run, "satm", "vgg")
     accuracies = {(row["attack"], row["attacked_by"]): row["accuracy"] for row in facts["results"]}
     assert accuracies == {
-        ("clean", "nobody"): 0.75,
+        ("clean", "none"): 0.75,
         ("pgd", "itself (white box)"): 0.25,
         ("pgd", "resnet (partner)"): 0.95,
         ("pgd", "densenet (holdout)"): 0.6,
