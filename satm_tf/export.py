@@ -73,7 +73,7 @@ def export(
     if not trained:
         raise ValueError(f"This scheme has yet to finish; re-run its training to resume. Received: --scheme {scheme}")
     chosen = {network: look_up("network", network, trained) for network in networks or trained}
-    data = images.load_data(described.data, run.path, described.seed) if formats or labels is None else None
+    data = images.load_data(described.data, run, described.seed) if formats or labels is None else None
     for network, file in chosen.items():
         model_labels = labels or list(data.class_names)  # type: ignore[union-attr]
         facts = facts_from_run(run.path, stage.name, network)

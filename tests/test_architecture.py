@@ -1,4 +1,4 @@
-"""The rooms and the arrows between them, as docs/contributing.md has them: read from the imports, without running them."""
+"""The rooms and the arrows between them, as docs/contributing.md has them, read from the text of the imports."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ def test_modules_import_each_other_without_a_circle():
 
 
 def test_private_keras_stands_in_one_file():
-    found = {
-        str(path.relative_to(PACKAGE)) for path in FILES if PRIVATE_KERAS.search(path.read_text(encoding="utf-8"))
-    }
+    found = {str(path.relative_to(PACKAGE)) for path in FILES if PRIVATE_KERAS.search(path.read_text(encoding="utf-8"))}
     assert found == {"training/private_keras.py"}
 
 

@@ -85,8 +85,8 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     code, output = run(networks, "--attacks", attacks, *SMALL)
     assert code == 0
     assert sorted(path.name for path in output.iterdir()) == [
-        "blocks", "class_names.json", "config.yaml", "data.txt", "environment.json", "figures", "gallery",
-        "predictions.npz", "report.html", "results.csv",
+        "assessment.json", "blocks", "class_names.json", "config.yaml", "data.txt", "environment.json", "figures",
+        "gallery", "predictions.npz", "report.html", "results.csv",
     ]  # fmt: skip
     results = read_results(output / "results.csv")
     assert len(results) == 3 + 3 * 3 * 3
@@ -157,7 +157,7 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
     monkeypatch.setattr(Predictions, "save", killed)
     code, output = run(networks, *options)
     assert code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Re-run the same command to resume" in capsys.readouterr().err
     assert not (output / "results.csv").exists()
     monkeypatch.undo()
     stamps = {path: path.stat().st_mtime_ns for path in saved}
@@ -177,11 +177,12 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
         ({"a": "plain.keras"}, ["--epsilon", "[16]"], "did you mean 16/256"),
         ({"a": "nothing.keras"}, [], "no network at this path"),
         ({"a": "images"}, [], "A network is a .keras file"),
-        ({"a": "served#logit"}, [], "Unknown output of the SavedModel"),
+        ({"a": "served#logit"}, [], "Unknown output of"),
         ({"a": "plain.keras"}, ["--before", '{"a": "b"}'], "Unknown network"),
         ({"a": "plain.keras"}, ["--before", '{"a": "a"}', "--undefended", '["a"]'], "Unknown network to check"),
-        ({"a": "plain.keras"}, ["--data", '{"folds": 1}'], "option of the format 'folder'"),
-        ({"a": "plain.keras"}, ["--format", "table"], "--data.table"),
+        ({"a": "plain.keras"}, ["--data", '{"folds": 1}'], "option of the data format 'folder'"),
+        ({"a": "plain.keras"}, ["--format", "table"], "needs `table`"),
+        ({"a": "plain.keras"}, ["--format", "images"], "Unknown data format"),
         ({"a": "plain.keras"}, ["--check_options", '{"step": 9}'], "Did you mean 'steps'"),
         ({"a": "plain.keras"}, ["--sources", '{"a": "other.keras"}'], "must mean one network"),
     ],
@@ -200,7 +201,7 @@ def test_networks_and_images_must_go_together(run, files, capsys):
         files / "five.keras"
     )
     assert run({"a": "five.keras"})[0] == 1
-    assert "tell 5 classes apart, and the images are of 3" in capsys.readouterr().err
+    assert "distinguish 5 classes, and the images have 3" in capsys.readouterr().err
     assert run({"a": "plain.keras", "b": "five.keras"})[0] == 1
     assert "must have the same num_classes" in capsys.readouterr().err
 

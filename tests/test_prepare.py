@@ -38,7 +38,7 @@ def test_every_format_of_files(classes, tmp_path, monkeypatch, format, options, 
     command += ["--data", json.dumps(options)] if options else []
     assert prepare.main([*command, "--crop", str(crop)] if crop else command) == 0
     kind = json.loads((tmp_path / "out" / "prepared.json").read_text())
-    assert kind == {"image_size": [8, 8], "crop": 0.875 if format == "imagenet" else crop}
+    assert kind == {"image_size": [8, 8], "crop": 0.875 if format == "imagenet" else crop, "shards": "npy"}
     data = prepared.attach(formats.load(format, classes, **options), "out", root="classes")
     assert sum(len(split) for split in (data.train, data.validation, data.test)) == 10
 

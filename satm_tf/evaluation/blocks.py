@@ -45,6 +45,8 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     elif isinstance(value, (str, int, float, bool, type(None))):
         digest.update(repr(value).encode())
+    elif isinstance(value, dict):
+        _feed(digest, sorted(value.items()))
     elif isinstance(value, (list, tuple)):
         digest.update(str(len(value)).encode())
         for item in value:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
 
-HOLDOUT = "holdout"
+HOLDOUT = UNSEEN
 WHITE_BOX, PARTNERS = "white box", "partners"
 
 
@@ -25,16 +26,25 @@ def with_views(results: pd.DataFrame) -> pd.DataFrame:
         The rows whose target is no holdout and whose source is of the same scheme or a holdout, with the columns
         `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners" or "holdout".
     """
-    rows = results.copy()
-    source, target = rows.source.str.split("/", n=1), rows.target.str.split("/", n=1)
-    rows["scheme"], rows["network"] = target.str[0], target.str[-1]
-    source_scheme, rows["source_network"] = source.str[0], source.str[-1]
+    rows, source, target = results.copy(), _parsed(results.source), _parsed(results.target)
+    rows["scheme"], rows["network"], rows["source_network"] = target.scheme, target.network, source.network
     rows["view"] = PARTNERS
     rows.loc[rows.source == rows.target, "view"] = WHITE_BOX
-    rows.loc[source_scheme == HOLDOUT, "view"] = HOLDOUT
+    rows.loc[source.scheme == UNSEEN, "view"] = HOLDOUT
     rows.loc[rows.attack == CLEAN, "view"] = CLEAN
-    within = rows.view.isin([CLEAN, HOLDOUT]) | (source_scheme == rows.scheme)
-    return rows[within & (rows.scheme != HOLDOUT)]
+    within = rows.view.isin([CLEAN, HOLDOUT]) | (source.scheme == rows.scheme)
+    return rows[within & (rows.scheme != UNSEEN)]
+
+
+def _parsed(names: pd.Series) -> pd.DataFrame:
+    """The columns `scheme` and `network` of a column of names."""
+    parsed = [NetworkName.parse(name) for name in names]
+    return pd.DataFrame(parsed, columns=list(NetworkName._fields), index=names.index)
+
+
+def in_schemes(results: pd.DataFrame) -> bool:
+    """Whether all targets are named `<scheme>/<network>`, and some scheme was measured."""
+    return all(NetworkName.parse(name).scheme for name in set(results.target)) and not with_views(results).empty
 
 
 def robustness_table(
@@ -90,10 +100,10 @@ def strength_table(
         Table 3 of Liao (SATM).
     """
     rows = _chosen(results, attack, epsilon)
-    rows = rows[(rows.attack == attack) & rows.target.str.startswith(f"{HOLDOUT}/")].copy()
-    rows["scheme"], rows["network"] = rows.source.str.split("/", n=1).str[0], rows.source.str.split("/", n=1).str[-1]
-    rows["target"] = rows.target.str.split("/", n=1).str[-1]
-    table = rows[rows.scheme != HOLDOUT].pivot_table(
+    rows = rows[rows.attack == attack]
+    source, target = _parsed(rows.source), _parsed(rows.target)
+    rows = rows.assign(scheme=source.scheme, network=source.network, target=target.network)
+    table = rows[(source.scheme != UNSEEN) & (target.scheme == UNSEEN)].pivot_table(
         index=["network", "scheme"], columns="target", values=value, sort=False
     )
     return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)

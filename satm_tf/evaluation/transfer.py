@@ -108,13 +108,13 @@ def measure(
         >>> predictions.frame().query("attack == 'pgd'")
     """
     epsilons = dict(epsilons or {})
-    num_classes = _check(targets, attacks, epsilons)
+    num_classes = check_request(targets, attacks, epsilons)
     if not clean and not (attacks and sources):
         raise ValueError(
             f"Without clean images there must be attacks and sources. Received: {[*attacks]}, {[*sources]}"
         )
     prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
-    labels, images_print = _look_through(dataset, bool(folder), stage)
+    labels, images_print = look_through(dataset, bool(folder), stage)
     predict = _predictor(targets, dataset)
 
     crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")] if clean else []
@@ -159,23 +159,35 @@ def measure(
     return concatenate(parts)
 
 
-def _check(targets: Mapping[str, Any], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]) -> int:
-    """The number of classes, once all is well."""
+def check_request(
+    targets: Mapping[str, Classifier], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]
+) -> int:
+    """The number of classes of all targets, once it is known that they can be measured.
+
+    Raises:
+        ValueError: As `measure` does.
+    """
     if CLEAN in attacks:
         raise ValueError(f"The name {CLEAN!r} stands for no attack at all; choose another. Received: {list(attacks)}")
     if not targets:
         raise ValueError("There must be at least one target. Received: none")
-    stray = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
-    if stray:
-        raise ValueError(f"Epsilons are for one of the attacks {list(attacks)}, and not none. Received: {stray}")
+    unusable = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
+    if unusable:
+        raise ValueError(
+            f"Epsilons are for one of the attacks {list(attacks)}, and at least one each. Received: {unusable}"
+        )
     classes = {name: target.num_classes for name, target in targets.items()}
     if len(set(classes.values())) > 1:
-        raise ValueError(f"All targets must know the same classes. Received: {classes}")
+        raise ValueError(f"Networks that are measured together must have the same num_classes. Received: {classes}")
     return next(iter(classes.values()))
 
 
-def _look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> tuple[np.ndarray, str]:
-    """The labels, and a digest of images and labels in their batches, by which random numbers are drawn."""
+def look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> tuple[np.ndarray, str]:
+    """The labels, and a digest of images and labels in their batches, by which random numbers are drawn.
+
+    Raises:
+        ValueError: If there are no images.
+    """
     digest = hashlib.sha256()
     labels = [np.zeros(0, np.int32)]
     for images, batch in dataset:
