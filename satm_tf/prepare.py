@@ -1,11 +1,9 @@
-"""python -m satm_tf.prepare: decodes and packs images once, for fast reading."""
+"""satm-tf prepare: decodes and packs images once, for fast reading."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
-
-import jsonargparse
 
 from satm_tf import command_line
 from satm_tf.configurable import look_up
@@ -55,21 +53,7 @@ def prepare(
     return account
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    return command_line.run(
-        lambda given: jsonargparse.CLI(
-            prepare,
-            args=given,
-            as_positional=False,
-            prog="python -m satm_tf.prepare",
-            description=__doc__,
-            epilog=command_line.EPILOG,
-        ),
-        arguments,
-        goes_on=True,
-    )
-
+main = command_line.command(prepare, resumes=True)
 
 if __name__ == "__main__":
     sys.exit(main())
