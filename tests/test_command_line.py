@@ -266,11 +266,11 @@ def test_no_option_of_a_command_imports_or_calls(name, trap, capsys):
     }
     inner = "{class_path: trap.make, init_args: {cmd: hi}}"
     described = trap / "described.yaml"
+    described.write_text("".join(f"{option[2:]}: {inner}\n" for option in options))
+    assert run_command(name, "--config", str(described), "--print_config") == 2
     for option in options - {"--help-all"}:
-        described.write_text(f"{option[2:]}: {inner}")
         assert run_command(name, option, inner, "--print_config") == 2
         assert run_command(name, f"{option}.class_path", "trap.make", "--print_config") == 2
-        assert run_command(name, "--config", str(described), "--print_config") == 2
         run_command(name, option, "trap.make", "--print_config")
 
 
@@ -284,11 +284,13 @@ def test_aliases_are_taken_and_those_that_multiply_are_refused_at_once(tmp_path,
     assert command_line.load_yaml("{a: &one {x: 1}, b: *one}") == {"a": {"x": 1}, "b": {"x": 1}}
     path = tmp_path / "bomb.yaml"
     inside = "a: &a [" + "x," * 100 + "]\nb: &b [" + "*a," * 100 + "]\nc: [" + "*b," * 100 + "]"
-    started = time.monotonic()
+    started = time.process_time()
+    with pytest.raises(ValueError, match="more than 20,000 values"):
+        command_line.load_yaml(bomb(9, 9))
+    assert time.process_time() - started < 1
     for text in (bomb(9, 9), "a: &a [*a]", "[" * 5000 + "]" * 5000, yaml.safe_dump({"attack": inside})):
         path.write_text(text)
         assert run_command("train", "--config", str(path)) == 2
         assert f"cannot be read: {path}" in capsys.readouterr().err
     assert run_command("train", "--attack", f"{{{bomb(9, 9)}}}".replace("\n", ", ")) == 2
     assert "more than 20,000 values" in capsys.readouterr().err
-    assert time.monotonic() - started < 10
