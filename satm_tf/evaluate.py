@@ -131,4 +131,4 @@ def _batches(examples: data_room.Examples, shape: tuple[int, int, int], batch_si
 main = command_line.command(evaluate, resumes=True)
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    sys.exit(main())

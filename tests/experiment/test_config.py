@@ -169,7 +169,10 @@ def changed(config, **changes):
             r"is co_train\.learning_rate",
         ),
         *(
-            (lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)), "without a loss scale")
+            (
+                lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)),
+                "Unknown Keras optimizer",
+            )
             for name in ("LossScaleOptimizer", "loss_scale_optimizer", "nothing")
         ),
         (
