@@ -35,7 +35,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["satm_tf", "satm_tf.*"]),
-    package_data={"satm_tf": ["experiment/presets/*.yaml", "evaluation/report/report.html.j2", "serving/model_card.md.j2", "serving/tf_2_15_ops.txt", "py.typed"]},
+    package_data={
+        "satm_tf": [
+            "experiment/presets/*.yaml",
+            "evaluation/report/report.html.j2",
+            "serving/model_card.md.j2",
+            "serving/tf_2_15_ops.txt",
+            "py.typed",
+        ]
+    },
     entry_points={"console_scripts": ["satm-tf = satm_tf.__main__:main"]},
     install_requires=[
         f"{TENSORFLOW}>=2.18",

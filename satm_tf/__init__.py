@@ -27,18 +27,20 @@ if _backend != "tensorflow":
 from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
 from satm_tf.evaluation import assess
 from satm_tf.models import ImageClassifier, available_backbones
-from satm_tf.training import CoTraining, DomainAdversarial, callbacks
+from satm_tf.training import Checkpoint, CoTraining, DomainAdversarial, Pictures, Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "CoTraining",
     "DomainAdversarial",
     "ImageClassifier",
+    "Pictures",
+    "Progress",
     "assess",
     "attacks",
     "available_backbones",
-    "callbacks",
     "data",
     "evaluation",
     "layers",

@@ -30,7 +30,12 @@ _IMPORTING = ("class_path", "init_args", "dict_kwargs")
 _MOST_VALUES = 20_000
 _MODE = "satm_tf"
 # The types of fields, which jsonargparse looks up by name.
-_FIELDS = ["satm_tf.experiment.config", "satm_tf.data.Augmentation", "satm_tf.data.augmentation.Augmentation"]
+_FIELDS = [
+    "satm_tf.experiment.config",
+    "satm_tf.experiment.sections",
+    "satm_tf.data.Augmentation",
+    "satm_tf.data.augmentation.Augmentation",
+]
 
 EPILOG = "--debug prints the traceback of an error."
 
@@ -240,7 +245,7 @@ def command(
     *,
     prog: str | None = None,
     resumes: bool = False,
-) -> Callable[[list[str] | None], int]:
+) -> Callable[..., int]:
     """The `main` of a command from the typed function that does its work.
 
     A keyword-only parameter is an option, another one a positional argument, and `*files: str` one or more of them. The

@@ -18,6 +18,8 @@ import tensorflow as tf
 import yaml
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+LAYOUT = 2
+"""Which files, columns and names claimed folders hold; the first release's, 1, is not read any more."""
 _PARTIAL = ".partial"
 _PACKAGES = ("satm_tf", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas")
 
@@ -194,6 +196,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "layout": LAYOUT,
         "processors": os.cpu_count(),
         "devices": [f"{device.device_type} {device.name}" for device in tf.config.list_physical_devices()],
         **installed,
@@ -235,7 +238,7 @@ def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
         described: The configuration, of what JSON can hold.
 
     Raises:
-        ValueError: If the folder holds results of another configuration.
+        ValueError: If the folder holds results of another configuration or layout.
     """
     folder = Path(folder)
     if not (folder / CONFIG).exists():
@@ -245,10 +248,11 @@ def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
 
 
 def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
-    """Raises what `claim` would, if the folder holds results of another configuration; writes nothing."""
+    """Raises what `claim` would, if the folder holds results of another configuration or layout; writes nothing."""
     path = Path(folder) / CONFIG
     if not path.exists():
         return
+    check_layout(folder)
     described = json.loads(json.dumps(described))
     found = read_config(folder)
     differing = [key for key in {**described, **found} if described.get(key) != found.get(key)]
@@ -259,14 +263,30 @@ def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
         )
 
 
+def check_layout(folder: str | Path) -> None:
+    """Finds whether a folder's files are of the layout that is read here.
+
+    Raises:
+        ValueError: If an earlier release wrote it.
+    """
+    path = Path(folder) / ENVIRONMENT
+    layout = read_json(path).get("layout", 1) if path.exists() else LAYOUT
+    if layout != LAYOUT:
+        raise ValueError(
+            f"{folder} was written by another release of satm_tf, whose files have other names and columns; choose "
+            f"another folder, or read it with that release. Received: layout {layout}, not {LAYOUT}"
+        )
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The configuration that a folder is claimed for.
 
     Raises:
         FileNotFoundError: If it is not claimed.
-        ValueError: If its `config.yaml` is damaged.
+        ValueError: If its `config.yaml` is damaged, or another release wrote it.
     """
     path = Path(folder) / CONFIG
+    check_layout(folder)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

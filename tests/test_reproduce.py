@@ -1,5 +1,6 @@
 """The whole command on eighty tiny faces: what it shares, writes, refuses, and that a kill leaves no trace."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -113,8 +114,10 @@ def test_what_cannot_be_done_is_said_before_any_work(arguments, message, tmp_pat
 
 
 def request(*arguments):
-    asked, rest = reproduce._parser().parse_known_args(arguments)
-    return reproduce._request(asked, rest)
+    own = argparse.ArgumentParser()
+    reproduce._add_options(own)
+    asked, rest = own.parse_known_args(arguments)
+    return reproduce._request(asked, reproduce._config(asked.scale, list(arguments)), rest)
 
 
 def test_everything_is_five_folds_of_one_graph(tmp_path):
@@ -128,7 +131,7 @@ def test_everything_is_five_folds_of_one_graph(tmp_path):
     assert len(everything.repeats("digits")) == 1
     # Table 6 needs the other pair, and no ensemble.
     sixth = request("--table", "6", "--printed-only", "--readings", "true").stages("faces")
-    assert sixth == [
+    assert [str(stage) for stage in sixth] == [
         *(f"fine_tune/{name}" for name in (*NETWORKS, *HOLDOUTS[1:])),
         "co_train/satm_true",
         "co_train/satm_with_resnet50_img_true",

@@ -6,18 +6,60 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LABEL_SOURCES, Attack, LossAttack, Model, consensus, input_gradient
-from satm_tf.attacks.losses import targeted_ratio
+from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.losses import strongest_others, targeted_ratio
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 from satm_tf.attacks.square import SquareAttack
 
 _fold_in = tf.random.experimental.stateless_fold_in
 Objective = Callable[[tf.Tensor], tf.Tensor]
+
+
+class _Ascent(NamedTuple):
+    """The state of a run of APGD. Images and gradients are `[batch, height, width, channels]`, the rest `[batch]`.
+
+    Attributes:
+        x: The current images.
+        previous: The images one step before.
+        gradient: The gradient at `x`.
+        value: The loss at `x`.
+        step_size: The current step size, `[batch, 1, 1, 1]`.
+        best: The images of the highest loss so far.
+        best_gradient: The gradient there.
+        highest: The loss there.
+        gains: How many steps have raised the loss since the last checkpoint.
+        halved: Whether the last checkpoint halved the step size.
+        highest_at_checkpoint: The highest loss at the last checkpoint.
+        found: The first images that succeeded.
+        success: Whether there are any.
+    """
+
+    x: tf.Tensor
+    previous: tf.Tensor
+    gradient: tf.Tensor
+    value: tf.Tensor
+    step_size: tf.Tensor
+    best: tf.Tensor
+    best_gradient: tf.Tensor
+    highest: tf.Tensor
+    gains: tf.Tensor
+    halved: tf.Tensor
+    highest_at_checkpoint: tf.Tensor
+    found: tf.Tensor
+    success: tf.Tensor
+
+
+class _Found(NamedTuple):
+    """What runs toward several targets have brought: images, and whether each has left its class."""
+
+    images: tf.Tensor
+    success: tf.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,63 +111,60 @@ class _AutoPGD(Attack):
             gradient, values, logits = input_gradient(model, x, objective)
             return gradient, consensus(values[..., None])[..., 0], self.succeeds(consensus(logits), classes)
 
-        def step(
-            index: tf.Tensor,
-            x: tf.Tensor,
-            before: tf.Tensor,
-            gradient: tf.Tensor,
-            value: tf.Tensor,
-            size: tf.Tensor,
-            best: tf.Tensor,
-            best_gradient: tf.Tensor,
-            highest: tf.Tensor,
-            gains: tf.Tensor,
-            halved: tf.Tensor,
-            highest_before: tf.Tensor,
-            found: tf.Tensor,
-            success: tf.Tensor,
-        ) -> tuple[tf.Tensor, ...]:
-            forward = self.project(x + size * norm.steepest(gradient), images, epsilon)
+        def step(index: tf.Tensor, state: _Ascent) -> _Ascent:
+            forward = self.project(state.x + state.step_size * norm.steepest(state.gradient), images, epsilon)
             share = tf.where(index == 0, 1.0, 0.75)
-            moved = self.project(x + share * (forward - x) + (1 - share) * (x - before), images, epsilon)
-            gradient, new_value, succeeded = look(moved)
-            found = tf.where(_each(succeeded & ~success), moved, found)
-            gains += tf.cast(new_value > value, tf.float32)
-            better = new_value > highest
-            best = tf.where(_each(better), moved, best)
-            best_gradient = tf.where(_each(better), gradient, best_gradient)
-            highest = tf.maximum(highest, new_value)
+            mixed = state.x + share * (forward - state.x) + (1 - share) * (state.x - state.previous)
+            moved = self.project(mixed, images, epsilon)
+            gradient, value, succeeded = look(moved)
+            found = tf.where(_each(succeeded & ~state.success), moved, state.found)
+            gains = state.gains + tf.cast(value > state.value, tf.float32)
+            better = value > state.highest
+            best = tf.where(_each(better), moved, state.best)
+            best_gradient = tf.where(_each(better), gradient, state.best_gradient)
+            highest = tf.maximum(state.highest, value)
             # At a checkpoint: too few gains, or neither a halving nor a new best since the last, halves the step.
             span = tf.cast(spans[index], tf.float32)
             few = gains < 0.75 * span
-            stuck = ~halved & (highest <= highest_before)
+            stuck = ~state.halved & (highest <= state.highest_at_checkpoint)
             checkpoint = span > 0
             halve = checkpoint & (few | stuck)
-            return (
-                index + 1,
-                tf.where(_each(halve), best, moved),
-                tf.where(_each(halve), best, x),
-                tf.where(_each(halve), best_gradient, gradient),
-                tf.where(halve, highest, new_value),
-                tf.where(_each(halve), size / 2, size),
-                best,
-                best_gradient,
-                highest,
-                tf.where(checkpoint, 0.0, gains),
-                tf.where(checkpoint, halve, halved),
-                tf.where(checkpoint, highest, highest_before),
-                found,
-                success | succeeded,
+            return _Ascent(
+                x=tf.where(_each(halve), best, moved),
+                previous=tf.where(_each(halve), best, state.x),
+                gradient=tf.where(_each(halve), best_gradient, gradient),
+                value=tf.where(halve, highest, value),
+                step_size=tf.where(_each(halve), state.step_size / 2, state.step_size),
+                best=best,
+                best_gradient=best_gradient,
+                highest=highest,
+                gains=tf.where(checkpoint, 0.0, gains),
+                halved=tf.where(checkpoint, halve, state.halved),
+                highest_at_checkpoint=tf.where(checkpoint, highest, state.highest_at_checkpoint),
+                found=found,
+                success=state.success | succeeded,
             )
 
         start = self.project(images + epsilon * norm.random(tf.shape(images), seed), images, epsilon)
         gradient, value, success = look(start)
         none = tf.zeros_like(value)
-        size = 2 * epsilon + tf.zeros_like(images[:, :1, :1, :1])
-        state = (0, start, start, gradient, value, size, start, gradient, value, none, none > 0, value, start, success)
-        final = tf.while_loop(lambda index, *_: index < self.steps, step, state)
-        best, found, success = final[6], final[12], final[13]
-        return tf.where(_each(success), found, best), success
+        state = _Ascent(
+            x=start,
+            previous=start,
+            gradient=gradient,
+            value=value,
+            step_size=2 * epsilon + tf.zeros_like(images[:, :1, :1, :1]),
+            best=start,
+            best_gradient=gradient,
+            highest=value,
+            gains=none,
+            halved=none > 0,
+            highest_at_checkpoint=value,
+            found=start,
+            success=success,
+        )
+        final = iterate(step, state, self.steps)
+        return tf.where(_each(final.success), final.found, final.best), final.success
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +217,15 @@ class APGDTargeted(_AutoPGD, name="apgd_targeted"):
         """Run after run, until every image has left its class or there are no more targets."""
         clean = consensus(logits_of(model, images))
         classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
-        mine = tf.one_hot(classes, clean.shape[-1], on_value=float("inf"), off_value=0.0)
-        count = min(self.targets, clean.shape[-1] - 1)
-        rivals = tf.math.top_k(clean - mine, count).indices
+        targets = strongest_others(classes, clean, self.targets)
 
-        def aim(index: tf.Tensor, best: tf.Tensor, done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            ratio = lambda logits: targeted_ratio(classes, tf.gather(rivals, index, axis=1), logits)  # noqa: E731
+        def aim(index: tf.Tensor, state: _Found) -> _Found:
+            ratio = lambda logits: targeted_ratio(classes, tf.gather(targets, index, axis=1), logits)  # noqa: E731
             found, success = self._ascend(model, images, classes, epsilon, _fold_in(seed, index), ratio)
-            return index + 1, tf.where(_each(done), best, found), done | success
+            return _Found(tf.where(_each(state.success), state.images, found), state.success | success)
 
-        state = (0, images, self.succeeds(clean, classes))
-        return tf.while_loop(lambda index, _, done: (index < count) & ~tf.reduce_all(done), aim, state)[1]
+        start = _Found(images, self.succeeds(clean, classes))
+        return iterate(aim, start, targets.shape[1], lambda state: ~tf.reduce_all(state.success)).images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,14 @@ import tensorflow as tf
 
 from satm_tf.attacks.losses import LOSSES, cross_entropy
 from satm_tf.attacks.norms import NORMS
-from satm_tf.attacks.sources import Model, logits_of
-from satm_tf.configurable import Configurable, serialize, unknown_name
+from satm_tf.attacks.sources import Model, logits_of, refuse_probabilities
+from satm_tf.configurable import Configurable, look_up, serialize
 
 __all__ = ["LABEL_SOURCES", "Attack", "LabelSource", "Model", "Outcome", "available_attacks", "get", "serialize"]
+
+# What float32 arithmetic on images in [0, 1] may add.
+_ROUNDING = 1e-6
+_RANGE = "Attacks take images in [0, 1]; divide 8-bit images by 255. Received values from"
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ LABEL_SOURCES = {
 
 
 class Outcome(NamedTuple):
-    """What an attack made of a batch.
+    """The result of an attack on a batch.
 
     Attributes:
         images: float32 `[batch, height, width, channels]`, the adversarial images.
         before: int32 `[batch]`, the classes predicted for the clean images.
         after: int32 `[batch]`, the classes predicted for the adversarial images.
-        success: bool `[batch]`: the class that the attack left is left, or the one that it sought is reached.
+        success: bool `[batch]`: whether the prediction has left the class that the attack moves away from, or reached
+            the class that it moves toward.
         distortion: float32 `[batch]`, the perturbations in the attack's norm.
     """
 
@@ -66,7 +71,7 @@ class Attack(Configurable, kind="attack"):
     nothing but the images. The result has its gradient stopped, lies inside [0, 1] and within `epsilon` of the images.
     A subclass writes `perturb` and gets the rest from here; `class Mine(Attack, name="mine")` makes it known to `get`.
 
-    A call outside a `tf.function` runs eagerly, at less than half the speed; `compiled` gives the fast form.
+    A call outside a `tf.function` runs eagerly, at less than half the speed; use `compiled` there.
 
     Attributes:
         epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
@@ -97,22 +102,20 @@ class Attack(Configurable, kind="attack"):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown_name("norm", self.norm, self.norms)
+        look_up("norm", self.norm, NORMS)
         if self.norm not in self.norms:
             raise ValueError(
                 f"Attack {self.name!r} is defined for norm {_either(self.norms)} only. Received: norm={self.norm!r}"
             )
-        if self.label_source not in LABEL_SOURCES:
-            raise unknown_name("label source", self.label_source, LABEL_SOURCES)
+        look_up("label source", self.label_source, LABEL_SOURCES)
         if self.label_source not in self.label_sources:
             raise ValueError(
                 f"Attack {self.name!r} takes label source {_either(self.label_sources)} only. "
                 f"Received: label_source={self.label_source!r}"
             )
         largest = 1.0 if self.norm == "linf" else math.inf
-        no_ball = self.epsilon == math.inf
-        if not (0 <= self.epsilon <= largest and not no_ball) and not (no_ball and not self.bounded):
+        uncapped = self.epsilon == math.inf and not self.bounded
+        if not uncapped and not (0 <= self.epsilon <= largest and math.isfinite(self.epsilon)):
             hint = f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if self.epsilon > 1 else ""
             raise ValueError(
                 f"epsilon is in units of images in [0, 1] and not negative{hint} Received: epsilon={self.epsilon}"
@@ -130,8 +133,8 @@ class Attack(Configurable, kind="attack"):
         """Crafts adversarial images.
 
         Args:
-            model: Keras model (or a callable that takes `training`) from images to logits `[batch, classes]`; one that
-                gives probabilities goes in a `FromProbabilities`, a SavedModel in a `FromSavedModel`.
+            model: Keras model (or a callable that takes `training`) from images to logits `[batch, classes]`; wrap one
+                that gives probabilities in `FromProbabilities`, and a SavedModel in `FromSavedModel`.
             images: Floats `[batch, height, width, channels]` in [0, 1].
             labels: Integers `[batch]`: true classes, or the targets where the label source is "target".
             epsilon: In place of the attack's own: a scalar, or one per image `[batch]`.
@@ -141,12 +144,14 @@ class Attack(Configurable, kind="attack"):
             Adversarial images, float32 like `images`.
 
         Raises:
-            ValueError: If the images, in eager mode, do not lie in [0, 1]; if the model gives probabilities and does
-                not say so; or if no gradient reaches the images.
+            ValueError: If the images do not lie in [0, 1], eagerly; if the model gives probabilities; or if no gradient
+                reaches the images.
+            tf.errors.InvalidArgumentError: If the images do not lie in [0, 1], inside a `tf.function` of the caller's.
         """
         images = tf.cast(images, tf.float32)
+        refuse_probabilities(model, images.shape)
+        images = _inside_range(images)
         labels = tf.cast(labels, tf.int32)
-        _check_range(images)
         radius = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
         if radius.shape.rank == 1:
             radius = tf.reshape(radius, [-1, 1, 1, 1])
@@ -159,7 +164,7 @@ class Attack(Configurable, kind="attack"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The attack itself; bounds and ball are seen to afterwards.
+        """The attack itself; the result is projected into bounds and ball afterwards.
 
         Args:
             model: The network.
@@ -174,16 +179,16 @@ class Attack(Configurable, kind="attack"):
         raise NotImplementedError(f"{type(self).__name__} must say how it perturbs images: write `perturb`.")
 
     def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
-        """This attack on this model as one compiled function, for those who are not inside a `tf.function` already.
+        """This attack on this model as one compiled function, for use outside a `tf.function`.
 
-        It holds the model for as long as it is held itself, and sees the model's weights as they are at each call.
+        The function keeps a reference to the model, and uses the weights that the model has at each call.
 
         Args:
             model: As for a call.
 
         Returns:
-            A function of `(images, labels, *, epsilon=None, seed=None)` that gives what a call gives. Neither another
-            epsilon nor another seed compiles it anew; another batch size does so once.
+            A function of `(images, labels, *, epsilon=None, seed=None)` that gives what a call gives, and raises the
+            same errors. Neither another epsilon nor another seed compiles it anew; another batch size does so once.
 
         Example:
             >>> craft = PGD(epsilon=8 / 255).compiled(network)
@@ -203,11 +208,17 @@ class Attack(Configurable, kind="attack"):
             seed: tf.Tensor | int | None = None,
         ) -> tf.Tensor:
             images = tf.cast(images, tf.float32)
-            _check_range(images)
             epsilon = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
-            return craft(
-                images, tf.cast(labels, tf.int32), epsilon, tf.cast(self.seed if seed is None else seed, tf.int32)
-            )
+            seed = tf.cast(self.seed if seed is None else seed, tf.int32)
+            # Here, and not only while `craft` is traced, so that the error is the sentence alone.
+            refuse_probabilities(model, images.shape)
+            try:
+                return craft(images, tf.cast(labels, tf.int32), epsilon, seed)
+            except tf.errors.InvalidArgumentError as error:
+                # Looked at again only now, so that a batch that is fine is looked at once.
+                if _lies_inside(images):
+                    raise
+                raise _outside_range(images) from error
 
         return call
 
@@ -238,7 +249,7 @@ class Attack(Configurable, kind="attack"):
         """
         images, labels = np.asarray(images, "float32"), np.asarray(labels, "int32")
         radii = np.asarray([self.epsilon] if epsilons is None else epsilons, "float32")
-        # Every epsilon of an image side by side, so that a batch holds them all at once.
+        # All epsilons of an image stand side by side, so that one batch holds them.
         pairs = np.indices([len(images), len(radii)]).reshape(2, -1)
         compiled = self.compiled(model)
         crafted = [
@@ -250,7 +261,7 @@ class Attack(Configurable, kind="attack"):
         return result[0] if epsilons is None else result
 
     def outcome(self, model: Model, images: tf.Tensor, labels: tf.Tensor, **call: Any) -> Outcome:
-        """Crafts, and says of each image whether that succeeded and how far it went.
+        """Crafts, and reports for each image whether the attack succeeded and at what distortion.
 
         Args:
             model: As for a call.
@@ -320,8 +331,7 @@ class LossAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in LOSSES:
-            raise unknown_name("loss", self.loss, LOSSES)
+        look_up("loss", self.loss, LOSSES)
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """The loss of that name, ascended or descended."""
@@ -391,12 +401,28 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-def _check_range(images: tf.Tensor) -> None:
-    if tf.executing_eagerly() and not bool(tf.reduce_all((images >= 0) & (images <= 1))):
-        raise ValueError(
-            "Attacks take images in [0, 1]; divide 8-bit images by 255. "
-            f"Received values from {tf.reduce_min(images):g} to {tf.reduce_max(images):g}"
-        )
+def _inside_range(images: tf.Tensor) -> tf.Tensor:
+    """The images, once it is certain that they lie in [0, 1]: checked when a graph runs, too, and once for a call."""
+    if tf.executing_eagerly():
+        if not _lies_inside(images):
+            raise _outside_range(images)
+        return tf.clip_by_value(images, 0.0, 1.0)
+
+    def refuse() -> tf.Operation:
+        return tf.debugging.Assert(False, [_RANGE, tf.reduce_min(images), "to", tf.reduce_max(images)])
+
+    # Inside the branch, so that the extremes are computed for the message only.
+    with tf.control_dependencies([tf.cond(_lies_inside(images), tf.no_op, refuse)]):
+        return tf.clip_by_value(images, 0.0, 1.0)
+
+
+def _lies_inside(images: tf.Tensor) -> tf.Tensor:
+    # Written so that what is not a number is refused.
+    return tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
+
+
+def _outside_range(images: tf.Tensor) -> ValueError:
+    return ValueError(f"{_RANGE} {tf.reduce_min(images):g} to {tf.reduce_max(images):g}")
 
 
 def _batches(pairs: np.ndarray, size: int) -> list[np.ndarray]:

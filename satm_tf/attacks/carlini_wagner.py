@@ -4,17 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LABEL_SOURCES, Model, consensus, input_gradient
 from satm_tf.attacks.deepfool import MinimumDistortion
+from satm_tf.attacks.loops import iterate
 from satm_tf.attacks.losses import margin
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
 _LARGEST = 1e10
+Distance = Callable[[tf.Tensor], tf.Tensor]
+
+
+class _Descent(NamedTuple):
+    """A round of Adam: the images in the tanh space, the means of the gradients and of their squares, the successful
+    images of the smallest distance, that distance `[batch]`, the batch's loss at the last check, whether it had fallen.
+    """
+
+    w: tf.Tensor
+    first: tf.Tensor
+    second: tf.Tensor
+    found: tf.Tensor
+    shortest: tf.Tensor
+    last: tf.Tensor
+    improving: tf.Tensor
+
+
+class _Bisection(NamedTuple):
+    """The L2 attack's rounds: the ends and the current weight of success `[batch]`, the best images, their distance."""
+
+    low: tf.Tensor
+    high: tf.Tensor
+    constant: tf.Tensor
+    best: tf.Tensor
+    shortest: tf.Tensor
+
+
+class _Tightening(NamedTuple):
+    """The other rounds: what grows tighter and the weight of success `[batch]`, the last successes, their distance."""
+
+    limit: tf.Tensor
+    constant: tf.Tensor
+    best: tf.Tensor
+    shortest: tf.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +90,11 @@ class _CarliniWagner(MinimumDistortion):
         enough = self._missing(logits, classes) <= -self.confidence
         return enough & self.succeeds(consensus(logits), classes)
 
+    def _before(self, model: Model, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Zeros `[batch]`, and the shortest distances before the first round: zero where there is nothing to do."""
+        done = self._succeeded(logits_of(model, images), classes)
+        return tf.zeros(tf.shape(classes)), tf.where(done, 0.0, float("inf"))
+
     def _minimise(
         self,
         model: Model,
@@ -62,7 +102,7 @@ class _CarliniWagner(MinimumDistortion):
         start: tf.Tensor,
         classes: tf.Tensor,
         constant: tf.Tensor,
-        distance: Callable[[tf.Tensor], tf.Tensor],
+        distance: Distance,
         free: tf.Tensor | float = 1.0,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One round of Adam on `distance(x' - x) + constant * missing(x')`.
@@ -80,17 +120,10 @@ class _CarliniWagner(MinimumDistortion):
             The successful images with the smallest distance, and those distances; infinite where there was no success.
         """
 
-        def step(
-            index: tf.Tensor,
-            w: tf.Tensor,
-            first: tf.Tensor,
-            second: tf.Tensor,
-            found: tf.Tensor,
-            shortest: tf.Tensor,
-            last: tf.Tensor,
-            going: tf.Tensor,
-        ) -> tuple[tf.Tensor, ...]:
-            inside = 0.5 * (tf.tanh(w) + 1.0)
+        patience = max(self.steps // 10, 1)
+
+        def step(index: tf.Tensor, state: _Descent) -> _Descent:
+            inside = 0.5 * (tf.tanh(state.w) + 1.0)
             x = images + free * (inside - images)
             pull, missing, logits = input_gradient(model, x, lambda z: constant * self._missing(z, classes))
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -98,28 +131,58 @@ class _CarliniWagner(MinimumDistortion):
                 far = distance(x - images)
             gradient = (pull + tape.gradient(far, x)) * free * 2 * inside * (1 - inside)
             time = tf.cast(index + 1, tf.float32)
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * tf.square(gradient)
+            first = 0.9 * state.first + 0.1 * gradient
+            second = 0.999 * state.second + 0.001 * tf.square(gradient)
             move = (first / (1 - 0.9**time)) / (tf.sqrt(second / (1 - 0.999**time)) + 1e-8)
-            better = self._succeeded(logits, classes) & (far < shortest)
+            better = self._succeeded(logits, classes) & (far < state.shortest)
             loss = tf.reduce_sum(far + missing)
             check = tf.equal(index % patience, 0)
-            return (
-                index + 1,
-                w - self.step_size * move,
-                first,
-                second,
-                tf.where(better[:, None, None, None], x, found),
-                tf.where(better, far, shortest),
-                tf.where(check, loss, last),
-                ~check | (loss < 0.9999 * last),
+            return _Descent(
+                w=state.w - self.step_size * move,
+                first=first,
+                second=second,
+                found=tf.where(_each(better), x, state.found),
+                shortest=tf.where(better, far, state.shortest),
+                last=tf.where(check, loss, state.last),
+                improving=~check | (loss < 0.9999 * state.last),
             )
 
         w = tf.atanh(0.999999 * (2 * start - 1))
-        still, patience = tf.zeros_like(w), max(self.steps // 10, 1)
-        state = (0, w, still, still, start, tf.fill(tf.shape(classes), float("inf")), float("inf"), True)
-        more = lambda index, *others: (index < self.steps) & others[-1]  # noqa: E731
-        return tf.while_loop(more, step, state)[4:6]
+        nowhere, infinity = tf.fill(tf.shape(classes), float("inf")), tf.constant(float("inf"))
+        begin = _Descent(w, tf.zeros_like(w), tf.zeros_like(w), start, nowhere, infinity, tf.constant(True))
+        end = iterate(step, begin, self.steps, lambda state: state.improving)
+        return end.found, end.shortest
+
+    def _tighten(
+        self,
+        model: Model,
+        images: tf.Tensor,
+        classes: tf.Tensor,
+        limit: float,
+        set_up: Callable[[_Tightening], tuple[Distance, tf.Tensor | float]],
+        next_limit: Callable[[_Tightening, tf.Tensor, tf.Tensor], tf.Tensor],
+    ) -> tf.Tensor:
+        """Rounds that each start from the last success; after a round without one, success weighs double.
+
+        `set_up` gives the distance of a round and where its pixels are free to change, from the state; `next_limit` the
+        limit of the next round, from the state, whether the round was a success, and the distances that it found.
+        """
+
+        def round_(_: tf.Tensor, state: _Tightening) -> _Tightening:
+            distance, free = set_up(state)
+            found, far = self._minimise(model, images, state.best, classes, state.constant, distance, free)
+            length = NORMS[self.norm].length(found - images)[:, 0, 0, 0]
+            better = (far < float("inf")) & (length < state.shortest)
+            return _Tightening(
+                limit=next_limit(state, better, length),
+                constant=tf.where(better, state.constant, tf.minimum(2 * state.constant, _LARGEST)),
+                best=tf.where(_each(better), found, state.best),
+                shortest=tf.where(better, length, state.shortest),
+            )
+
+        none, shortest = self._before(model, images, classes)
+        start = _Tightening(none + limit, none + self.initial_constant, images, shortest)
+        return iterate(round_, start, self.rounds).best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,26 +209,22 @@ class CarliniWagnerL2(_CarliniWagner, name="cw_l2"):
         """The shortest over all rounds."""
         classes = self.classes(model, images, labels)
 
-        def bisect(
-            index: tf.Tensor, low: tf.Tensor, high: tf.Tensor, constant: tf.Tensor, best: tf.Tensor, shortest: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            found, far = self._minimise(model, images, images, classes, constant, _squared)
-            better, success = far < shortest, far < float("inf")
-            high, low = tf.where(success, constant, high), tf.where(success, low, constant)
-            return (
-                index + 1,
-                low,
-                high,
-                tf.where(high < _LARGEST, (low + high) / 2, constant * 10),
-                tf.where(better[:, None, None, None], found, best),
-                tf.where(better, far, shortest),
+        def bisect(_: tf.Tensor, state: _Bisection) -> _Bisection:
+            found, far = self._minimise(model, images, images, classes, state.constant, _squared)
+            better, success = far < state.shortest, far < float("inf")
+            low = tf.where(success, state.low, state.constant)
+            high = tf.where(success, state.constant, state.high)
+            return _Bisection(
+                low=low,
+                high=high,
+                constant=tf.where(high < _LARGEST, (low + high) / 2, state.constant * 10),
+                best=tf.where(_each(better), found, state.best),
+                shortest=tf.where(better, far, state.shortest),
             )
 
-        none = tf.zeros(tf.shape(classes))
-        done = self._succeeded(logits_of(model, images), classes)
-        shortest = tf.where(done, 0.0, float("inf"))
-        state = (0, none, none + _LARGEST, none + self.initial_constant, images, shortest)
-        return tf.while_loop(lambda index, *_: index < self.rounds, bisect, state)[4]
+        none, shortest = self._before(model, images, classes)
+        start = _Bisection(none, none + _LARGEST, none + self.initial_constant, images, shortest)
+        return iterate(bisect, start, self.rounds).best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,29 +263,16 @@ class CarliniWagnerLinf(_CarliniWagner, name="cw_linf"):
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
         """The last success of each image."""
+
+        def beyond_reach(state: _Tightening) -> tuple[Distance, float]:
+            reach = _each(state.limit)
+            return lambda d: tf.reduce_sum(tf.maximum(tf.abs(d) - reach, 0.0), axis=(1, 2, 3)), 1.0
+
+        def shrink(state: _Tightening, better: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+            return tf.where(better, self.shrink * tf.minimum(length, state.limit), state.limit)
+
         classes = self.classes(model, images, labels)
-
-        def round_(
-            index: tf.Tensor, reach: tf.Tensor, constant: tf.Tensor, best: tf.Tensor, largest: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            beyond = lambda d: tf.reduce_sum(  # noqa: E731
-                tf.maximum(tf.abs(d) - reach[:, None, None, None], 0.0), axis=(1, 2, 3)
-            )
-            found, far = self._minimise(model, images, best, classes, constant, beyond)
-            length = NORMS["linf"].length(found - images)[:, 0, 0, 0]
-            better = (far < float("inf")) & (length < largest)
-            return (
-                index + 1,
-                tf.where(better, self.shrink * tf.minimum(length, reach), reach),
-                tf.where(better, constant, tf.minimum(2 * constant, _LARGEST)),
-                tf.where(better[:, None, None, None], found, best),
-                tf.where(better, length, largest),
-            )
-
-        none = tf.zeros(tf.shape(classes))
-        done = self._succeeded(logits_of(model, images), classes)
-        state = (0, none + 1.0, none + self.initial_constant, images, tf.where(done, 0.0, float("inf")))
-        return tf.while_loop(lambda index, *_: index < self.rounds, round_, state)[3]
+        return self._tighten(model, images, classes, 1.0, beyond_reach, shrink)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,42 +316,27 @@ class CarliniWagnerL0(_CarliniWagner, name="cw_l0"):
         """The success of each image that changed the fewest pixels."""
         classes = self.classes(model, images, labels)
 
-        def round_(
-            index: tf.Tensor, kept: tf.Tensor, share: tf.Tensor, constant: tf.Tensor, best: tf.Tensor, fewest: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            free = self._without_the_least(model, images, best, classes, kept, share)
-            found, far = self._minimise(model, images, best, classes, constant, _squared, free)
-            pixels = NORMS["l0"].length(found - images)[:, 0, 0, 0]
-            better = (far < float("inf")) & (pixels < fewest)
-            chosen = better[:, None, None, None]
-            changed = tf.reduce_max(tf.abs(found - images), axis=-1, keepdims=True) > 0
-            return (
-                index + 1,
-                tf.where(chosen, tf.cast(changed, tf.float32), kept),
-                tf.where(better | (fewest == float("inf")), share, share / 2),
-                tf.where(better, constant, tf.minimum(2 * constant, _LARGEST)),
-                tf.where(chosen, found, best),
-                tf.where(better, pixels, fewest),
-            )
+        def without_the_least(state: _Tightening) -> tuple[Distance, tf.Tensor]:
+            change = tf.reduce_max(tf.abs(state.best - images), axis=-1, keepdims=True)
+            succeeded = tf.reduce_any(change > 0, axis=(1, 2, 3), keepdims=True)
+            kept = tf.cast((change > 0) | ~succeeded, tf.float32)
+            gradient, _, _ = input_gradient(model, state.best, lambda logits: margin(classes, logits))
+            matters = tf.reduce_sum(tf.abs(gradient * (state.best - images)), axis=-1, keepdims=True)
+            count = tf.reduce_sum(kept, axis=(1, 2, 3), keepdims=True)
+            # At least one goes, once there has been a success from which to tell.
+            fewer = tf.where(succeeded, tf.maximum(tf.floor(_each(state.limit) * count), 1.0), 0.0)
+            left = NORMS["l0"].project(kept * (matters + 1e-12), count - fewer)
+            return _squared, tf.cast(left > 0, tf.float32)
 
-        none = tf.zeros(tf.shape(classes))
-        done = self._succeeded(logits_of(model, images), classes)
-        every = tf.ones_like(images[..., :1])
-        fewest = tf.where(done, 0.0, float("inf"))
-        state = (0, every, none + self.share, none + self.initial_constant, images, fewest)
-        return tf.while_loop(lambda index, *_: index < self.rounds, round_, state)[4]
+        def halve(state: _Tightening, better: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+            return tf.where(better | (state.shortest == float("inf")), state.limit, state.limit / 2)
 
-    def _without_the_least(
-        self, model: Model, images: tf.Tensor, best: tf.Tensor, classes: tf.Tensor, kept: tf.Tensor, share: tf.Tensor
-    ) -> tf.Tensor:
-        gradient, _, _ = input_gradient(model, best, lambda logits: margin(classes, logits))
-        matters = tf.reduce_sum(tf.abs(gradient * (best - images)), axis=-1, keepdims=True)
-        count = tf.reduce_sum(kept, axis=(1, 2, 3))
-        # At least one goes, once there has been a success from which to tell.
-        some = tf.where(tf.reduce_any(best != images, axis=(1, 2, 3)), tf.maximum(tf.floor(share * count), 1.0), 0.0)
-        left = NORMS["l0"].project(kept * (matters + 1e-12), (count - some)[:, None, None, None])
-        return tf.cast(left > 0, tf.float32)
+        return self._tighten(model, images, classes, self.share, without_the_least, halve)
 
 
 def _squared(perturbations: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.square(perturbations), axis=(1, 2, 3))
+
+
+def _each(values: tf.Tensor) -> tf.Tensor:
+    return values[:, None, None, None]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
-from satm_tf.attacks.losses import margin
+from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.losses import margin, strongest_others
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
@@ -19,19 +20,25 @@ _BEYOND = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class MinimumDistortion(Attack):
-    """An attack that looks for the smallest perturbation that works; `outcome` tells of each image whether one did.
+    """An attack that looks for the smallest perturbation that works; `outcome` says for each image whether one did.
 
-    An image for which none is found comes back as near to one as the attack got. An image that needs no perturbation
-    gets none.
+    For an image without success, the result is what the attack reached. A misclassified image is returned unchanged.
 
     Attributes:
-        epsilon: A cap: a perturbation that is found beyond it is brought back to it, and may then work no more.
-            Infinity is none.
+        epsilon: A cap: a longer perturbation is projected onto it, and may then no longer work. Infinity is no cap.
     """
 
     bounded: ClassVar[bool] = False
 
     epsilon: float = math.inf
+
+
+class _Way(NamedTuple):
+    """DeepFool's state: the sum of its steps, the images that lie beyond it, and which of them succeed."""
+
+    total: tf.Tensor
+    x: tf.Tensor
+    success: tf.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +79,16 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         """Steps until every image is across, or there have been enough."""
         clean = consensus(logits_of(model, images))
         classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
-        mine = tf.one_hot(classes, clean.shape[-1], on_value=math.inf, off_value=0.0)
-        rivals = tf.math.top_k(clean - mine, min(self.candidates, clean.shape[-1] - 1)).indices
+        rivals = strongest_others(classes, clean, self.candidates)
 
-        def step(
-            index: tf.Tensor, total: tf.Tensor, x: tf.Tensor, done: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-            nearest = self._onto_the_nearest(model, x, classes, rivals)
-            total = tf.where(done[:, None, None, None], total, total + nearest)
+        def step(_: tf.Tensor, state: _Way) -> _Way:
+            nearest = self._onto_the_nearest(model, state.x, classes, rivals)
+            total = tf.where(state.success[:, None, None, None], state.total, state.total + nearest)
             x = tf.clip_by_value(images + (1 + self.overshoot) * total, 0.0, 1.0)
-            return index + 1, total, x, self.succeeds(consensus(logits_of(model, x)), classes)
+            return _Way(total, x, self.succeeds(consensus(logits_of(model, x)), classes))
 
-        start = (0, tf.zeros_like(images), images, self.succeeds(clean, classes))
-        return tf.while_loop(lambda index, *others: (index < self.steps) & ~tf.reduce_all(others[-1]), step, start)[2]
+        start = _Way(tf.zeros_like(images), images, self.succeeds(clean, classes))
+        return iterate(step, start, self.steps, lambda state: ~tf.reduce_all(state.success)).x
 
     def _onto_the_nearest(self, model: Model, x: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> tf.Tensor:
         # One forward pass serves every rival; a persistent tape goes back once for each.

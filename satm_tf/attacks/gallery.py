@@ -1,4 +1,4 @@
-"""A picture of what an attack did, in the manner of Figure 1 of the paper."""
+"""A picture of adversarial examples, in the manner of Figure 1 of the paper."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from satm_tf.storage import atomic_file
 
 _TITLES = ("clean", "adversarial", "difference")
 
@@ -24,18 +26,18 @@ def write_gallery(
     """Writes a PNG with a row for each image: clean, adversarial, their difference magnified, labels under them.
 
     Args:
-        path: Where to.
+        path: The file; what it held is replaced.
         images: Floats `[images, height, width, channels]` in [0, 1], the clean ones.
         adversarial: Floats like `images`.
-        before: What the network takes each clean image for.
-        after: What it takes each adversarial image for.
-        title: What stands above, such as the attack and its epsilon.
+        before: The predicted class of each clean image.
+        after: The predicted class of each adversarial image.
+        title: The heading, such as the attack and its epsilon.
         most: How many images to show, the first ones.
 
     Example:
         >>> write_gallery("gallery.png", images, adversarial, before, after, title="FGSM, epsilon 16/256")
     """
-    # Drawing is for those who ask for a picture: the attacks do without.
+    # Imported here, because attacks themselves do not need Matplotlib.
     from matplotlib.figure import Figure
 
     images, adversarial = np.asarray(images)[:most], np.asarray(adversarial)[:most]
@@ -53,4 +55,5 @@ def write_gallery(
         cells[0].set_xlabel(before[row])
         cells[1].set_xlabel(after[row], color=fooled)
         cells[2].set_xlabel(f"x {0.5 / largest:.0f} around grey")
-    figure.savefig(path, dpi=110)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -4,24 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import Model, consensus
 from satm_tf.attacks.deepfool import MinimumDistortion
+from satm_tf.attacks.loops import iterate
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
 _fold_in = tf.random.experimental.stateless_fold_in
 Decision = Callable[[tf.Tensor], tf.Tensor]
 
+# How often a jump is halved before it is given up.
+_HALVINGS = 20
+
+
+class _Walk(NamedTuple):
+    """The state along the boundary: images beyond it, the nearest so far, and their lengths `[batch, 1, 1, 1]`."""
+
+    x: tf.Tensor
+    best: tf.Tensor
+    shortest: tf.Tensor
+
+
+class _Start(NamedTuple):
+    """Images that fool, and whether one was found `[batch]`."""
+
+    images: tf.Tensor
+    found: tf.Tensor
+
+
+class _Interval(NamedTuple):
+    """The ends of a bisection, `[batch, 1, 1, 1]` each: `low` does not fool, `high` does."""
+
+    low: tf.Tensor
+    high: tf.Tensor
+
+
+class _Votes(NamedTuple):
+    """Sums over queries: of directions times their votes, of directions, and of votes `[batch, 1, 1, 1]`."""
+
+    weighted: tf.Tensor
+    directions: tf.Tensor
+    votes: tf.Tensor
+
+
+class _Jump(NamedTuple):
+    """The lengths of the jumps, and whether each lands beyond the boundary, `[batch, 1, 1, 1]`."""
+
+    size: tf.Tensor
+    landed: tf.Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
-    """HopSkipJump: walks along the boundary toward the image, and feels its way by asking for decisions only.
+    """HopSkipJump: walks along the boundary toward the image, guided by the predicted classes only.
 
-    It starts from an image of the same batch that the network takes for another class (for the target, when targeted),
-    or else from noise that is; where there is none the image is returned as it was.
+    It starts from an image of the same batch that is classified otherwise (as the target, when targeted), or else from
+    noise that is. Where there is no such start, the image is returned unchanged.
 
     Attributes:
         norm: "l2", or "linf".
@@ -61,43 +103,40 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
         def fools(x: tf.Tensor) -> tf.Tensor:
             return self.succeeds(consensus(logits_of(model, x)), classes)
 
-        def step(
-            index: tf.Tensor, x: tf.Tensor, best: tf.Tensor, shortest: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        def step(index: tf.Tensor, state: _Walk) -> _Walk:
             key = _fold_in(seed, index)
-            x = self._onto_the_boundary(fools, images, x, near)
+            x = self._onto_the_boundary(fools, images, state.x, near)
             length = NORMS[self.norm].length(x - images)
-            better = length < shortest
-            best, shortest = tf.where(better, x, best), tf.minimum(length, shortest)
+            best = tf.where(length < state.shortest, x, state.best)
             time = tf.cast(index + 1, tf.float32)
             count = tf.cast(self.evaluations * tf.sqrt(time), tf.int32)
             radius = tf.maximum(length * tf.sqrt(size) * near if self.norm == "l2" else length * size * near, 1e-4)
             radius = tf.where(index == 0, 0.1, radius)
             direction = NORMS[self.norm].steepest(self._direction(fools, x, radius, count, key))
             jumped = self._jump(fools, x, direction, length / tf.sqrt(time))
-            return index + 1, jumped, best, shortest
+            return _Walk(jumped, best, tf.minimum(length, state.shortest))
 
         clean = fools(images)
         start, found = self._start(fools, images, seed)
         # What needs no perturbation, and what has no start, stays where it is.
         start = tf.where((clean | ~found)[:, None, None, None], images, start)
-        state = (0, start, start, NORMS[self.norm].length(start - images))
-        _, last, best, shortest = tf.while_loop(lambda index, *_: index < self.steps, step, state)
-        last = self._onto_the_boundary(fools, images, last, near)
-        return tf.where(NORMS[self.norm].length(last - images) < shortest, last, best)
+        walk = iterate(step, _Walk(start, start, NORMS[self.norm].length(start - images)), self.steps)
+        last = self._onto_the_boundary(fools, images, walk.x, near)
+        return tf.where(NORMS[self.norm].length(last - images) < walk.shortest, last, walk.best)
 
-    def _start(self, fools: Decision, images: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _start(self, fools: Decision, images: tf.Tensor, seed: tf.Tensor) -> _Start:
         batch = tf.shape(images)[0]
 
-        def attempt(index: tf.Tensor, start: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            noise = tf.random.stateless_uniform(tf.shape(images), _fold_in(seed, -index))
-            candidate = tf.where(index < batch, tf.roll(images, index, axis=0), noise)
-            new = fools(candidate) & ~found
-            return index + 1, tf.where(new[:, None, None, None], candidate, start), found | new
+        def attempt(index: tf.Tensor, start: _Start) -> _Start:
+            # An image itself is no start: the first candidate is the next image of the batch.
+            place = index + 1
+            noise = tf.random.stateless_uniform(tf.shape(images), _fold_in(seed, -place))
+            candidate = tf.where(place < batch, tf.roll(images, place, axis=0), noise)
+            new = fools(candidate) & ~start.found
+            return _Start(tf.where(new[:, None, None, None], candidate, start.images), start.found | new)
 
-        nothing = tf.zeros([batch], tf.bool)
-        more = lambda index, _, found: (index < batch + self.starts) & ~tf.reduce_all(found)  # noqa: E731
-        return tf.while_loop(more, attempt, (1, images, nothing))[1:]
+        nothing = _Start(images, tf.zeros([batch], tf.bool))
+        return iterate(attempt, nothing, batch + self.starts - 1, lambda start: ~tf.reduce_all(start.found))
 
     def _between(self, images: tf.Tensor, x: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
         """The point that is `share` of the distance away from the image, toward `x`."""
@@ -109,43 +148,40 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
         high = tf.ones_like(x[:, :1, :1, :1]) if self.norm == "l2" else NORMS["linf"].length(x - images)
         rounds = tf.cast(tf.math.ceil(tf.math.log(1.0 / tf.maximum(near, 1e-6)) / tf.math.log(2.0)), tf.int32)
 
-        def halve(index: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            middle = (low + high) / 2
+        def halve(_: tf.Tensor, interval: _Interval) -> _Interval:
+            middle = (interval.low + interval.high) / 2
             across = fools(self._between(images, x, middle))[:, None, None, None]
-            return index + 1, tf.where(across, low, middle), tf.where(across, middle, high)
+            return _Interval(tf.where(across, interval.low, middle), tf.where(across, middle, interval.high))
 
-        high = tf.while_loop(lambda index, *_: index < rounds, halve, (0, tf.zeros_like(high), high))[2]
-        return self._between(images, x, high)
+        return self._between(images, x, iterate(halve, _Interval(tf.zeros_like(high), high), rounds).high)
 
     def _direction(
         self, fools: Decision, x: tf.Tensor, radius: tf.Tensor, count: tf.Tensor, key: tf.Tensor
     ) -> tf.Tensor:
         """The mean of random directions, each counted for or against as it fools or not, less their mean vote."""
 
-        def ask(
-            index: tf.Tensor, voted: tf.Tensor, total: tf.Tensor, votes: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        def ask(index: tf.Tensor, state: _Votes) -> _Votes:
             draw = tf.random.stateless_normal if self.norm == "l2" else _uniform
             noise = NORMS["l2"].steepest(draw(tf.shape(x), _fold_in(key, index)))
             asked = tf.clip_by_value(x + radius * noise, 0.0, 1.0)
             noise = (asked - x) / radius
             vote = tf.where(fools(asked), 1.0, -1.0)[:, None, None, None]
-            return index + 1, voted + vote * noise, total + noise, votes + vote
+            return _Votes(state.weighted + vote * noise, state.directions + noise, state.votes + vote)
 
         none = tf.zeros_like(x)
-        state = (0, none, none, tf.zeros_like(x[:, :1, :1, :1]))
-        _, voted, total, votes = tf.while_loop(lambda index, *_: index < count, ask, state)
+        weighted, directions, votes = iterate(ask, _Votes(none, none, tf.zeros_like(x[:, :1, :1, :1])), count)
         mean = votes / tf.cast(count, tf.float32)
         # Votes that all agree have no spread: then the mean direction itself, for or against.
-        return tf.where(tf.abs(mean) == 1.0, mean * total, voted - mean * total)
+        return tf.where(tf.abs(mean) == 1.0, mean * directions, weighted - mean * directions)
 
     def _jump(self, fools: Decision, x: tf.Tensor, direction: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-        def halve(index: tf.Tensor, size: tf.Tensor, landed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            across = fools(tf.clip_by_value(x + size * direction, 0.0, 1.0))[:, None, None, None]
-            return index + 1, tf.where(landed | across, size, size / 2), landed | across
+        def halve(_: tf.Tensor, jump: _Jump) -> _Jump:
+            across = fools(tf.clip_by_value(x + jump.size * direction, 0.0, 1.0))[:, None, None, None]
+            landed = jump.landed | across
+            return _Jump(tf.where(landed, jump.size, jump.size / 2), landed)
 
-        more = lambda index, _, landed: (index < 20) & ~tf.reduce_all(landed)  # noqa: E731
-        _, size, landed = tf.while_loop(more, halve, (0, size, tf.zeros_like(size, tf.bool)))
+        start = _Jump(size, tf.zeros_like(size, tf.bool))
+        size, landed = iterate(halve, start, _HALVINGS, lambda jump: ~tf.reduce_all(jump.landed))
         return tf.where(landed, tf.clip_by_value(x + size * direction, 0.0, 1.0), x)
 
 

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LossAttack, Model, consensus, input_gradient
+from satm_tf.attacks.loops import iterate
 from satm_tf.attacks.losses import divergence
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import at_step, logits_of
 from satm_tf.attacks.transforms import Transform
 
 _fold_in = tf.random.experimental.stateless_fold_in
+
+
+class _Motion(NamedTuple):
+    """The state of a run, all `[batch, height, width, channels]`: images, velocity, the neighbours' correction."""
+
+    x: tf.Tensor
+    velocity: tf.Tensor
+    variance: tf.Tensor
+
+
+class _Best(NamedTuple):
+    """The best of several runs: images, and the loss `[batch]` of each."""
+
+    images: tf.Tensor
+    loss: tf.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +94,16 @@ class IterativeAttack(LossAttack, name="iterative"):
         if self.restarts == 1:
             return self._attempt(model, images, classes, epsilon, seed)
 
-        def restart(index: tf.Tensor, best: tf.Tensor, highest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def restart(index: tf.Tensor, state: _Best) -> _Best:
             found = self._attempt(model, images, classes, epsilon, _fold_in(seed, index))
             value = consensus(self.objective(logits_of(model, found), classes)[..., None])[..., 0]
-            better = value > highest
-            return (
-                index + 1,
-                tf.where(better[:, None, None, None], found, best),
-                tf.where(better, value, highest),
+            better = value > state.loss
+            return _Best(
+                tf.where(better[:, None, None, None], found, state.images), tf.where(better, value, state.loss)
             )
 
-        nothing = tf.fill(tf.shape(images)[:1], -tf.float32.max)
-        return tf.while_loop(lambda index, *_: index < self.restarts, restart, (0, images, nothing))[1]
+        start = _Best(images, tf.fill(tf.shape(images)[:1], -tf.float32.max))
+        return iterate(restart, start, self.restarts).images
 
     def _attempt(
         self, model: Model, images: tf.Tensor, classes: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
@@ -97,25 +111,27 @@ class IterativeAttack(LossAttack, name="iterative"):
         norm = NORMS[self.norm]
         step_size = epsilon * self.reach / self.steps if self.step_size is None else self.step_size
 
-        def step(index: tf.Tensor, x: tf.Tensor, velocity: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def step(index: tf.Tensor, state: _Motion) -> _Motion:
             key = _fold_in(seed, index)
             network = at_step(model, index)
-            point = x + step_size * self.momentum * velocity if self.nesterov else x
+            point = state.x + step_size * self.momentum * state.velocity if self.nesterov else state.x
             gradient = self._gradient(network, point, classes, key)
-            direction = gradient + variance
+            direction = gradient + state.variance
             for part in self.transforms:
                 direction = part.gradient(direction)
             size = tf.reduce_mean(tf.abs(direction), axis=(1, 2, 3), keepdims=True)
-            velocity = self.momentum * velocity + tf.math.divide_no_nan(direction, size)
+            velocity = self.momentum * state.velocity + tf.math.divide_no_nan(direction, size)
+            variance = state.variance
             if self.neighbours:
                 variance = self._around(network, point, classes, epsilon, key) - gradient
-            return index + 1, self.project(x + step_size * norm.steepest(velocity), images, epsilon), velocity, variance
+            x = self.project(state.x + step_size * norm.steepest(velocity), images, epsilon)
+            return _Motion(x, velocity, variance)
 
         start = images
         if self.random_start:
             start = self.project(images + epsilon * norm.random(tf.shape(images), seed), images, epsilon)
         still = tf.zeros_like(images)
-        return tf.while_loop(lambda index, *_: index < self.steps, step, (0, start, still, still))[1]
+        return iterate(step, _Motion(start, still, still), self.steps).x
 
     def _gradient(self, network: Model, point: tf.Tensor, classes: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         # The last part wraps first, so that images pass the parts in their order.
@@ -128,13 +144,12 @@ class IterativeAttack(LossAttack, name="iterative"):
     ) -> tf.Tensor:
         """The mean gradient of random neighbours."""
 
-        def add(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def add(index: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
             own = _fold_in(key, index + len(self.transforms))
             offset = epsilon * self.neighbourhood * tf.random.stateless_uniform(tf.shape(point), own, -1.0, 1.0)
-            return index + 1, total + self._gradient(network, point + offset, classes, own)
+            return total + self._gradient(network, point + offset, classes, own)
 
-        total = tf.while_loop(lambda index, _: index < self.neighbours, add, (0, tf.zeros_like(point)))[1]
-        return total / self.neighbours
+        return iterate(add, tf.zeros_like(point), self.neighbours) / self.neighbours
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,12 @@ def own_and_other(classes: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.
     return own, tf.reduce_max(tf.where(mask, -tf.float32.max, logits), axis=-1)
 
 
+def strongest_others(classes: tf.Tensor, logits: tf.Tensor, count: int) -> tf.Tensor:
+    """The other classes with the largest logits, from logits `[batch, classes]`: int32 `[batch, count]` or fewer."""
+    own = tf.one_hot(classes, logits.shape[-1], on_value=float("inf"), off_value=0.0)
+    return tf.math.top_k(logits - own, min(count, logits.shape[-1] - 1)).indices
+
+
 def _for_each(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(classes, tf.shape(logits)[:-1])
 

@@ -1,16 +1,22 @@
-"""The networks that attacks are made on: what they must give, and how one that gives something else says so."""
+"""The networks that attacks craft on: models that give logits, alone or several together."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up
 
 Model = Callable[..., tf.Tensor]
+
+_PROBES = 4
+_GIVE_LOGITS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def logits_of(model: Model, images: tf.Tensor) -> tf.Tensor:
@@ -23,11 +29,56 @@ def logits_of(model: Model, images: tf.Tensor) -> tf.Tensor:
     while isinstance(last, keras.Model) and getattr(last, "outputs", None):
         last = last.layers[-1]
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        raise ValueError(
-            "Attacks take a network that gives logits, and this one ends in a softmax. Wrap it: "
-            f"models.FromProbabilities(model). Received: model={model.name!r}"  # type: ignore[attr-defined]
-        )
+        raise _gives_probabilities(model)
     return tf.cast(model(images, training=False), tf.float32)
+
+
+@tf.autograph.experimental.do_not_convert
+def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
+    """Refuses a network whose answers are probabilities, whatever its layers are.
+
+    The network is probed once, eagerly, with a few noise images, so that a traced step costs nothing. It is not probed
+    if it has `gives_logits = True`, if the image size is not static, or inside a replica of a `tf.distribute` strategy.
+
+    Args:
+        model: The network, or an `Ensemble` or `InTurn`, each of whose networks is probed.
+        shape: The shape of the images, `[batch, height, width, channels]`.
+
+    Raises:
+        ValueError: If its answers are not negative and add up to one.
+    """
+    if isinstance(model, (Ensemble, InTurn)):
+        for network in model.networks:
+            refuse_probabilities(network, shape)
+        return
+    known = getattr(model, "gives_logits", False) or model in _GIVE_LOGITS
+    replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    if known or replica or not shape[1:].is_fully_defined():
+        return
+    with tf.init_scope():
+        if not tf.executing_eagerly():
+            return
+        noise = tf.random.stateless_uniform([_PROBES, *shape[1:]], seed=[0, 0])
+        try:
+            answers = tf.convert_to_tensor(model(noise, training=False))
+        except (ValueError, tf.errors.OpError):
+            # If the model is at fault, the attack's own call raises the clearer error.
+            return
+        totals = tf.reduce_sum(tf.cast(answers, tf.float32), axis=-1)
+        # Half precision rounds each of many probabilities.
+        tolerance = 1e-3 if answers.dtype.size >= 4 else 1e-2
+        if tf.reduce_all(answers >= 0) and tf.reduce_all(tf.abs(totals - 1) <= tolerance):
+            raise _gives_probabilities(model)
+    with contextlib.suppress(TypeError):  # What cannot be referred to weakly is probed each time.
+        _GIVE_LOGITS.add(model)
+
+
+def _gives_probabilities(model: Model) -> ValueError:
+    return ValueError(
+        "Attacks take a network that gives logits, and this one gives probabilities. Wrap it: "
+        "satm_tf.models.FromProbabilities(model); or set `model.gives_logits = True` if they are logits. "
+        f"Received: {getattr(model, 'name', model)!r}"
+    )
 
 
 def at_step(model: Model, step: tf.Tensor) -> Model:
@@ -54,8 +105,7 @@ class Ensemble:
 
     def __init__(self, networks: Sequence[Model], fuse: str = "logits"):
         _check_networks(networks)
-        if fuse not in _FUSIONS:
-            raise unknown_name("fusion", fuse, _FUSIONS)
+        look_up("fusion", fuse, _FUSIONS)
         self.networks = tuple(networks)
         self.fuse = fuse
 

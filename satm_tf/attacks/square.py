@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
+from satm_tf.attacks.loops import iterate
 from satm_tf.attacks.losses import margin
 from satm_tf.attacks.sources import logits_of
 
@@ -16,6 +17,14 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 # After which share of the queries the squares' area halves.
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+
+
+class _Search(NamedTuple):
+    """The state of the search: for each image the best candidate, its margin, and whether it succeeds."""
+
+    best: tf.Tensor
+    highest: tf.Tensor
+    success: tf.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +74,11 @@ class SquareAttack(Attack, name="square"):
         def signs(shape: list[tf.Tensor | int], key: tf.Tensor) -> tf.Tensor:
             return tf.sign(tf.random.stateless_uniform(shape, key) - 0.5)
 
-        def query(
-            index: tf.Tensor, best: tf.Tensor, highest: tf.Tensor, done: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-            key = _fold_in(seed, index)
-            progress = tf.cast(index, tf.float32) / self.queries
+        def query(index: tf.Tensor, state: _Search) -> _Search:
+            # The first query was for the stripes.
+            asked = index + 1
+            key = _fold_in(seed, asked)
+            progress = tf.cast(asked, tf.float32) / self.queries
             halvings = tf.reduce_sum(tf.cast(progress > tf.constant(_HALVINGS), tf.float32))
             area = self.share * 0.5**halvings * tf.cast(height * width, tf.float32)
             side = tf.clip_by_value(tf.cast(tf.round(tf.sqrt(area)), tf.int32), 1, tf.minimum(height, width))
@@ -78,21 +87,21 @@ class SquareAttack(Attack, name="square"):
             top, left = corner[0, :, None, None, None], corner[1, :, None, None, None]
             inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
             flipped = images + epsilon * signs([batch, 1, 1, channels], _fold_in(key, 1))
-            x = tf.clip_by_value(tf.where(inside, flipped, best), 0.0, 1.0)
+            x = tf.clip_by_value(tf.where(inside, flipped, state.best), 0.0, 1.0)
             value, success = look(x)
-            better = (value > highest) & ~done
-            return (
-                index + 1,
-                tf.where(better[:, None, None, None], x, best),
-                tf.where(better, value, highest),
-                done | (better & success),
+            better = (value > state.highest) & ~state.success
+            return _Search(
+                best=tf.where(better[:, None, None, None], x, state.best),
+                highest=tf.where(better, value, state.highest),
+                success=state.success | (better & success),
             )
 
-        clean_value, done = look(images)
+        clean_value, fooled = look(images)
         stripes = tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
         value, success = look(stripes)
-        start = tf.where(done[:, None, None, None], images, stripes)
-        state = (1, start, tf.where(done, clean_value, value), done | success)
-        return tf.while_loop(lambda index, *others: (index < self.queries) & ~tf.reduce_all(others[-1]), query, state)[
-            1
-        ]
+        start = _Search(
+            best=tf.where(fooled[:, None, None, None], images, stripes),
+            highest=tf.where(fooled, clean_value, value),
+            success=fooled | success,
+        )
+        return iterate(query, start, self.queries - 1, lambda state: ~tf.reduce_all(state.success)).best

@@ -4,11 +4,12 @@ from satm_tf.data import adience, folder, formats, idx, imagenet, prepared, synt
 from satm_tf.data.account import Account
 from satm_tf.data.augmentation import Augmentation
 from satm_tf.data.examples import Examples, ImageData
-from satm_tf.data.pipeline import batches
+from satm_tf.data.pipeline import Batches, batches
 
 __all__ = [
     "Account",
     "Augmentation",
+    "Batches",
     "Examples",
     "ImageData",
     "adience",

@@ -38,7 +38,7 @@ or registered, so that configurations can name it:
 
 from satm_tf.models import compact, imagenet, mnist, vggface  # noqa: F401  (they register their backbones)
 from satm_tf.models.classifier import ImageClassifier
-from satm_tf.models.files import FromProbabilities, LoadedModel, load_model
+from satm_tf.models.files import FromProbabilities, LoadedModel, load_classifier, load_model
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import Backbone, available_backbones, get_backbone, register_backbone
 
@@ -50,6 +50,7 @@ __all__ = [
     "Preprocessing",
     "available_backbones",
     "get_backbone",
+    "load_classifier",
     "load_model",
     "register_backbone",
 ]

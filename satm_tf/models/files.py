@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from satm_tf.models.classifier import ImageClassifier
 from satm_tf.models.runtimes import RUNTIMES, RuntimeModel, SavedModel, choose_output, first_line, loading
 from satm_tf.storage import sha256
 
@@ -72,6 +73,29 @@ def load_model(
         fingerprint = hashlib.sha256("#".join([sha256(path), *chosen]).encode()).hexdigest()
     shape = _image_shape(name, network, image_shape or (image_size, image_size, None))
     return LoadedModel(network, name=name, image_shape=shape, output=output, fingerprint=fingerprint)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
+    """Loads an `ImageClassifier` as itself, to train it further or to export it.
+
+    Args:
+        path: Its `.keras` file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds something else.
+
+    Example:
+        >>> load_classifier("runs/quickstart/networks/co_train/satm/compact_vgg.keras").num_classes
+        8
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no network at this path. Received: {path}")
+    with loading(Path(path)):
+        network = keras.saving.load_model(path, compile=False)
+    if not isinstance(network, ImageClassifier):
+        raise ValueError(f"This file must hold an ImageClassifier. Received: {type(network).__name__} in {path}")
+    return network
 
 
 class LoadedModel:

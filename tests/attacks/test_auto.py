@@ -75,6 +75,7 @@ def test_square_asks_no_more_than_its_queries(network, images, labels):
         asked.append(len(x))
         return tf.stop_gradient(network(x, training=training)) * 0 + tf.one_hot(labels, 5)
 
+    counting.gives_logits = True
     attacks.SquareAttack(epsilon=0.1, queries=10)(counting, images, labels)
     # One more, to know which images need no attack.
     assert asked == [7] * 11
@@ -98,5 +99,5 @@ def test_auto_attack_goes_on_with_what_still_holds(network, images):
 
 
 def test_auto_attack_is_for_leaving_the_label():
-    with pytest.raises(ValueError, match=r"label source 'true' or 'predicted' only.*'target'"):
+    with pytest.raises(ValueError, match=r"label source 'label' or 'predicted' only.*'target'"):
         attacks.AutoAttack(epsilon=0.1, label_source="target")

@@ -106,7 +106,7 @@ def test_configuration_round_trips_through_json_and_yaml(name):
         (lambda: attacks.get("fgms", epsilon=0.1), "Unknown attack. Did you mean 'fgsm'.*Received: 'fgms'"),
         (lambda: attacks.get("fgsm", epsilom=0.1), "Unknown option of attack 'fgsm'. Did you mean 'epsilon'.*epsilom"),
         (lambda: attacks.get("fgsm", epsilon=0.1, norm="l7"), "Unknown norm.*Received: 'l7'"),
-        (lambda: attacks.FGSM(epsilon=0.1, label_source="tru"), "Unknown label source. Did you mean 'true'"),
+        (lambda: attacks.FGSM(epsilon=0.1, label_source="labl"), "Unknown label source. Did you mean 'label'"),
         (lambda: attacks.get({"epsilon": 0.1}), "Unknown attack.*Received: None"),
     ],
 )
@@ -122,9 +122,48 @@ def test_a_name_is_given_once():
             pass
 
 
-def test_images_outside_the_range_are_refused(network, images, labels):
-    with pytest.raises(ValueError, match=r"images in \[0, 1\].*from 0 to 255"):
-        attacks.FGSM(epsilon=0.1)(network, images * 255, labels)
+OUTSIDE = {"8-bit": 255.0, "a little above": 1 + 1e-5, "not a number": np.nan}
+
+
+@pytest.mark.parametrize("factor", OUTSIDE.values(), ids=OUTSIDE.keys())
+def test_images_outside_the_range_are_refused(network, images, labels, factor):
+    attack, outside = attacks.FGSM(epsilon=0.1), images.copy()
+    # One pixel of one image, which reaches 1.
+    outside[3].flat[outside[3].argmax()] *= factor
+    sentence = r"Attacks take images in \[0, 1\]; divide 8-bit images by 255\. Received values from"
+    for entry in (attack, attack.outcome, attack.craft, lambda model, *batch: attack.compiled(model)(*batch)):
+        with pytest.raises(ValueError, match=rf"^{sentence} (nan|0) to (nan|\d)"):
+            entry(network, outside, labels)
+    for step in (
+        lambda images: attack(network, images, labels),
+        lambda images: tf.switch_case(tf.constant(1), [lambda: images, lambda: attack(network, images, labels)]),
+    ):
+        traced = tf.function(step, input_signature=[tf.TensorSpec([None, 8, 8, 3])])
+        assert traced(images).shape == images.shape
+        with pytest.raises(tf.errors.InvalidArgumentError, match=sentence):
+            traced(outside)
+
+
+def test_rounding_of_the_range_is_let_pass(network, images, labels):
+    rounded = images + np.float32(5e-7)
+    assert rounded.max() > 1
+    adversarial = attacks.FGSM(epsilon=0.1).compiled(network)(rounded, labels).numpy()
+    assert adversarial.max() <= 1
+
+
+def test_a_traced_call_checks_the_range_once(network, images, labels):
+    traced = tf.function(lambda images: attacks.PGD(epsilon=0.1, steps=5)(network, images, labels))
+    graph = traced.get_concrete_function(tf.TensorSpec([None, 8, 8, 3])).graph
+    assert sum("refuse" in operation.name or operation.type == "If" for operation in graph.get_operations()) == 1
+
+
+def test_another_error_of_a_compiled_call_is_not_taken_for_the_range(images, labels):
+    def fails(x, training=False):
+        with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(x), 0.5, "too bright")]):
+            return tf.reduce_mean(x, [1, 2])
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too bright"):
+        attacks.FGSM(epsilon=0.1).compiled(fails)(images, labels % 3)
 
 
 def test_compiled_gives_what_a_call_gives_and_is_compiled_once(network, images, labels):
@@ -141,9 +180,7 @@ def test_compiled_gives_what_a_call_gives_and_is_compiled_once(network, images, 
         crafted = craft(images, labels, epsilon=epsilon, seed=seed)
         # Another order of summation may turn the sign of a gradient that is all but zero.
         assert np.mean(np.isclose(crafted, expected, atol=1e-6)) > 0.99
-    assert len(traces) == 1
-    with pytest.raises(ValueError, match=r"images in \[0, 1\]"):
-        craft(images * 255, labels)
+    assert traces == [(4, 8, 8, 3), images.shape], "one probe with noise, and one trace"
 
 
 def test_compiled_sees_the_weights_as_they_are(make_network, images, labels):

@@ -187,6 +187,7 @@ def test_no_start_and_no_success_are_told(grey):
     def always_two(x, training=False):
         return tf.one_hot(tf.fill([tf.shape(x)[0]], 2), 4) + 0 * tf.reduce_sum(x, [1, 2, 3], keepdims=False)[:, None]
 
+    always_two.gives_logits = True
     for attack in (attacks.HopSkipJump(steps=2), attacks.CarliniWagnerL2(rounds=2, steps=5), attacks.DeepFool(steps=3)):
         outcome = attack.outcome(always_two, grey, np.full(6, 2))
         assert not np.any(outcome.success)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -24,6 +26,68 @@ def test_a_model_that_ends_in_a_softmax_is_refused_until_it_is_said(network, ima
     assert np.mean(np.isclose(adversarial, FGSM(network, images, labels), atol=1e-6)) > 0.99
 
 
+class Softmax(keras.Model):
+    """A subclassed model, whose layers do not tell that it gives probabilities; counts its eager calls."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner, self.eager_calls = inner, 0
+
+    def call(self, images, training=False):
+        self.eager_calls += tf.executing_eagerly()
+        return keras.ops.softmax(self.inner(images, training=training))
+
+
+ENTRIES = {
+    "call": lambda attack, model, *batch: attack(model, *batch),
+    "compiled": lambda attack, model, *batch: attack.compiled(model)(*batch),
+    "craft": lambda attack, model, *batch: attack.craft(model, *batch),
+    "outcome": lambda attack, model, *batch: attack.outcome(model, *batch),
+    "traced": lambda attack, model, *batch: tf.function(lambda *batch: attack(model, *batch))(*batch),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES.keys())
+def test_a_model_that_gives_probabilities_is_known_by_its_answers(network, images, labels, entry):
+    model = Softmax(network)
+    probabilities = functools.partial(model, training=False)
+    sources = [model, lambda x, training=False: probabilities(x), attacks.InTurn([network, model])]
+    for source in [*sources, attacks.Ensemble([model], fuse="losses")]:
+        with pytest.raises(ValueError, match=r"gives probabilities. Wrap it: satm_tf.models.FromProbabilities"):
+            entry(FGSM, source, images, labels)
+    entry(FGSM, models.FromProbabilities(model), images, labels)
+    model.gives_logits = True
+    entry(FGSM, model, images, labels)
+
+
+def test_a_half_precision_softmax_is_known_as_well(make_network, images, labels):
+    half = make_network(1, dtype="mixed_bfloat16")
+    with pytest.raises(ValueError, match="gives probabilities"):
+        FGSM(lambda x, training=False: tf.nn.softmax(tf.cast(half(x), tf.bfloat16)), images, labels)
+
+
+def test_a_network_is_probed_once_and_never_by_a_traced_step(network, images, labels):
+    """Answers that are positive but add up to something else are logits."""
+
+    class Twice(Softmax):
+        def call(self, images, training=False):
+            return 2 * super().call(images, training=training)
+
+    model = Twice(network)
+    crafts = [FGSM.compiled(model), tf.function(lambda images: FGSM(model, images, labels))]
+    for _ in range(2):
+        crafts[0](images, labels)
+        crafts[1](images)
+    assert model.eager_calls == 1
+
+
+def test_a_network_that_cannot_take_the_probe_is_attacked_all_the_same(network, images, labels):
+    def of_seven(x, training=False):
+        return network(tf.ensure_shape(x, [7, 8, 8, 3]), training=training)
+
+    np.testing.assert_array_equal(FGSM(of_seven, images, labels), FGSM(network, images, labels))
+
+
 def test_a_model_without_a_gradient_is_named(images, labels):
     def rounded(images, training=False):
         return tf.reduce_sum(tf.cast(tf.cast(images * 255, tf.int32), tf.float32), [1, 2]) @ tf.ones([3, 5])
@@ -40,7 +104,7 @@ def test_any_callable_that_takes_training_is_a_model(network, images, labels):
         return network(images, training=training)
 
     np.testing.assert_array_equal(FGSM(call, images, labels), FGSM(network, images, labels))
-    assert seen == [False]
+    assert seen == [False, False], "one probe with noise, and one gradient"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.data import Augmentation, Examples, batches
+from satm_tf.data import Account, Augmentation, Batches, Examples, ImageData, batches
 from satm_tf.data.pipeline import order
 
 
@@ -60,6 +60,35 @@ def test_a_position_within_an_epoch(request, kind, drop_remainder):
         for (images, labels), (true_images, true_labels) in zip(batches_found, expected, strict=True):
             np.testing.assert_array_equal(labels, true_labels)
             np.testing.assert_array_equal(images, true_images)
+
+
+def test_map_keeps_what_batches_know(pixels):
+    options = {"image_size": 8, "batch_size": 6, "shuffle": True, "drop_remainder": True}
+    dataset = batches(Examples(labels=pixels.labels, images=pixels.images, ordered=True), **options)
+    mapped = dataset.map(lambda images, labels: (1 - images, labels), num_parallel_calls=2).map(
+        lambda *both: both[::-1]
+    )
+    for one in (dataset, mapped, mapped.from_position(1, 0)):
+        assert isinstance(one, Batches)
+        assert (one.ordered, one.num_examples, len(one)) == (True, 18, 3)
+        assert one.options().deterministic
+    whole, moved = [list(dataset) for _ in range(3)], mapped.from_position(1, 2)
+    for expected in (whole[1][2:], whole[2]):
+        for (images, labels), (true_labels, true_images) in zip(expected, moved, strict=True):
+            np.testing.assert_array_equal(true_labels, labels)
+            np.testing.assert_array_equal(true_images, 1 - images)
+    assert mapped.element_spec[1].shape.as_list() == [6, 8, 8, 3]
+    assert [len(labels) for labels, _ in mapped.take(1)] == [6]
+
+
+def test_batches_know_whether_their_classes_are_ordered(pixels):
+    options = {"image_size": 8, "batch_size": 6}
+    assert batches(pixels, **options).ordered is None
+    for ordered in (True, False):
+        data = ImageData(pixels, pixels, pixels, ("a",) * 20, ordered, Account(20, 20))
+        for examples in (data.train, data.limit(9).test, data.validation.select([0, 3])):
+            assert batches(examples, **options).ordered is ordered
+    assert batches(data.train, **options).num_examples == 20
 
 
 def test_the_range_is_zero_to_one_to_the_bit():
@@ -217,9 +246,9 @@ def test_keras_fit_and_mirrored_strategy_see_each_epoch_once():
         def flat(batch):
             return np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch[1])]).tolist()
         with strategy.scope():
-            dataset = batches(examples, **options, augmentation=Augmentation())
+            dataset = batches(examples, **options, augmentation=Augmentation()).map(lambda *batch: batch)
         shared = strategy.experimental_distribute_dataset(dataset)
-        own = strategy.distribute_datasets_from_function(lambda c: batches(examples, **options, input_context=c))
+        own = strategy.distribute_datasets_from_function(lambda c: dataset.from_position(0, 0, c))
         for distributed in (shared, own):
             for epoch in range(2):
                 assert sum(map(flat, distributed), []) == order(20, seed=0, epoch=epoch).tolist()
@@ -234,8 +263,11 @@ def test_keras_fit_and_mirrored_strategy_see_each_epoch_once():
         epochs = []
         model = Recorder()
         model.compile(optimizer="sgd", loss="mse")
-        model.fit(batches(examples, **options, first_epoch=3), epochs=2, verbose=0)
-        expected = [order(20, seed=0, epoch=epoch).tolist() for epoch in (3, 4)]
+        train = batches(examples, **options, first_epoch=3)
+        history = model.fit(train, validation_data=train.from_position(0, 0), epochs=2, verbose=0)
+        assert len(history.history["val_loss"]) == 2
+        # Each epoch's training images, and then its validation images.
+        expected = [order(20, seed=0, epoch=epoch).tolist() for epoch in (3, 0, 4, 1)]
         assert sum(epochs, []) == sum(expected, []), (epochs, expected)
         print("all batches were as they should be")
     """)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.models import ImageClassifier, get_backbone
+from satm_tf.models import ImageClassifier, Preprocessing, get_backbone
 
 NAMES = ["vgg16_face", "resnet50_face", "senet50_face"]
 HEADS = {"vgg16_face": ("vgg16_face_fc7", 2622), "resnet50_face": ("resnet50_face", 8631),
@@ -36,10 +36,10 @@ def description(layer):
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def pair(request, keras_vggface):
+def pair(request, keras_vggface, vggface_backbones):
     """Our backbone and keras-vggface's, with the same weights."""
     reference = keras_vggface.build(request.param)
-    ours = get_backbone(request.param).build((224, 224, 3))
+    ours = vggface_backbones(request.param)
     set_sane_weights(reference)
     ours.set_weights(reference.get_weights())
     return request.param, ours, reference
@@ -70,7 +70,7 @@ def test_outputs_without_top_are_those_of_keras_vggface(pair):
 @pytest.mark.parametrize(("name", "version"), [("vgg16_face", 1), ("resnet50_face", 2), ("senet50_face", 2)])
 def test_preprocessing_is_that_of_keras_vggface(keras_vggface, name, version):
     images = np.random.default_rng(2).random((2, 197, 197, 3)).astype("float32")
-    layer = ImageClassifier.from_backbone(name, num_classes=2, image_shape=(197, 197, 3)).preprocessing
+    layer = Preprocessing(**get_backbone(name).preprocessing)
     expected = keras_vggface.preprocess_input(images * 255, "channels_last", version)
     np.testing.assert_allclose(layer(images), expected, atol=1e-4)  # float32 spacing at 255 is 1.5e-5
 

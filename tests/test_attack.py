@@ -1,4 +1,4 @@
-"""`python -m satm_tf.attack`, from files to files."""
+"""`satm-tf attack`, from files to files; `evaluation/test_adversarial_images.py` has what it writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from PIL import Image
 from satm_tf import attack
 
 
+def _network():
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Conv2D(6, 3, activation="tanh"), keras.layers.Flatten(), keras.layers.Dense(5)]
+    return keras.Sequential([keras.Input([8, 8, 3]), *layers])
+
+
 @pytest.fixture(scope="module")
-def files(make_network, tmp_path_factory):
+def files(tmp_path_factory):
     """A folder with a .keras file, a SavedModel that gives probabilities, and images, flat and by class."""
     folder = tmp_path_factory.mktemp("files")
-    network = make_network(1)
+    network = _network()
     network.save(folder / "network.keras")
     keras.Sequential([keras.Input([8, 8, 3]), network, keras.layers.Softmax()]).save(folder / "softmax.keras")
     archive = keras.export.ExportArchive()
@@ -89,12 +95,25 @@ def test_toward_a_target_and_without_a_cap(files, tmp_path):
         (["--attack", "pdg"], "Unknown attack. Did you mean 'pgd'"),
         (["--epsilon", "[16]"], "did you mean 16/256"),
         (["--options", '{"step": 3}'], "Unknown option of attack 'pgd'. Did you mean 'steps'"),
+        (["--format", "image"], "Unknown data format. Did you mean 'images'"),
+        (["--data", '{"fold": 1}'], "Unknown option of the data format 'images'"),
+        (["--split", "train"], "no images in this split"),
+        (["--image_size", "9"], "takes images of shape (8, 8, 3)"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, capsys, arguments, message):
     code, output = _run(files, tmp_path, *arguments)
     assert code == 1
     assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_classes_must_agree(files, tmp_path, capsys):
+    network = keras.Sequential([keras.Input([8, 8, 3]), keras.layers.Flatten(), keras.layers.Dense(3)])
+    network.save(files / "three.keras")
+    code, output = _run(files, tmp_path, "--format", "folder", images="classes", model="three.keras")
+    assert code == 1
+    assert "The model has 3 classes, the images 5" in capsys.readouterr().err
     assert not output.exists()
 
 
