@@ -60,7 +60,7 @@ def robustness_table(
 
     Returns:
         A frame indexed by `network` and `scheme`, with the columns "clean", "white box", "partners" (the mean over the
-        other networks of the same scheme) and one for each unseen model. A column for which there are no rows is missing.
+        other networks of the same scheme) and one for each unseen model. Columns without rows are missing.
 
     Raises:
         ValueError: If the results lack the attack, or have several epsilons of it and none is chosen.
@@ -190,8 +190,8 @@ def with_uncertainty(
 def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.DataFrame:
     """Compares two schemes network by network on the same images, with McNemar's exact test.
 
-    Clean images are compared with clean ones, white box with white box, the examples of one scheme's partners with those
-    of the other's, and both schemes on an unseen model's examples, which are the same for both.
+    Clean images are compared with clean ones, white box with white box, the examples of one scheme's partners with
+    those of the other's, and both schemes on an unseen model's examples, which are the same for both.
 
     Args:
         predictions: As `measure` gives them, with sources and targets named as `with_views` takes them.
