@@ -22,10 +22,10 @@ EVIL = '<script>console.error("injected")</script> & $x_1$'
 def _predictions():
     """Two attacks, one at two epsilons, between five networks, on 200 images of three classes."""
     generator = np.random.default_rng(0)
-    everyone = [*NETWORKS, HOLDOUT]
-    cells = [("clean", 0.0, "", target) for target in everyone]
+    networks = [*NETWORKS, HOLDOUT]
+    cells = [("clean", 0.0, "", target) for target in networks]
     for attack, epsilon in (("fgsm", 0.0625), ("fgsm", 0.125), ("pgd", 0.125)):
-        cells += [(attack, epsilon, source, target) for source in everyone for target in everyone]
+        cells += [(attack, epsilon, source, target) for source in networks for target in networks]
     labels = np.arange(200, dtype=np.int32) % 3
     rates = np.where([cell[0] == "clean" for cell in cells], 0.8, generator.uniform(0, 0.75, len(cells)))
     right = generator.uniform(size=(len(cells), 200)) < rates[:, None]
