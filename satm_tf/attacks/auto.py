@@ -1,4 +1,4 @@
-"""Strong attacks without parameters to tune, for judging a defence: APGD, and AutoAttack."""
+"""Strong attacks without parameters to tune, to evaluate a defence: APGD and AutoAttack."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class APGD(_AutoPGD, LossAttack, name="apgd"):
 class APGDTargeted(_AutoPGD, name="apgd_targeted"):
     """APGD-T: one run toward each of the likeliest other classes, with the targeted difference-of-logits ratio.
 
-    It leaves the label like any untargeted attack; that it aims at one class after another is how.
+    Like any untargeted attack, it leaves the label; the targets are only where the runs aim.
 
     Attributes:
         targets: How many classes to aim at, those with the largest logits at the clean image.
