@@ -46,7 +46,7 @@ class Examples:
         labels: int `[n]`, each in `[0, classes)`; kept as int32.
         paths: The image files, str `[n]`. Exactly one of `paths` and `images` is given.
         images: The decoded images, uint8 RGB `[n, height, width, 3]`: an array, or an `ImageArray`.
-        subjects: Who or what each image shows, str `[n]`, or None where the data set does not say.
+        subjects: Who or what each image shows, str `[n]`, or None where that is not known.
         orientations: The EXIF orientation of each file, 1 to 8, int `[n]`; None when all are upright.
         ordered: Whether neighbouring labels are neighbouring classes; None where that is not known. The splits of an
             `ImageData` take its own.

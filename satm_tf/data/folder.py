@@ -37,8 +37,8 @@ def load(
         root: The folder.
         class_names: The sub-folders in the order of their labels; None for the alphabetical one.
         ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
-        test_share: The part of the images to test on, in (0, 1), if the folder itself does not say.
-        validation_share: The part of the other images to validate on, in (0, 1), if the folder does not say.
+        test_share: The part of the images to test on, in (0, 1), if the folder does not define it.
+        validation_share: The part of the other images to validate on, in (0, 1), if the folder does not define it.
         seed: What the draws follow from.
 
     Returns:

@@ -116,4 +116,4 @@ def _decode(file: str) -> None:
     try:
         tf.io.decode_image(tf.io.read_file(file), channels=3, expand_animations=False)
     except tf.errors.InvalidArgumentError:
-        raise UnreadableImageError("broken off before its end") from None
+        raise UnreadableImageError("truncated") from None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from satm_tf.data import Augmentation, Examples, adience, batches, folder, prepared, shards
+from satm_tf.data import Examples, adience, batches, folder, prepared, shards
 from satm_tf.data.prepared import attach, pack
 from satm_tf.storage import lock
 
@@ -34,13 +34,13 @@ def _state(output: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_prepared_batches_are_the_straight_ones_to_the_bit(data, plain_adience, tmp_path):
+def test_prepared_batches_are_the_straight_ones_to_the_bit(data, plain_adience, tmp_path, noise):
     account = pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=(20, 24))
     assert (account.rows, account.used) == (30, 30)
     assert len(list((tmp_path / "out").glob("*.npy"))) == 4
     fast = attach(data, tmp_path / "out", root=plain_adience)
     options = {"image_size": (20, 24), "batch_size": 4, "shuffle": True}
-    for split, augmentation in (("train", Augmentation(rotation=0)), ("test", None)):
+    for split, augmentation in (("train", noise), ("test", None)):
         one, other = (batches(getattr(of, split), **options, augmentation=augmentation) for of in (data, fast))
         for _ in range(2):
             for straight, packed in zip(one, other, strict=True):
