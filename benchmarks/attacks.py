@@ -2,7 +2,7 @@
 
     python benchmarks/attacks.py [--batch 64] [--size 32] [--rounds 5] [--only FGSM PGD-10]
 
-Each peer runs as its users run it; a peer that is not installed is skipped with a word. The limit of a single-step
+Each peer runs as its users run it; a peer that is not installed is skipped with a message. The limit of a single-step
 attack is one compiled forward and input-gradient pass; that of an iterative one, as many of them as it has steps. The
 rounds of all go in turn, and the fastest counts: what other work on the machine adds is not the attack's.
 """
@@ -155,11 +155,11 @@ def main() -> None:
     images = tf.constant(np.random.default_rng(0).uniform(0, 1, [arguments.batch, *shape]).astype("float32"))
     labels = tf.argmax(network(images, training=False), -1, tf.int32)
     crafts: dict[tuple[str, str], Craft] = {}
-    for who in (limit, ours, foolbox, art, cleverhans):
+    for library in (limit, ours, foolbox, art, cleverhans):
         try:
-            crafts |= {(who.__name__, name): craft for name, craft in who(network, images, labels).items()}
+            crafts |= {(library.__name__, name): craft for name, craft in library(network, images, labels).items()}
         except ImportError as error:
-            print(f"skipped: {who.__name__} is not there ({error})")
+            print(f"skipped: {library.__name__} is not installed ({error})")
     if arguments.only:
         crafts = {key: craft for key, craft in crafts.items() if key[1] in {"one pass", *arguments.only}}
     seconds = measure(crafts, arguments.rounds)
@@ -169,8 +169,8 @@ def main() -> None:
         f"\n{arguments.batch} images of {arguments.size} pixels; one pass: {arguments.batch / one_pass:,.0f} images/s\n"
     )
     print(f"{'attack':14}{'images/s':>10}{'passes':>9}" + "".join(f"{'x ' + peer:>14}" for peer in peers))
-    for (who_, name), time_ in seconds.items():
-        if who_ == "ours":
+    for (library_name, name), time_ in seconds.items():
+        if library_name == "ours":
             ratios = "".join(
                 f"{seconds[peer, name] / time_:14.2f}" if (peer, name) in seconds else f"{'-':>14}" for peer in peers
             )

@@ -117,12 +117,6 @@ TESTED_IN = {
     "evaluation/report/figures.py": "evaluation/report/test_page.py",
     "evaluation/report/illustrations.py": "evaluation/report/test_page.py",
     "evaluation/report/sections.py": "evaluation/report/test_page.py",
-    "models/runtimes.py": "models/test_files.py",
-    "paper/drawing.py": "test_reproduce.py",
-    "paper/reproduction.py": "test_reproduce.py",
-    "paper/settled.py": "paper/test_comparison.py",
-    "paper/tables.py": "paper/test_comparison.py",
-    "serving/transports.py": "serving/test_client.py",
     "training/crafting.py": "training/test_steps.py",
     "training/snapshot.py": "training/test_checkpoint.py",
 }

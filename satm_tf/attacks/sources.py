@@ -51,7 +51,9 @@ def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
         for network in model.networks:
             refuse_probabilities(network, shape)
         return
-    known = getattr(model, "gives_logits", False) or model in _GIVE_LOGITS
+    known = getattr(model, "gives_logits", False)
+    with contextlib.suppress(TypeError):  # What has no hash or no weak reference is probed each time.
+        known = known or model in _GIVE_LOGITS
     replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
     if known or replica or not shape[1:].is_fully_defined():
         return
@@ -69,7 +71,7 @@ def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
         tolerance = 1e-3 if answers.dtype.size >= 4 else 1e-2
         if tf.reduce_all(answers >= 0) and tf.reduce_all(tf.abs(totals - 1) <= tolerance):
             raise _gives_probabilities(model)
-    with contextlib.suppress(TypeError):  # What cannot be referred to weakly is probed each time.
+    with contextlib.suppress(TypeError):
         _GIVE_LOGITS.add(model)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import keras
@@ -86,6 +87,19 @@ def test_a_network_that_cannot_take_the_probe_is_attacked_all_the_same(network, 
         return network(tf.ensure_shape(x, [7, 8, 8, 3]), training=training)
 
     np.testing.assert_array_equal(FGSM(of_seven, images, labels), FGSM(network, images, labels))
+
+
+def test_a_callable_without_a_hash_is_a_model_too(network, images, labels):
+    @dataclasses.dataclass
+    class Scaled:
+        factor: float = 1.0
+
+        def __call__(self, x, training=False):
+            return self.factor * network(x, training=training)
+
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(Scaled())
+    np.testing.assert_array_equal(FGSM(Scaled(), images, labels), FGSM(network, images, labels))
 
 
 def test_a_model_without_a_gradient_is_named(images, labels):
