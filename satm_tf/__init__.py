@@ -25,6 +25,7 @@ if _backend != "tensorflow":
     )
 
 from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
+from satm_tf.evaluation import assess
 from satm_tf.models import ImageClassifier, available_backbones
 from satm_tf.training import Checkpoint, CoTraining, DomainAdversarial, Pictures, Progress
 
@@ -37,6 +38,7 @@ __all__ = [
     "ImageClassifier",
     "Pictures",
     "Progress",
+    "assess",
     "attacks",
     "available_backbones",
     "data",

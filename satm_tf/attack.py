@@ -106,4 +106,4 @@ def _configure(
 main = command_line.command(attack)
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    sys.exit(main())

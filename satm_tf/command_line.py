@@ -37,7 +37,7 @@ _FIELDS = [
     "satm_tf.data.augmentation.Augmentation",
 ]
 
-EPILOG = "--debug prints the traceback of an error."
+_EPILOG = "--debug prints the traceback of an error."
 
 
 def load_yaml(text: str) -> Any:
@@ -125,7 +125,7 @@ class Parser(jsonargparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs = {
             "usage": "%(prog)s [--OPTION VALUE ...]",
-            "epilog": EPILOG,
+            "epilog": _EPILOG,
             "parser_mode": _MODE,
             "allow_abbrev": False,
             **kwargs,
@@ -240,24 +240,19 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
         super().__call__(parser, cfg, str(path), option_string)
 
 
-def command(
-    function: Callable[..., object] | Sequence[Callable[..., object]],
-    *,
-    prog: str | None = None,
-    resumes: bool = False,
-) -> Callable[[list[str] | None], int]:
+def command(function: Callable[..., object], *, prog: str | None = None, resumes: bool = False) -> Callable[..., int]:
     """The `main` of a command from the typed function that does its work.
 
     A keyword-only parameter is an option, another one a positional argument, and `*files: str` one or more of them. The
     help is the docstring's. Every command has `--config FILE` and `--print_config` too.
 
     Args:
-        function: The function; or several, each a sub-command of its name.
-        prog: Name of the program in messages; `satm-tf <module>` if not given, after the module of the function.
+        function: The function.
+        prog: Name of the program in messages; `satm-tf <name of the function>` if not given.
         resumes: Whether the same command resumes after it was stopped.
 
     Returns:
-        A function of the arguments (None takes `sys.argv`) that returns the exit code.
+        A function of the arguments (`sys.argv` if none are given) that returns the exit code.
 
     Example:
         >>> def greet(name: str, *, times: int = 1) -> None:
@@ -266,26 +261,11 @@ def command(
         >>> main(["Ada", "--times", "2"])
         0
     """
-    several = not callable(function)
-    functions: Sequence[Callable[..., object]] = function if several else [function]  # type: ignore[assignment,list-item]
-    name = prog or f"satm-tf {functions[0].__module__.rpartition('.')[2]}"
 
     def work(arguments: list[str]) -> None:
-        parser = Parser(prog=name)
-        if several:
-            parser.description = inspect.getdoc(sys.modules[functions[0].__module__])
-            subcommands = parser.add_subcommands(required=True)
-            for each in functions:
-                subparser = Parser()
-                _add(subparser, each)
-                subcommands.add_subcommand(each.__name__, subparser, help=str(subparser.description).partition("\n")[0])
-                subparser.prog = f"{name} {each.__name__}"
-            given = parser.instantiate(parser.parse_args(arguments))
-            chosen = next(each for each in functions if each.__name__ == given.subcommand)
-            _call(chosen, given[given.subcommand].as_dict())
-        else:
-            _add(parser, functions[0])
-            _call(functions[0], parser.instantiate(parser.parse_args(arguments)).as_dict())
+        parser = Parser(prog=prog or f"satm-tf {function.__name__}")
+        _add(parser, function)
+        _call(function, parser.instantiate(parser.parse_args(arguments)).as_dict())
 
     def main(arguments: list[str] | None = None) -> int:
         """Runs the command line; returns the exit code."""
@@ -322,8 +302,6 @@ def run(
     arguments: Sequence[str] | None = None,
     *,
     resumes: bool = False,
-    page: str | None = None,
-    goes_on: bool = False,
 ) -> int:
     """Does the work of a command: `--debug`, its errors, its exit code.
 
@@ -342,18 +320,13 @@ def run(
     rest = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in rest
     rest = [argument for argument in rest if argument != "--debug"]
-    if page is not None and {"-h", "--help"} & set(rest):
-        print(page.strip())
-        return 0
-    if page is not None:
-        rest = ["--help" if argument == "--help-all" else argument for argument in rest]
     try:
         work(rest)
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         return 128 + interruption.signal_number
     except KeyboardInterrupt:  # where nothing trained, as in an evaluation
-        print(f"Stopped.{' Re-run the same command to resume.' if resumes or goes_on else ''}", file=sys.stderr)
+        print(f"Stopped.{' Re-run the same command to resume.' if resumes else ''}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

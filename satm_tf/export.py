@@ -109,4 +109,4 @@ def _arrays(examples: Any, described: config.Config) -> tuple[np.ndarray, np.nda
 main = command_line.command(export)
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    sys.exit(main())

@@ -58,4 +58,4 @@ def predict(
 main = command_line.command(predict)
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""python -m satm_tf.prepare: decodes and packs images once, for fast reading."""
+"""satm-tf prepare: decodes and packs images once, for fast reading."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from satm_tf import ImageClassifier
-from satm_tf import experiment
+from satm_tf import ImageClassifier, experiment
 from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.models import Preprocessing
 
@@ -48,6 +46,8 @@ def quickstart(tmp_path_factory):
     named = os.environ.get("SATM_TF_QUICKSTART")
     folder = Path(named) if named else tmp_path_factory.getbasetemp().parent / "quickstart"
     if not named:
+        import fcntl  # which only POSIX systems have
+
         with folder.with_suffix(".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of several test processes, one makes it
             experiment.run(experiment.from_arguments(["--run_dir", str(folder), "--export.scheme", "null"]))

@@ -1,5 +1,7 @@
 """What all commands have in common: options, help, one line for an error, the exit codes."""
 
+import contextlib
+import dataclasses
 import re
 import signal
 import sys
@@ -102,10 +104,8 @@ def test_help_is_a_screen_or_two_and_help_all_has_every_field(name, capsys, monk
     page = capsys.readouterr().out
     assert len(page.splitlines()) <= (75 if name == "train" else 120), page
     assert max(map(len, page.splitlines())) <= 100, page
-    assert name in page.splitlines()[0]
+    assert page.startswith(f"usage: satm-tf {name} [--OPTION VALUE ...]")
     assert "--debug" in page
-    if name in ("predict", "prepare"):
-        return
     assert run_command(name, "--help-all") == 0
     assert len(capsys.readouterr().out) >= len(page)
 
@@ -202,14 +202,11 @@ def test_a_command_is_made_from_a_function(tmp_path, capsys):
     assert "How often." in capsys.readouterr().out
 
 
-def test_a_command_takes_several_values_and_has_sub_commands(capsys):
+def test_a_command_takes_one_value_or_several(capsys):
     assert command_line.command(count)(["a", "b", "--times", "2"]) == 0
     assert capsys.readouterr().out == "4\n"
-    main = command_line.command([greet, count], prog="satm-tf both")
-    assert main(["count", "a"]) == 0
-    assert capsys.readouterr().out == "1\n"
-    assert ended(main, ["count", "a", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: satm-tf both count ")
+    assert ended(command_line.command(count), []) == 2
+    assert capsys.readouterr().err.startswith("usage: satm-tf count ")
 
 
 @pytest.fixture
@@ -226,9 +223,9 @@ def trap(tmp_path, monkeypatch):
 
 
 def test_no_field_of_a_configuration_imports_or_calls(trap, capsys):
-    parser = config.parser()
+    parser, names = config.parser(), {field.name for field in dataclasses.fields(config.Config)}
     fields = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
-    fields = [name for name in fields if name.partition(".")[0] in vars(config.Config())]
+    fields = [name for name in fields if name.partition(".")[0] in names]
     fields += [
         "attack.name",
         "networks.x",
@@ -256,7 +253,25 @@ def test_no_field_of_a_configuration_imports_or_calls(trap, capsys):
         ):
             assert ended(parse, arguments) == 2, arguments
             assert "imports and calls nothing" in capsys.readouterr().err
-        ended(parse, [f"--{field}", "trap.make"])
+        with contextlib.suppress(ValueError):  # no value of this field, found after it was parsed
+            ended(parse, [f"--{field}", "trap.make"])
+
+
+@pytest.mark.parametrize("name", [name for name in listing.COMMANDS if name not in ("train", "reproduce")])
+def test_no_option_of_a_command_imports_or_calls(name, trap, capsys):
+    assert run_command(name, "--help-all") == 0
+    options = set(re.findall(r"^  (--[a-z_.]+)", capsys.readouterr().out, re.MULTILINE)) - {
+        "--config",
+        "--print_config",
+    }
+    inner = "{class_path: trap.make, init_args: {cmd: hi}}"
+    described = trap / "described.yaml"
+    described.write_text("".join(f"{option[2:]}: {inner}\n" for option in options))
+    assert run_command(name, "--config", str(described), "--print_config") == 2
+    for option in options - {"--help-all"}:
+        assert run_command(name, option, inner, "--print_config") == 2
+        assert run_command(name, f"{option}.class_path", "trap.make", "--print_config") == 2
+        run_command(name, option, "trap.make", "--print_config")
 
 
 def bomb(width, depth):
@@ -269,11 +284,13 @@ def test_aliases_are_taken_and_those_that_multiply_are_refused_at_once(tmp_path,
     assert command_line.load_yaml("{a: &one {x: 1}, b: *one}") == {"a": {"x": 1}, "b": {"x": 1}}
     path = tmp_path / "bomb.yaml"
     inside = "a: &a [" + "x," * 100 + "]\nb: &b [" + "*a," * 100 + "]\nc: [" + "*b," * 100 + "]"
-    started = time.monotonic()
+    started = time.process_time()
+    with pytest.raises(ValueError, match="more than 20,000 values"):
+        command_line.load_yaml(bomb(9, 9))
+    assert time.process_time() - started < 1
     for text in (bomb(9, 9), "a: &a [*a]", "[" * 5000 + "]" * 5000, yaml.safe_dump({"attack": inside})):
         path.write_text(text)
         assert run_command("train", "--config", str(path)) == 2
         assert f"cannot be read: {path}" in capsys.readouterr().err
     assert run_command("train", "--attack", f"{{{bomb(9, 9)}}}".replace("\n", ", ")) == 2
     assert "more than 20,000 values" in capsys.readouterr().err
-    assert time.monotonic() - started < 10

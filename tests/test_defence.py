@@ -9,8 +9,8 @@ from satm_tf import evaluation
 def test_satm_defends_the_pair_against_each_other_without_label_leaking(quickstart):
     """The quickstart's pair at the quickstart's epsilon, on 480 test faces.
 
-    Measured over three seeds: the gain in accuracy on the partner's R+Step-LL examples over training for as long without
-    any, in points, and how far that accuracy stays below the clean one afterwards:
+    Measured over three seeds: the gain in accuracy on the partner's R+Step-LL examples over training for as long
+    without any, in points, and how far that accuracy stays below the clean one afterwards:
 
         seed   compact_resnet          compact_vgg
         0      +18.3, 7.9 below        +8.3, 3.7 below

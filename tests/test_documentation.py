@@ -1,8 +1,7 @@
 """README.md and the pages of docs/: what stands in them works.
 
-A page is one session: its `python` and `sh` blocks run in order, in one namespace, one folder and one process. A comment
-on its own line above a block says otherwise: `<!-- not run: REASON -->`, or `<!-- dry run -->` for commands that would
-train.
+A page is one session: its `python` and `sh` blocks run in order, in one namespace, folder and process. A comment on its
+own line above a block says otherwise: `<!-- not run: REASON -->`, or `<!-- dry run -->` for commands that would train.
 """
 
 from __future__ import annotations

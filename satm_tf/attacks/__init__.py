@@ -4,6 +4,7 @@ from satm_tf.attacks.auto import APGD, APGDTargeted, AutoAttack
 from satm_tf.attacks.base import LABEL_SOURCES, Attack, Outcome, available_attacks, get, serialize
 from satm_tf.attacks.carlini_wagner import CarliniWagnerL0, CarliniWagnerL2, CarliniWagnerLinf
 from satm_tf.attacks.deepfool import DeepFool, MinimumDistortion
+from satm_tf.attacks.fab import FABTargeted
 from satm_tf.attacks.hop_skip_jump import HopSkipJump
 from satm_tf.attacks.iterative import BIM, KLPGD, MIFGSM, NIFGSM, PGD, RSFGSM, VMIFGSM, IterativeAttack, IterativeLL
 from satm_tf.attacks.perceptual import as_uint8, distortion, quantise
@@ -31,6 +32,7 @@ __all__ = [
     "CarliniWagnerLinf",
     "DeepFool",
     "Ensemble",
+    "FABTargeted",
     "FastGradientValue",
     "HopSkipJump",
     "HotCold",

@@ -57,8 +57,8 @@ class _CarliniWagner(MinimumDistortion):
     """What the three have in common.
 
     Attributes:
-        rounds: How often the weight of success, the reach or the set of pixels is set anew.
-        steps: The most steps of Adam in a round. A round ends early when a tenth of them brought nothing.
+        rounds: How often the weight of success, the reach or the set of pixels is updated.
+        steps: The largest number of Adam's steps in a round. A round ends early when a tenth of them brought nothing.
         step_size: Adam's learning rate, in the tanh space.
         initial_constant: The first weight of success against distance, c in the paper.
         confidence: By how much the logits must have changed sides, kappa in the paper.

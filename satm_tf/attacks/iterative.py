@@ -1,4 +1,4 @@
-"""Attacks of many gradient steps: one loop, whose settings are the methods."""
+"""Attacks of many gradient steps: one loop, whose options make the known methods."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class IterativeAttack(LossAttack, name="iterative"):
     """Steps of steepest ascent, each followed by the way back into the ball; the settings make the known methods.
 
     With `g` the gradient, `v` the velocity and `m` the momentum, a step is `v <- m v + g / mean|g|` and
-    `x <- project(x + step_size * steepest(v))`. A class that the network has to choose (label source "predicted" or
-    "least_likely") is chosen once, at the clean image. The loop is a graph's, so its length costs no tracing.
+    `x <- project(x + step_size * steepest(v))`. The label sources "predicted" and "least_likely" choose the class once,
+    at the clean image. The loop is a `tf.while_loop`, so the number of steps costs no tracing.
 
     Attributes:
         steps: Number of gradient steps, at least 1.
         step_size: Length of a step in units of images in [0, 1]; None is `epsilon / steps` (2.5 times that for PGD,
             1.25 times for RS-FGSM).
         random_start: Whether to start from a point uniform in the ball, not from the image.
-        restarts: From how many starts to go; each image keeps the result of the highest loss.
+        restarts: Number of random starts; each image keeps the result of the highest loss.
         momentum: The share of the velocity that lasts, mu in Dong et al.; 0 forgets.
         nesterov: Whether the gradient is taken where the velocity leads, `x + step_size * m v`.
-        neighbours: Variance tuning: how many random neighbours correct the next gradient by what theirs differ from
-            it; 0 is none. Each costs one gradient a step.
+        neighbours: Variance tuning: the number of random neighbours, whose mean gradient less the current one is added
+            to the next; 0 is none. Each costs one gradient a step.
         neighbourhood: Half the width of the cube that they are drawn from, in units of epsilon; beta in Wang and He.
-        transforms: Parts that make it transfer, as objects, names or mappings.
+        transforms: Transforms that make it transfer, as objects, names or mappings.
         loss: "cross_entropy", "margin", "dlr" or "hot_cold".
 
     Raises:
@@ -203,7 +203,7 @@ class RSFGSM(PGD, name="rs_fgsm"):
 
 @dataclass(frozen=True, kw_only=True)
 class KLPGD(PGD, name="kl_pgd"):
-    """PGD on the divergence `KL(p(x) || p(x'))` of the answers to an image and to its twin, without any label.
+    """PGD on the divergence `KL(p(x) || p(x'))` of the answers to the clean and the adversarial image, without labels.
 
     The start is uniform in the ball, as PGD's; the authors' code starts from normal noise of standard deviation 0.001.
 

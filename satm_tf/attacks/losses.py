@@ -1,4 +1,4 @@
-"""What attacks ascend to leave a class, or descend to reach it.
+"""The losses that attacks ascend to leave a class, or descend to reach it.
 
 Each function takes int32 classes `[batch]` and float32 logits `[..., batch, classes]`, and gives the loss
 `[..., batch]` of each image. Leading axes hold several answers about the same images, such as an ensemble's.

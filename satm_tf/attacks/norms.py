@@ -1,4 +1,4 @@
-"""What a norm means to an attack: length, the steepest unit step, the way back into the ball, a point in it."""
+"""What attacks need of a norm: length, steepest unit step, projection onto the ball, a random point in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was made of an image, as an eye or an 8-bit file would see it."""
+"""Measures of a perturbation, and adversarial images as 8-bit images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def distortion(adversarial: Any, images: Any) -> dict[str, np.ndarray]:
         images: Floats like `adversarial`, the clean images.
 
     Returns:
-        float32 `[images]` under "linf", "l2", "l0" (pixels that differ in any channel) and "ssim" (1 is alike).
+        float32 `[images]` under "linf", "l2", "l0" (pixels that differ in any channel) and "ssim" (1 is identical).
 
     Example:
         >>> distortion(adversarial, images)["linf"].max() <= 16 / 256 + 1e-6
@@ -40,7 +40,7 @@ def distortion(adversarial: Any, images: Any) -> dict[str, np.ndarray]:
 def as_uint8(adversarial: Any, images: Any) -> np.ndarray:
     """8-bit images that are nowhere further from the clean ones than the adversarial ones are, in any norm.
 
-    Each pixel is rounded toward the clean pixel, so that no ball is left; up to one level of 255 is lost.
+    Each pixel is rounded toward the clean pixel, so that the image stays in its ball; up to one level of 255 is lost.
 
     Args:
         adversarial: Floats `[images, height, width, channels]` in [0, 1].

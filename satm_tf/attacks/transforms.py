@@ -1,4 +1,4 @@
-"""What makes an iterative attack transfer: parts that change what the network sees, or the gradient that comes back."""
+"""Transforms that make iterative attacks transfer: they change the network's input, or the gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from satm_tf.configurable import Configurable
 
 @dataclass(frozen=True, kw_only=True)
 class Transform(Configurable, kind="transform"):
-    """One part. Parts combine: images pass them in the order given, and so does the gradient on its way back.
+    """A transform. Several combine: images pass through them in the order given, and so do gradients.
 
     Example:
         >>> MIFGSM(epsilon=16 / 256, transforms=(InputDiversity(), TranslationInvariance(size=5)))  # MI-DI-TI
@@ -20,20 +20,20 @@ class Transform(Configurable, kind="transform"):
     """
 
     def network(self, model: Model, seed: tf.Tensor) -> Model:
-        """What stands in for the network at one step; `seed` is int32 `[2]`. It may answer several times, in front."""
+        """The network to use at one step; `seed` is int32 `[2]`. Several answers an image go on a leading axis."""
         return model
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
-        """What is used for a gradient `[batch, height, width, channels]`."""
+        """The gradient to use in place of this one, `[batch, height, width, channels]`."""
         return gradient
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputDiversity(Transform, name="input_diversity"):
-    """DI: the network sees each image shrunk at random and placed at random on black, or with luck as it is.
+    """DI: the network sees each image, with some probability, shrunk to a random size at a random place on black.
 
-    The paper enlarges 299 pixels to at most 330; here the images shrink by as much, so that they keep the size that a
-    network of fixed input takes. Each image, at each step, has its own size and place.
+    The paper enlarges 299 pixels to at most 330; here the images shrink by as much, so that a network of fixed input
+    size takes them. Each image, at each step, has its own size and place.
 
     Attributes:
         probability: That an image is changed.
@@ -58,12 +58,12 @@ class InputDiversity(Transform, name="input_diversity"):
 
         def diverse(images: tf.Tensor, training: bool = False) -> tf.Tensor:
             shape = tf.shape(images)
-            size, top, left, luck = tf.unstack(tf.random.stateless_uniform([4, shape[0]], seed))
+            size, top, left, chance = tf.unstack(tf.random.stateless_uniform([4, shape[0]], seed))
             size = self.smallest + (1 - self.smallest) * size
             top, left = top * (1 - size), left * (1 - size)
             # A box larger than the image shrinks it: what lies outside of the image is black.
             shrunk = tf.stack([-top, -left, 1 - top, 1 - left], axis=-1) / size[:, None]
-            boxes = tf.where(luck[:, None] < self.probability, shrunk, [0.0, 0.0, 1.0, 1.0])
+            boxes = tf.where(chance[:, None] < self.probability, shrunk, [0.0, 0.0, 1.0, 1.0])
             seen = tf.image.crop_and_resize(images, boxes, tf.range(shape[0]), shape[1:3])
             return model(tf.ensure_shape(seen, images.shape), training=training)
 

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals of rates, tests of two rates on the same images, repeats over folds and seeds."""
+"""How certain a figure is: intervals of accuracies, tests of two on the same images, repeats over folds and seeds."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ With ten checks of a handful of networks, 0.05 would raise a false alarm in ever
 
 
 def wilson_interval(hits: Any, images: Any, confidence: float = 0.95) -> tuple[Any, Any]:
-    """The interval of a rate that was counted on images.
+    """The confidence interval of a share of images.
 
     Args:
-        hits: How many images were hit: a number, or an array.
-        images: Of how many, alike. Where it is 0 the interval is all of [0, 1].
+        hits: Number of images counted, such as those classified correctly: a number, or an array.
+        images: Number of all images, likewise. Where it is 0 the interval is [0, 1].
         confidence: In (0, 1).
 
     Returns:
@@ -47,7 +47,7 @@ def wilson_interval(hits: Any, images: Any, confidence: float = 0.95) -> tuple[A
     rate = np.divide(hits, images, out=np.full(np.broadcast(hits, images).shape, 0.5), where=images > 0)
     centre, spread = images * rate + z**2 / 2, z * np.sqrt(images * rate * (1 - rate) + z**2 / 4)
     low, high = (centre - spread) / (images + z**2), (centre + spread) / (images + z**2)
-    # Of none and of all, the ends are 0 and 1 but for rounding; of no images, all of [0, 1] is.
+    # With no hits or only hits, the ends are 0 and 1 but for rounding; without images, the interval is [0, 1].
     low, high = np.where((hits == 0) | (images == 0), 0.0, low), np.where((hits == images) | (images == 0), 1.0, high)
     return low[()], high[()]
 
@@ -56,12 +56,13 @@ class Paired(NamedTuple):
     """Two classifications of the same images, compared.
 
     Attributes:
-        difference: The second rate minus the first.
+        difference: The second accuracy minus the first.
         low: Lower end of the difference's 95 % interval.
         high: Upper end.
-        only_first: How many images only the first classified rightly.
+        only_first: How many images only the first classified correctly.
         only_second: How many only the second did.
-        p_value: McNemar's exact test, two-sided: how probable so uneven a split of those images is if both are equal.
+        p_value: McNemar's exact test, two-sided: the probability of a split of those images at least as uneven, if the
+            two do not differ.
     """
 
     difference: float
@@ -84,25 +85,25 @@ def compare_paired(first: Any, second: Any) -> Paired:
     """Compares two classifications of the same images: McNemar's exact test, and the difference with its interval.
 
     Args:
-        first: Whether each image was classified rightly, bool `[images]`.
-        second: The same images, classified otherwise.
+        first: Whether each image was classified correctly, bool `[images]`.
+        second: The same for the same images in another classification.
 
     Raises:
-        ValueError: If the two are not of one length, or empty.
+        ValueError: If the two differ in length, or are empty.
 
     Example:
         >>> compare_paired([True] * 10, [False] * 9 + [True]).p_value
         0.00390625
 
     Source:
-        McNemar, Psychometrika 1947, with the binomial distribution in the place of chi-squared; the interval is that of
+        McNemar, Psychometrika 1947, with the binomial distribution instead of chi-squared; the interval is that of
         Agresti and Min, "Simple Improved Confidence Intervals for Comparing Matched Proportions", Statistics in
         Medicine 2005: Wald's after half an image is added to each of the four cells.
     """
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(
-            "Paired classifications are two vectors of one length, about the same images. "
+            "Paired classifications are two vectors of one length, for the same images. "
             f"Received shapes: {first.shape} and {second.shape}"
         )
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
@@ -153,7 +154,7 @@ def over_repeats(results: pd.DataFrame, values: Sequence[str] = ("accuracy",)) -
         (of the sample; NaN of one) for each value, and `repeats`, how many there were.
 
     Raises:
-        ValueError: If the rows do not say of which fold or seed they are, or say it twice.
+        ValueError: If the rows have neither column, or a fold and seed has a cell twice.
     """
     keys = ["attack", "epsilon", "source", "target"]
     repeats = [name for name in REPEATS if name in results]

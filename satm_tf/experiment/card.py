@@ -90,7 +90,7 @@ def _belongs(row: Mapping[str, Any], scheme: str) -> bool:
 
 def _result(row: Mapping[str, Any], name: NetworkName) -> dict[str, Any]:
     source = NetworkName.parse(row["source"])
-    attackers = {CLEAN: "nobody", str(name): "itself (white box)"}
+    attackers = {CLEAN: "none", str(name): "itself (white box)"}
     return {
         "attack": row["attack"],
         "epsilon": row["epsilon"],

@@ -1,26 +1,21 @@
-"""What comes of a run once its networks are trained: measurements, verdicts, the report, exports."""
+"""What comes of a run once its networks are trained: an assessment of them, and exports."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import keras
 import pandas as pd
 
-from satm_tf import attacks, data, serving
-from satm_tf.evaluation import Predictions, label_leaking, masking_checks, measure, read_results, robustness_table
+from satm_tf import data, serving
+from satm_tf.evaluation import assess
 from satm_tf.evaluation.names import UNSEEN, NetworkName
-from satm_tf.evaluation.report import write_report
-from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, Stage
-from satm_tf.models import ImageClassifier
-from satm_tf.storage import read_json, sha256, write_json, write_text
+from satm_tf.storage import read_json, sha256, write_json
 
 
 def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
@@ -33,118 +28,39 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
     Returns:
         The frame of `results.csv`.
     """
-    folder, table_attacks = config.folder, config.table_attacks()
+    folder, attacks = config.folder, config.table_attacks()
     keras.utils.clear_session()
-    unseen = {
-        str(name): folder.load(Stage.of(name), name.network)
-        for name in (NetworkName(UNSEEN, holdout) for holdout in config.holdouts)
-    }
-    trained = {
-        name: folder.load(Stage.of(name), name.network)
-        for name in (
-            NetworkName(scheme, network) for scheme in config.schemes for network in config.networks_of(scheme)
-        )
-    }
-    networks = {**{str(name): network for name, network in trained.items()}, **unseen}
-    results = _measure(config, images, table_attacks, networks)
-    checks = _check(config, images, trained, unseen, table_attacks)
+    trained = [NetworkName(scheme, network) for scheme in config.schemes for network in config.networks_of(scheme)]
+    unseen = [NetworkName(UNSEEN, holdout) for holdout in config.holdouts]
+    schemes = config.schemes if config.checks.schemes is None else config.checks.schemes
+    checked = [name for name in trained if name.scheme in schemes]
+    assessment = assess(
+        {str(name): folder.load(Stage.of(name), name.network) for name in (*trained, *unseen)},
+        dataset=make_batches(images.test, config),
+        attacks=attacks,
+        ordered=images.ordered,
+        check_limit=config.checks.limit,
+        check_epsilon=max((attack.epsilon for attack in attacks.values()), default=None),
+        checked=[str(name) for name in checked],
+        before={str(name): folder.load(Stage(FINE_TUNE, name.network), name.network) for name in checked},
+        effort=config.checks.effort,
+        class_names=images.class_names,
+        account=str(images.account),
+        columns={"fold": config.data.fold, "scheme": _schemes},
+        seed=config.seed,
+        folder=folder.path,
+        stage="evaluate",
+    )
     shutil.rmtree(folder.blocks, ignore_errors=True)
-    _print_tables(results, images.ordered, table_attacks)
-    _print_leaking(Predictions.load(folder.predictions))
-    if checks is not None:
-        failed = checks[checks.verdict == "fail"]
-        print(f"\nChecks for masked gradients and the like: {len(failed)} of {len(checks)} fail")
-        for row in failed.itertuples():
-            print(f"  {row.network}, {row.check}: {row.explanation}")
+    print(f"\n{assessment}")
     if not folder.report.exists():
-        source = next(iter(networks))
-        write_text(folder.data, str(images.account))
-        write_json(folder.class_names, images.class_names)
-        write_galleries(
-            folder.path,
-            table_attacks,
-            source=source,
-            network=networks[source],
-            dataset=make_batches(images.test, config),
-            class_names=images.class_names,
-        )
-        print(f"\nwritten: {write_report(folder.path)}")
+        print(f"\nwritten: {assessment.report()}")
     _export(config, images.class_names)
-    return results
+    return assessment.results
 
 
-def _measure(
-    config: Config,
-    images: data.ImageData,
-    table_attacks: Mapping[str, attacks.Attack],
-    networks: Mapping[str, ImageClassifier],
-) -> pd.DataFrame:
-    folder = config.folder
-    if not folder.results.exists():
-        predictions = measure(
-            sources=networks,
-            targets=networks,
-            dataset=make_batches(images.test, config),
-            attacks=table_attacks,
-            seed=config.seed,
-            folder=folder.blocks,
-            stage="evaluate",
-        )
-        predictions.save(folder.predictions)
-        results = predictions.frame(images.ordered)
-        results.insert(0, "fold", config.data.fold)
-        results.insert(1, "scheme", [NetworkName.parse(target).scheme for target in results.target])
-        write_text(folder.results, results.to_csv(index=False))
-    # Read back in either case, so that a resumed run gives the very frame of one that did not stop.
-    return read_results(folder.results)
-
-
-def _check(
-    config: Config,
-    images: data.ImageData,
-    trained: Mapping[NetworkName, ImageClassifier],
-    unseen: Mapping[str, ImageClassifier],
-    table_attacks: Mapping[str, attacks.Attack],
-) -> pd.DataFrame | None:
-    """The verdicts on the networks of some schemes, with the surfaces of their loss; None where none are asked for."""
-    chosen = config.checks.schemes if config.checks.schemes is not None else list(config.schemes)
-    names = [name for name in trained if name.scheme in chosen]
-    folder = config.folder
-    if not names:
-        return None
-    if not folder.checks.exists():
-        networks = {str(name): trained[name] for name in names}
-        dataset = make_batches(images.test.limit(config.checks.limit, config.seed), config)
-        epsilon = max(attack.epsilon for attack in table_attacks.values())
-        effort: dict[str, Any] = dict(config.checks.effort)
-        checks = masking_checks(
-            networks,
-            undefended=unseen,
-            before={str(name): folder.load(Stage(FINE_TUNE, name.network), name.network) for name in names},
-            dataset=dataset,
-            epsilon=epsilon,
-            seed=config.seed,
-            folder=folder.blocks,
-            **effort,
-        )
-        write_surfaces(folder.path, networks, dataset=dataset, epsilon=epsilon, seed=config.seed)
-        write_text(folder.checks, checks.to_csv(index=False))
-    return pd.read_csv(folder.checks)
-
-
-def _print_tables(results: pd.DataFrame, ordered: bool, table_attacks: Mapping[str, attacks.Attack]) -> None:
-    for name, attack in table_attacks.items():
-        for value in ("accuracy", "one_off_accuracy") if ordered else ("accuracy",):
-            table = robustness_table(results, name, value)
-            print(f"\n{value.replace('_', ' ')}, {name}, epsilon {attack.epsilon:g}")
-            print(table.map("{:.1%}".format).to_string())
-
-
-def _print_leaking(predictions: Predictions) -> None:
-    leaking = label_leaking(predictions).query("leaks")
-    print(f"\nLabel leaking (adversarial images classified better than clean ones): {len(leaking) or 'none found'}")
-    if len(leaking):
-        print(leaking[["attack", "source", "target", "accuracy", "clean_accuracy"]].to_string(index=False))
+def _schemes(results: pd.DataFrame) -> list[str]:
+    return [NetworkName.parse(target).scheme for target in results.target]
 
 
 def _export(config: Config, labels: tuple[str, ...]) -> None:

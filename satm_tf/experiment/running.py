@@ -89,6 +89,7 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
         >>> train(config, [Stage("co_train", "satm")])
     """
     strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
+    _check_optimizers(config)
     chosen = config.stages() if stages is None else config.needed_stages(stages)
     devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
     folder = config.folder
@@ -124,6 +125,7 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
         get_strategy(config.strategy)
     if config.strategy == "network_per_device":
         devices_for(tuple(config.all_networks))
+    _check_optimizers(config)
     for network in config.all_networks.values():
         published = get_backbone(network.backbone).published
         if network.weights is not None and network.weights not in published:
@@ -139,6 +141,18 @@ def _described(config: Config) -> dict[str, Any]:
     described = dataclasses.asdict(config)
     del described["run_dir"]
     return described
+
+
+def _check_optimizers(config: Config) -> None:
+    for stage in config.stages():
+        training = config.training(stage)
+        try:
+            training.make_optimizer()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Keras cannot make the optimizer of {stage} ({error}). "
+                f"Received: {training.optimizer!r}, {training.optimizer_options}"
+            ) from error
 
 
 def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:

@@ -14,7 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from satm_tf.models.classifier import ImageClassifier
-from satm_tf.models.runtimes import RUNTIMES, RuntimeModel, SavedModel, choose_output, first_line, loading
+from satm_tf.models.runtimes import (
+    RUNTIMES,
+    RuntimeModel,
+    SavedModel,
+    choose_output,
+    first_line,
+    loading,
+    newest_version,
+)
 from satm_tf.storage import sha256
 
 Model = Callable[..., Any]
@@ -226,15 +234,15 @@ def _find(path: Path) -> Path:
     """The file, or the folder of the SavedModel, that a path means."""
     if not path.exists():
         raise FileNotFoundError(f"There is no network at this path. Received: {path}")
-    if (path.is_file() and path.suffix in (".keras", *RUNTIMES)) or (path / "saved_model.pb").exists():
+    if path.is_file() and path.suffix in (".keras", *RUNTIMES):
         return path
-    versions = [each.parent for each in path.glob("*/saved_model.pb") if each.parent.name.isdigit()]
-    if not versions:
+    version = newest_version(path)
+    if version is None:
         raise ValueError(
             f"A network is a .keras file, an {' or a '.join(sorted(RUNTIMES))} file, a folder with a saved_model.pb, "
             f"or a folder of numbered versions of one. Received: {path}"
         )
-    return max(versions, key=lambda folder: int(folder.name))
+    return version
 
 
 def _open(path: Path, output: str | None, signature: str) -> Model:

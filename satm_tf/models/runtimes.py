@@ -17,6 +17,15 @@ Run = Callable[[np.ndarray], np.ndarray]
 Shape = tuple[int | None, ...]
 
 
+def newest_version(folder: str | Path) -> Path | None:
+    """The folder of a SavedModel: this one, or the version of the highest number in it; None if there is none."""
+    folder = Path(folder)
+    if (folder / "saved_model.pb").exists():
+        return folder
+    versions = [file.parent for file in folder.glob("*/saved_model.pb") if file.parent.name.isdigit()]
+    return max(versions, key=lambda version: int(version.name), default=None)
+
+
 @contextlib.contextmanager
 def loading(path: str | Path) -> Iterator[None]:
     """Turns whatever a library raises for a file that it cannot load into one error that says what to do.

@@ -38,7 +38,7 @@ def write_card(folder: str | Path, facts: Mapping[str, Any]) -> None:
         folder: The folder.
         facts: As `export_saved_model` gathers them; see `render`.
     """
-    # JSON has no NaN; one here is a mistake of whoever gathered the facts.
+    # JSON has no NaN; one here is a mistake where the facts were gathered.
     text = json.dumps(facts, indent=2, allow_nan=False, default=_plain)
     write_text(Path(folder) / "model_card.json", text + "\n")
     write_text(Path(folder) / "model_card.md", render(json.loads(text)))

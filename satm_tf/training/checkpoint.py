@@ -9,12 +9,12 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
-from satm_tf.training.distribution import greatest, is_chief, several_workers
+from satm_tf.training.distribution import Position, greatest, is_chief, several_workers
 from satm_tf.training.private_keras import all_layers
 from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, remove_unfinished, write
 
@@ -23,14 +23,6 @@ _CALLBACK_STATE = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
 }
-
-
-class Position(NamedTuple):
-    """How far a training has come: epochs done, steps done in the one after, and whether it was stopped early."""
-
-    epoch: int = 0
-    step: int = 0
-    stopped: bool = False
 
 
 class Interrupted(KeyboardInterrupt):

@@ -29,17 +29,22 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.configurable import unknown_name
 from satm_tf.training.private_keras import BuiltBeforehand, data_adapter
 
-if TYPE_CHECKING:
-    from satm_tf.training.checkpoint import Position
-
 STRATEGIES = ("none", "mirrored", "multi_worker", "network_per_device")
+
+
+class Position(NamedTuple):
+    """How far a training has come: epochs done, steps done in the one after, and whether it was stopped early."""
+
+    epoch: int = 0
+    step: int = 0
+    stopped: bool = False
 
 
 def get_strategy(name: str) -> tf.distribute.Strategy:

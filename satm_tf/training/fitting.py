@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.training.checkpoint import Checkpoint, Position
-from satm_tf.training.distribution import DistributedFit, naming_lost_workers, on_device
+from satm_tf.training.checkpoint import Checkpoint
+from satm_tf.training.distribution import DistributedFit, Position, naming_lost_workers, on_device
 from satm_tf.training.figures import Figures, MetricLike
 from satm_tf.training.guards import check_callbacks, naming_bad_values
 from satm_tf.training.objective import Objective

@@ -45,16 +45,21 @@ def network() -> keras.Model:
     return _network(1)
 
 
-@pytest.fixture
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+@pytest.fixture(scope="session")
 def images() -> np.ndarray:
     """Seven images that reach both ends of the pixel range."""
     uniform = np.random.default_rng(2).uniform(-0.2, 1.2, [7, 8, 8, 3])
-    return np.clip(uniform, 0, 1).astype("float32")
+    return _read_only(np.clip(uniform, 0, 1).astype("float32"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def labels() -> np.ndarray:
-    return np.array([0, 1, 2, 3, 4, 0, 1], "int32")
+    return _read_only(np.array([0, 1, 2, 3, 4, 0, 1], "int32"))
 
 
 @pytest.fixture

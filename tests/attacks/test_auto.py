@@ -92,7 +92,7 @@ def test_auto_attack_goes_on_with_what_still_holds(network, images):
     attack = attacks.AutoAttack(epsilon=0.04, steps=10, queries=20)
     by_part = [_fooled(network, part, images, classes) for part in attack.parts()]
     assert np.all(_fooled(network, attack, images, classes) >= by_part[0])
-    assert [part.name for part in attack.parts()] == ["apgd", "apgd_targeted", "square"]
+    assert [part.name for part in attack.parts()] == ["apgd", "apgd_targeted", "fab_targeted", "square"]
     # What is wrong already is left alone.
     wrong = (classes + 1) % 5
     np.testing.assert_array_equal(attack(network, images, wrong), images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from dataclasses import fields
@@ -36,60 +37,91 @@ def _length(difference: np.ndarray, norm: str) -> np.ndarray:
 every_attack = pytest.mark.parametrize("attack", list(_cases()))
 
 
+class Crafting:
+    """Every attack on one network and one batch, run eagerly once and compiled once for all tests of this file.
+
+    Attributes:
+        network: Its own, so that a test may change its weights for a while.
+        eager: Takes an attack to what its eager call gives, with seed 4.
+        compiled: Takes an attack to its graph, for any number of images, any epsilon and any seed.
+    """
+
+    def __init__(self, network, images, labels):
+        self.network = network
+        self.eager = functools.cache(lambda attack: attack(network, images, labels, seed=4).numpy())
+        self.compiled = functools.cache(self._compile)
+
+    def _compile(self, attack):
+        return tf.function(
+            lambda images, labels, epsilon, seed: attack(self.network, images, labels, epsilon=epsilon, seed=seed),
+            input_signature=[
+                tf.TensorSpec([None, 8, 8, 3], tf.float32),
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([], tf.float32),
+                tf.TensorSpec([], tf.int32),
+            ],
+        )
+
+
+@pytest.fixture(scope="module")
+def crafting(make_network, images, labels):
+    return Crafting(make_network(1), images, labels)
+
+
+@pytest.fixture(scope="module")
+def half_precision(make_network):
+    return make_network(1, dtype="mixed_float16")
+
+
 @every_attack
-def test_what_every_attack_promises(attack, network, images, labels, state_of):
+def test_what_every_attack_promises(attack, crafting, images, labels, state_of):
     """Eagerly: inside bounds and ball, repeatable, the network and the images untouched."""
-    before, given = state_of(network), images.copy()
-    adversarial = attack(network, images, labels, seed=4).numpy()
+    before, given = state_of(crafting.network), images.copy()
+    adversarial = crafting.eager(attack)
     assert (adversarial.shape, adversarial.dtype) == (images.shape, np.float32)
     assert np.all((adversarial >= 0) & (adversarial <= 1))
     assert np.all(_length(adversarial - images, attack.norm) <= attack.epsilon + 1e-6)
     np.testing.assert_array_equal(images, given)
-    np.testing.assert_array_equal(adversarial, attack(network, images, labels, seed=4))
-    for old, new in zip(before, state_of(network), strict=True):
+    np.testing.assert_array_equal(adversarial, attack(crafting.network, images, labels, seed=4))
+    for old, new in zip(before, state_of(crafting.network), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
 @every_attack
-def test_the_same_promises_compiled(attack, network, images, labels, state_of):
+def test_the_same_promises_compiled(attack, crafting, images, labels, state_of):
     """In one graph: one image or seven, any epsilon, the same result, and no weight's gradient anywhere in it."""
-    before = state_of(network)
-    craft = tf.function(
-        lambda images, labels, epsilon: attack(network, images, labels, epsilon=epsilon),
-        input_signature=[
-            tf.TensorSpec([None, 8, 8, 3], tf.float32),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([], tf.float32),
-        ],
-    )
-    compiled = craft(images, labels, attack.epsilon).numpy()
+    before = state_of(crafting.network)
+    craft = crafting.compiled(attack)
+    compiled = craft(images, labels, attack.epsilon, 4).numpy()
     # Another order of summation may turn the sign of a gradient that is all but zero; a search then goes elsewhere.
-    assert np.mean(np.isclose(compiled, attack(network, images, labels), atol=1e-5)) > 0.95
-    single = craft(images[:1], labels[:1], attack.epsilon).numpy()
+    assert np.mean(np.isclose(compiled, crafting.eager(attack), atol=1e-5)) > 0.95
+    single = craft(images[:1], labels[:1], attack.epsilon, 4).numpy()
     assert _length(single - images[:1], attack.norm)[0] <= attack.epsilon + 1e-6
-    np.testing.assert_allclose(craft(images, labels, 0.0), images, atol=1e-7)
+    np.testing.assert_allclose(craft(images, labels, 0.0, 4), images, atol=1e-7)
     assert "Conv2DBackpropFilter" not in operations_that_run(craft.get_concrete_function().graph)
-    for old, new in zip(before, state_of(network), strict=True):
+    for old, new in zip(before, state_of(crafting.network), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
 @every_attack
-def test_nothing_but_numbers_where_there_is_no_gradient(attack, make_network, images, labels):
+def test_nothing_but_numbers_where_there_is_no_gradient(attack, crafting, images, labels):
     """Once because the logits are constant, and once because the softmax is saturated."""
-    flat = make_network(1)
-    kernel = flat.layers[-1].kernel
-    craft, weights = attack.compiled(flat), kernel.numpy().copy()
-    for scale in (0.0, 1e6):
-        kernel.assign(weights * scale)
-        adversarial = craft(images, labels).numpy()
-        assert np.all(np.isfinite(adversarial))
-        assert np.all(_length(adversarial - images, attack.norm) <= attack.epsilon + 1e-6)
+    craft, kernel = crafting.compiled(attack), crafting.network.layers[-1].kernel
+    weights = kernel.numpy().copy()
+    try:
+        for scale in (0.0, 1e6):
+            kernel.assign(weights * scale)
+            adversarial = craft(images, labels, attack.epsilon, 0).numpy()
+            assert np.all(np.isfinite(adversarial))
+            assert np.all(_length(adversarial - images, attack.norm) <= attack.epsilon + 1e-6)
+    finally:
+        kernel.assign(weights)
 
 
 @every_attack
-def test_the_same_promises_in_half_precision(attack, make_network, images, labels):
+def test_the_same_promises_in_half_precision(attack, half_precision, images, labels):
     """With a network whose layers compute in float16, where gradients underflow first."""
-    adversarial = attack(make_network(1, dtype="mixed_float16"), images, labels).numpy()
+    adversarial = attack(half_precision, images, labels).numpy()
     assert adversarial.dtype == np.float32
     assert np.all(np.isfinite(adversarial) & (adversarial >= 0) & (adversarial <= 1))
     assert np.all(_length(adversarial - images, attack.norm) <= attack.epsilon + 1e-6)
@@ -111,8 +143,9 @@ images = np.random.default_rng(0).random((8, 8, 8, 3)).astype("float32")
 labels = (np.arange(8) % 5).astype("int32")
 shared = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((images, labels)).batch(8))
 names = ["fgsm", "step_ll", "bim", "mi_fgsm", "deepfool", "randomised_step", "pgd", "apgd", "square"]
+budget = {"apgd": {"steps": 10}, "square": {"queries": 100}}
 for name in names:
-    attack = attacks.get(name, epsilon=0.1)
+    attack = attacks.get(name, epsilon=0.1, **budget.get(name, {}))
 
     @tf.function
     def craft(images, labels):
@@ -124,6 +157,12 @@ for name in names:
     if name in names[:5]:  # the others draw random numbers, for four images here and for eight there
         alone = attack.compiled(network)(images, labels).numpy()
         assert np.mean(np.isclose(adversarial, alone, atol=1e-5)) > 0.99, name
+try:
+    craft(strategy.run(lambda x: 255 * x, (batch[0],)), batch[1])
+except tf.errors.InvalidArgumentError as error:
+    assert "Attacks take images in [0, 1]" in str(error)
+else:
+    raise AssertionError("two replicas take images outside [0, 1]")
 print("two replicas crafted what one does")
 """
 

@@ -183,7 +183,7 @@ def test_a_cap_binds_and_infinity_is_none(linear, grey):
         attacks.PGD(epsilon=float("inf"))
 
 
-def test_no_start_and_no_success_are_told(grey):
+def test_no_start_and_no_success_are_reported(grey):
     def always_two(x, training=False):
         return tf.one_hot(tf.fill([tf.shape(x)[0]], 2), 4) + 0 * tf.reduce_sum(x, [1, 2, 3], keepdims=False)[:, None]
 

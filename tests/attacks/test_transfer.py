@@ -1,4 +1,4 @@
-"""The known order of attacks, on small networks trained on procedural images: strength, and transfer to a stranger."""
+"""The known order of attacks, in strength and in transfer, on small networks trained on procedural images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _rate(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> float
 
 @pytest.fixture(scope="session")
 def rates(trained, clean):
-    """Crafts on the ResNet, once; gives its accuracy and that of the Inception, the stranger."""
+    """Crafts on the ResNet, once; gives its accuracy and that of the Inception, the unseen model."""
     known: dict[attacks.Attack, tuple[float, float]] = {}
 
     def measure(attack: attacks.Attack) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def test_more_steps_and_iterations_are_stronger_in_the_white_box(rates):
 @pytest.mark.parametrize(
     ("better", "worse", "margin"),
     [
-        # Measured rates of the stranger: BIM 56 %, with TI 34 %; MI 40 %, with DI 29 %; MI-DI-TI less than any.
+        # Measured accuracy of the unseen model: BIM 56 %, with TI 34 %; MI 40 %, with DI 29 %; MI-DI-TI less than any.
         (_mi(), BIM, 0.08),
         (attacks.BIM(epsilon=EPSILON, transforms=(BLUR,)), BIM, 0.11),
         (_mi("input_diversity"), _mi(), 0.04),

@@ -8,6 +8,7 @@ import yaml
 from satm_tf.evaluation import Predictions, wilson_interval
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.serving import card
+from satm_tf.storage import LAYOUT, write_json
 
 BARE = {"name": "x", "version": 1, "labels": ["a", "b"], "intended_use": "none", "limits": []}
 RESULTS = [
@@ -41,7 +42,7 @@ def run(tmp_path):
         "attack": {"name": "pgd", "epsilon": 0.1},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "environment.json").write_text('{"python": "3.11"}')
+    write_json(tmp_path / "environment.json", {"python": "3.11", "layout": LAYOUT})
     stages = {"stage": ["fine_tune/vgg"] * 3 + ["co_train/satm"] * 2, "epoch": [0, 1, 2, 0, 1]}
     pd.DataFrame(stages).to_csv(tmp_path / "metrics.csv", index=False)
     return tmp_path
@@ -51,7 +52,7 @@ def test_the_accuracy_under_each_attacker(run):
     facts = facts_from_run(run, "satm", "vgg")
     accuracies = {(row["attack"], row["attacked_by"]): row["accuracy"] for row in facts["results"]}
     assert accuracies == {
-        ("clean", "nobody"): 0.75,
+        ("clean", "none"): 0.75,
         ("pgd", "itself (white box)"): 0.25,
         ("pgd", "resnet (partner)"): 0.95,
         ("pgd", "densenet (holdout)"): 0.6,

@@ -5,9 +5,8 @@ import pytest
 import yaml
 
 from satm_tf import train
-from satm_tf.attacks import FGSM, PGD
 from satm_tf.experiment import config as configuration
-from satm_tf.experiment.config import PRESETS, SchemeConfig, from_arguments, make_attack
+from satm_tf.experiment.config import PRESETS, from_arguments, make_attack
 from satm_tf.training import Scheme, UnifiedEmbedding
 
 
@@ -49,27 +48,6 @@ def test_schemes_are_added_to_those_of_a_preset():
     config = from_arguments(["--schemes.trades.preset", "trades", "--schemes.mutual.preset", "mutual"])
     assert list(config.schemes) == ["undefended", "ensemble", "satm", "trades", "mutual"]
     assert config.schemes["trades"].scheme(make_attack(config.attack)).adversarial_loss == "divergence"
-
-
-@pytest.mark.parametrize(
-    ("described", "attacks", "epsilon"),
-    [
-        ({}, FGSM(epsilon=0.1), None),
-        ({"preset": "satm"}, FGSM(epsilon=0.1), None),
-        ({"preset": "pgd"}, PGD(epsilon=16 / 256, steps=10), 0.1),
-        ({"preset": "pgd", "epsilon": 0.2}, PGD(epsilon=16 / 256, steps=10), 0.2),
-        ({"attack": {"name": "pgd", "steps": 3}}, PGD(epsilon=0.1, steps=3), None),
-        ({"attack": {"name": "pgd", "epsilon": 0.3}}, PGD(epsilon=0.3), None),
-        (
-            {"attack": {"itself": {"name": "fgsm"}, "others": {"name": "fgsm", "label_source": "label"}}},
-            {"itself": FGSM(epsilon=0.1), "others": FGSM(epsilon=0.1)},
-            None,
-        ),
-    ],
-)
-def test_a_scheme_takes_the_experiments_attack_or_its_epsilon(described, attacks, epsilon):
-    scheme = SchemeConfig(**described).scheme(FGSM(epsilon=0.1))
-    assert (scheme.attack, scheme.epsilon) == (attacks, epsilon)
 
 
 def test_a_file_that_was_written_from_a_configuration_gives_it_again(tmp_path):
@@ -191,7 +169,10 @@ def changed(config, **changes):
             r"is co_train\.learning_rate",
         ),
         *(
-            (lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)), "without a loss scale")
+            (
+                lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)),
+                "Unknown Keras optimizer",
+            )
             for name in ("LossScaleOptimizer", "loss_scale_optimizer", "nothing")
         ),
         (

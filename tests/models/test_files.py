@@ -1,4 +1,7 @@
-"""Every kind of model that `load_model` takes, and what it says of those that it does not."""
+"""Every kind of model that `load_model` takes, and what it says of those that it does not.
+
+`test_runtimes.py` has LiteRT and ONNX.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from satm_tf import attacks
-from satm_tf.models import FromProbabilities, ImageClassifier, LoadedModel, load_model
+from satm_tf.models import FromProbabilities, ImageClassifier, LoadedModel, load_classifier, load_model
 
 SHAPE = (16, 16, 3)
 CLASSES = 4
@@ -139,33 +142,6 @@ def test_without_a_gradient(photographs):
     assert not load_model(rounded, image_size=16).differentiable
 
 
-@pytest.mark.parametrize("kind", ["litert", "onnx"])
-def test_other_runtimes_answer_in_graphs_too_and_have_no_gradient(network, files, photographs, kind):
-    pytest.importorskip({"litert": "ai_edge_litert", "onnx": "onnxruntime"}[kind], reason="needs the extra")
-    path = files / {"litert": "model.tflite", "onnx": "model.onnx"}[kind]
-    if kind == "onnx":
-        tf2onnx = pytest.importorskip("tf2onnx")
-        signature = [tf.TensorSpec([None, *SHAPE], tf.float32, name="images")]
-        answer = tf.function(lambda images: tf.nn.softmax(network(images)), input_signature=signature, autograph=False)
-        path.write_bytes(tf2onnx.convert.from_function(answer, input_signature=signature)[0].SerializeToString())
-    else:
-        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(files / "served" / "10")).convert())
-    loaded = load_model(path)
-    assert (loaded.image_shape, loaded.num_classes, loaded.differentiable) == (SHAPE, CLASSES, False)
-    assert loaded.fingerprint != load_model(files / "plain.keras").fingerprint
-    expected = tf.nn.log_softmax(network(photographs))
-    for count in (6, 1):
-        logits = tf.function(loaded)(tf.constant(photographs[:count]))
-        assert logits.shape == [count, CLASSES]
-        np.testing.assert_allclose(tf.nn.log_softmax(logits), expected[:count], atol=1e-5)
-    if kind == "litert":
-        with pytest.raises(ValueError, match=r"Unknown signature of .*model\.tflite"):
-            load_model(path, signature="serving")
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=rf"{path.name} cannot be loaded. If it is damaged"):
-        load_model(path)
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -205,3 +181,15 @@ def test_missing_and_damaged_files(files, tmp_path):
         load_model(3)
     with pytest.raises(ValueError, match="gave no outputs for images of shape"):
         load_model(lambda images: images @ tf.ones([5, 2]), image_size=8)
+
+
+def test_a_classifier_is_loaded_as_itself_or_refused(make_network, network, tmp_path):
+    ours = make_network()
+    ours.save(tmp_path / "ours.keras")
+    network.save(tmp_path / "other.keras")
+    for ours_weight, weight in zip(ours.weights, load_classifier(tmp_path / "ours.keras").weights, strict=True):
+        np.testing.assert_array_equal(weight, ours_weight)
+    with pytest.raises(ValueError, match=r"must hold an ImageClassifier.*Received: Sequential in .*other\.keras"):
+        load_classifier(tmp_path / "other.keras")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.keras"):
+        load_classifier(tmp_path / "nowhere.keras")

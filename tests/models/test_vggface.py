@@ -61,10 +61,10 @@ def test_parameter_counts_without_top(pair):
 def test_outputs_without_top_are_those_of_keras_vggface(pair):
     _, ours, reference = pair
     images = np.random.default_rng(1).uniform(-128, 128, (1, 224, 224, 3)).astype("float32")
-    expected = reference.predict_on_batch(images)
+    expected = reference(images, training=False).numpy()
     assert 1 < expected.std() < 1e4  # neither faded away nor blown up, so that the comparison says something
-    # The same operations on the same float32 numbers; how the graph is scheduled may reorder sums, at 1e-7 a layer.
-    np.testing.assert_allclose(ours.predict_on_batch(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    # The same operations on the same float32 numbers; how they are scheduled may reorder sums, at 1e-7 a layer.
+    np.testing.assert_allclose(ours(images, training=False), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "version"), [("vgg16_face", 1), ("resnet50_face", 2), ("senet50_face", 2)])
@@ -93,7 +93,7 @@ def test_a_published_network_with_its_top_is_a_classifier_of_its_identities(kera
     network.set_weights(reference.get_weights())
     images = np.random.default_rng(3).random((1, 224, 224, 3)).astype("float32")
     preprocessed = keras_vggface.preprocess_input(images * 255, "channels_last", 1 if name == "vgg16_face" else 2)
-    expected = reference.predict_on_batch(preprocessed)
+    expected = reference(preprocessed, training=False).numpy()
     probabilities = tf.nn.softmax(network(images)).numpy()
     assert expected.max() > 2 / identities  # not the uniform answer
     np.testing.assert_allclose(np.log(probabilities), np.log(expected), atol=2e-3)

@@ -1,18 +1,15 @@
-"""What `test_distribution.py` runs in a process of its own: two workers that stand for two machines, twice.
+"""What `test_distribution.py` runs in a process of its own for each worker: a training in each folder, one by one.
 
-    python -m tests.training.worker FOLDER ADDRESS ADDRESS ADDRESS ADDRESS
+    TF_CONFIG=... python -m tests.training.worker DIE_AT FOLDER [FOLDER ...]
 
-The first pair trains to the end in `FOLDER/whole`, and again in `FOLDER/broken` until one of them dies by SIGKILL; the
-second pair resumes there. The workers are forks of this process, so that TensorFlow is imported once; none of it has
-run before the fork. A worker leaves its arrays in `<place>.npz`, its errors in `<place>.err`; this process leaves the
-exit codes of the pairs in `outcome.json`, and whether there was a checkpoint after each.
+It leaves what came of each in `<folder>/<place>.npz`, or prints the error that ended it. At step DIE_AT of the last
+training, unless it is 0, the process dies by SIGKILL.
 """
 
 import json
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 import keras
@@ -53,52 +50,18 @@ def arrays(trainer, figures):
     return {**state, **{key: np.array(values) for key, values in figures.items()}}
 
 
-def work(index, folders, die_at):
-    """The training of one worker in each of these folders, of which the last ends at a step if one is given."""
+def main():
+    die_at, folders = int(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]]
     strategy = get_strategy("multi_worker")
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     assert is_chief(strategy) == (index == 0)
     for folder in folders:
         dying = [DieAt(die_at)] if die_at and folder == folders[-1] else []
-        trained = train_small(strategy, [*dying, Checkpoint(folder, every_seconds=0.0)])
-        np.savez(folder / f"{index}.npz", **arrays(*trained))
-
-
-def fork(index, addresses, folders, die_at):
-    """Starts a worker as a fork of this process; its process number."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        with (folders[-1] / f"{index}.err").open("w") as errors:
-            os.dup2(errors.fileno(), 2)
-        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        os.environ["TF_CONFIG"] = json.dumps(cluster)
-        work(index, folders, die_at)
-        code = 0
-    except ConnectionError as error:
-        print(f"ConnectionError: {error}", file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def main():
-    folder, addresses = Path(sys.argv[1]), sys.argv[2:]
-    whole, broken = folder / "whole", folder / "broken"
-    for each in (whole, broken):
-        each.mkdir()
-    codes, saved = [], []
-    # One of the first pair dies in the second epoch of four steps.
-    for pair, folders, die_at in ((addresses[:2], [whole, broken], (0, 6)), (addresses[2:], [broken], (0, 0))):
-        workers = [fork(index, pair, folders, die_at[index]) for index in range(2)]
-        codes.append([os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers])
-        saved.append((broken / "last.ckpt").exists())
-        for index in range(2):
-            (broken / f"{index}.err").rename(folder / f"{len(codes)}_{index}.err")
-    (folder / "outcome.json").write_text(json.dumps({"codes": codes, "saved": saved}))
+        try:
+            trainer, figures = train_small(strategy, [*dying, Checkpoint(folder, every_seconds=0.0)])
+        except ConnectionError as error:
+            sys.exit(f"ConnectionError: {error}")
+        np.savez(folder / f"{index}.npz", **arrays(trainer, figures))
 
 
 if __name__ == "__main__":
