@@ -185,7 +185,7 @@ def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while len(list(output.glob("*.json"))) < 4 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(output.glob("images-*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
