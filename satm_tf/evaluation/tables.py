@@ -217,10 +217,10 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
             f"Two schemes are compared where both were measured; there are {sorted(set(cells.scheme))}. "
             f"Received: {first!r} and {second!r}"
         )
-    right = predictions.predicted == predictions.labels
+    correct = predictions.predicted == predictions.labels
     rows = []
     for key in common:
-        pair = [right[side[key]] for side in sides]
+        pair = [correct[side[key]] for side in sides]
         rates = {scheme: float(side.mean()) for scheme, side in zip((first, second), pair, strict=True)}
         rows.append({**dict(zip(keys, key, strict=True)), **rates, **compare_paired(*pair)._asdict()})
     return pd.DataFrame(rows)

@@ -12,6 +12,7 @@ import yaml
 from satm_tf.attacks.gallery import write_gallery
 from satm_tf.evaluation import Predictions
 from satm_tf.evaluation.report import write_report
+from satm_tf.storage import LAYOUT
 from tests.evaluation.browser import find_browser
 
 NETWORKS = ["undefended/compact_vgg", "undefended/compact_resnet", "satm/compact_vgg", "satm/compact_resnet"]
@@ -72,7 +73,8 @@ def folder(tmp_path_factory):
     configuration = {"name": EVIL, "networks": {"x": "y" * 300}}
     (folder / "config.yaml").write_text(yaml.safe_dump(configuration))
     (folder / "data.txt").write_text("600 rows, 590 used\n  left out, no label: 10")
-    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "devices": ["CPU a", "CPU b"]}))
+    environment = {"layout": LAYOUT, "python": "3.11", "devices": ["CPU a", "CPU b"]}
+    (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "gallery").mkdir()
     images = np.random.default_rng(1).uniform(size=[2, 8, 8, 3])
     write_gallery(folder / "gallery" / "pgd.png", images, 1 - images, ["a", "b"], ["b", "b"], title="PGD")
