@@ -67,7 +67,8 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
             run_command(command, block)
     elif block.language == "yaml" and not yaml.safe_load(block.code).keys().isdisjoint(f.name for f in fields(Config)):
         Path("configuration.yaml").write_text(block.code, encoding="utf-8")
-        from_arguments(["--config", "configuration.yaml"])
+        whole = "networks" in yaml.safe_load(block.code)  # what shows some fields alone goes on top of a preset
+        from_arguments([*([] if whole else ["--config", "quickstart"]), "--config", "configuration.yaml"])
 
 
 def commands_of(code: str) -> list[list[str]]:
