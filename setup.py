@@ -35,15 +35,25 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["satm_tf", "satm_tf.*"]),
-    package_data={"satm_tf": ["experiment/presets/*.yaml", "evaluation/report/report.html.j2", "serving/tf_2_15_ops.txt", "py.typed"]},
+    package_data={
+        "satm_tf": [
+            "experiment/presets/*.yaml",
+            "evaluation/report/report.html.j2",
+            "serving/model_card.md.j2",
+            "serving/tf_2_15_ops.txt",
+            "py.typed",
+        ]
+    },
+    entry_points={"console_scripts": ["satm-tf = satm_tf.__main__:main"]},
     install_requires=[
         f"{TENSORFLOW}>=2.18",
         "keras>=3.8",
         "numpy>=2.0",
         "pandas>=2.2",
+        "scipy>=1.11",
         "h5py>=3.11",
         "pyyaml>=6.0",
-        "jsonargparse[signatures]>=4.49",
+        "jsonargparse[signatures]>=4.53",
         "tqdm>=4.66",
         "tensorboard>=2.18",
         "matplotlib>=3.8",
@@ -66,7 +76,6 @@ setup(
             "pillow>=10.0",
             "markdown-it-py>=3.0",
             "playwright>=1.40",
-            "scipy>=1.11",
             "statsmodels>=0.14",
         ],
         "dev": [

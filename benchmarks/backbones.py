@@ -7,7 +7,7 @@ Each backbone is measured in a process of its own, so that the peak of memory is
 runs of a `tf.function`, in milliseconds a batch: `forward` in inference, `attack` the gradient on the images in
 inference, `update` the gradient on the weights in training. The share of preprocessing is its time alone, forward and
 back, of the attack's: an upper bound, for it holds the cost of a call. The last column is the same update with Keras's
-batch normalisation in the place of the fused one, as a ratio: above 1, the fused one is faster.
+batch normalisation instead of the fused one, as a ratio: above 1, the fused one is faster.
 """
 
 from __future__ import annotations

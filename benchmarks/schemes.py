@@ -14,14 +14,15 @@ gradients that mislead), the highest `score`, the mean of clean rate and holdout
 price. `no_access`, the mean of these two and of the Square rate, counts attackers who may ask the network too; it was
 added once the validation figures were known. Of each family the weight that is best stands for it.
 
-All is kept in the run folders, runs/<name>/<seed>, and goes on where it was stopped; the tables and the picture are
-written beside them, or to --out.
+All is kept in the run folders, runs/<name>/<seed>; the same command resumes what was stopped. The tables and the
+picture are written beside them, or to --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,54 +33,56 @@ from matplotlib.figure import Figure
 from satm_tf import experiment
 from satm_tf.attacks import PGD, SquareAttack
 from satm_tf.evaluation import Predictions, compare_schemes, label_leaking, mean_interval, measure
+from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import concatenate
 from satm_tf.evaluation.tables import with_views
+from satm_tf.experiment import Config, Stage
 from satm_tf.experiment import config as configuration
-from satm_tf.experiment.config import Config, evaluation_attacks, make_attack, scheme_networks
+from satm_tf.experiment.config import make_attack
 from satm_tf.experiment.images import make_batches
-from satm_tf.experiment.outcome import load_network
+from satm_tf.models import ImageClassifier
 from satm_tf.storage import write_text
 
 SHARES = ["clean", "holdouts", "white_box", "partners", "square"]
 OWN_IMAGES, QUERIES = 300, 100
 
 
+def load(config: Config, scheme: str, networks: Iterable[str]) -> dict[str, ImageClassifier]:
+    """Some networks of a scheme, or unseen ones, by their names in results."""
+    names = [NetworkName(scheme, network) for network in networks]
+    return {str(name): config.folder.load(Stage.of(name), name.network) for name in names}
+
+
 def measured(config: Config, split: str) -> tuple[Predictions, Predictions]:
     """What every scheme's networks make of the holdouts' examples, and of their own, once all are trained."""
     images = experiment.train(config)
-    folder = experiment.run_folder(config)
-    paths = [folder / f"{split}_{whose}.npz" for whose in ("holdouts", "own")]
+    folder = config.folder
+    paths = [folder.path / f"{split}_{whose}.npz" for whose in ("holdouts", "own")]
     if not all(path.exists() for path in paths):
         examples = getattr(images, split)
         few = examples.limit(min(OWN_IMAGES, len(examples)), config.seed)
         epsilon = make_attack(config.attack).epsilon
         own = {"pgd_20": PGD(epsilon=epsilon, steps=20), "square": SquareAttack(epsilon=epsilon, queries=QUERIES)}
-        holdouts = {f"holdout/{name}": load_network(folder, f"fine_tune/{name}", name) for name in config.holdouts}
-        pairs = {
-            scheme: {
-                f"{scheme}/{name}": load_network(folder, f"co_train/{scheme}", name)
-                for name in scheme_networks(config, scheme)
-            }
-            for scheme in config.schemes
-        }
-        options: dict[str, Any] = {"seed": config.seed, "folder": folder / "blocks"}
-        everyone = {name: network for pair in pairs.values() for name, network in pair.items()}
+        holdouts = load(config, UNSEEN, config.holdouts)
+        pairs = {scheme: load(config, scheme, config.networks_of(scheme)) for scheme in config.schemes}
+        options: dict[str, Any] = {"seed": config.seed, "folder": folder.blocks}
+        defended = {name: network for pair in pairs.values() for name, network in pair.items()}
         batches = make_batches(examples, config), make_batches(few, config)
-        measure(
-            sources=holdouts, targets=everyone, attacks=evaluation_attacks(config), dataset=batches[0], **options
-        ).save(paths[0])
+        measure(sources=holdouts, targets=defended, attacks=config.table_attacks(), dataset=batches[0], **options).save(
+            paths[0]
+        )
         parts = [
             measure(sources=pair, targets=pair, attacks=own, dataset=batches[1], stage=scheme, **options)
             for scheme, pair in pairs.items()
         ]
         concatenate(parts).save(paths[1])
-    strangers, own_examples = (Predictions.load(path) for path in paths)
-    return strangers, own_examples
+    unseen, own_examples = (Predictions.load(path) for path in paths)
+    return unseen, own_examples
 
 
-def points(strangers: Predictions, own: Predictions) -> pd.DataFrame:
+def points(unseen: Predictions, own: Predictions) -> pd.DataFrame:
     """The shares of each scheme, means over its networks, and how many networks leak."""
-    rows = {whose: with_views(each.frame(ordered=False)) for whose, each in (("holdout", strangers), ("own", own))}
+    rows = {whose: with_views(each.frame(ordered=False)) for whose, each in (("holdout", unseen), ("own", own))}
     rates = {
         "clean": rows["holdout"].query("view == 'clean'"),
         "holdouts": rows["holdout"].query("view == 'holdout'"),
@@ -88,8 +91,8 @@ def points(strangers: Predictions, own: Predictions) -> pd.DataFrame:
         "square": rows["own"].query("view == 'white box' and attack == 'square'"),
     }
     table = pd.DataFrame({name: each.groupby("scheme", sort=False).accuracy.mean() for name, each in rates.items()})
-    leaking = label_leaking(own.frame(ordered=False)).query("leaks")
-    leaks = leaking.target.drop_duplicates().str.split("/").str[0].value_counts()
+    leaking = label_leaking(own).query("leaks")
+    leaks = leaking.target.drop_duplicates().map(lambda name: NetworkName.parse(name).scheme).value_counts()
     return table.assign(leaks=leaks.reindex(table.index, fill_value=0))
 
 
@@ -136,7 +139,7 @@ def compared(by_seed: dict[int, pd.DataFrame], first: str) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="A YAML file, as python -m satm_tf.train --config takes it.")
+    parser.add_argument("config", help="A YAML file, as satm-tf train --config takes it.")
     parser.add_argument("--split", choices=("validation", "test"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--compare", metavar="SCHEME", help="Set this one against all others, seed by seed.")
@@ -149,19 +152,19 @@ def main() -> None:
         out = given.out or Path("runs") / config.name
         out.mkdir(parents=True, exist_ok=True)
         config = dataclasses.replace(config, run_dir=str(Path("runs") / config.name / str(seed)))
-        strangers, own = measured(config, given.split)
-        by_seed[seed] = points(strangers, own)
+        unseen, own = measured(config, given.split)
+        by_seed[seed] = points(unseen, own)
         if given.compare:
             others = [scheme for scheme in config.schemes if scheme != given.compare]
-            tests = [compare_schemes(strangers, other, given.compare) for other in others]
+            tests = [compare_schemes(unseen, other, given.compare) for other in others]
             named = [
                 test.rename(columns={other: "other"}).assign(over=other)
                 for test, other in zip(tests, others, strict=True)
             ]
             paired.append(pd.concat(named).assign(seed=seed))
-    everything = pd.concat(by_seed, names=["seed", "scheme"])
-    write_text(out / f"{given.split}_points.csv", everything.to_csv(float_format="%.4f"))
-    table = ranked(everything.groupby("scheme", sort=False).mean())
+    all_points = pd.concat(by_seed, names=["seed", "scheme"])
+    write_text(out / f"{given.split}_points.csv", all_points.to_csv(float_format="%.4f"))
+    table = ranked(all_points.groupby("scheme", sort=False).mean())
     write_text(out / f"{given.split}_ranked.csv", table.to_csv(float_format="%.4f"))
     draw(table, out / f"{given.split}_curves.png")
     print(table.drop(columns="family").round(4).to_string())

@@ -4,9 +4,9 @@
     python benchmarks/serving.py --backbone resnet50_face --image_size 224
 
 Each way answers batches of 1, 8 and 32 images; the SavedModel also takes them as JPEG files, twice as large on each
-side as the network sees them, which it decodes and shrinks. The ways take turns, so that what else the machine does
-falls on all alike. A time is the median of the rounds; the ratio says how many times faster than Keras `predict`. A
-server adds its transport to this, which no way here has.
+side as the network sees them, which it decodes and shrinks. The ways take turns, so that other load on the
+machine affects all of them. A time is the median of the rounds; the ratio says how many times faster than Keras
+`predict`. A server adds its transport, which is not measured here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from satm_tf import ImageClassifier
+from satm_tf.models.runtimes import RuntimeModel
 from satm_tf.serving import export_saved_model, formats
 
 REFERENCE = "Keras predict"
@@ -56,7 +57,7 @@ def ways(network: ImageClassifier, folder: Path, images: np.ndarray, files: list
     }
     for name, kind in formats.FORMATS.items():
         options = {"calibration": images} if kind.calibrated else {}
-        run = formats.load(formats.convert(network, folder / "model", name, samples=images[:4], **options))
+        run = RuntimeModel(formats.convert(network, folder / "model", name, samples=images[:4], **options)).run
         result[name] = lambda size, run=run: run(images[:size])
     return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.argv[:1] == ["-m"]:
+if os.path.basename(sys.argv[0] if sys.argv else "") in ("-m", "satm-tf"):
     # Run as a program: TensorFlow's start-up messages would stand before everything that the program says.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -25,18 +25,22 @@ if _backend != "tensorflow":
     )
 
 from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
+from satm_tf.evaluation import assess
 from satm_tf.models import ImageClassifier, available_backbones
-from satm_tf.training import CoTraining, DomainAdversarial, callbacks
+from satm_tf.training import Checkpoint, CoTraining, DomainAdversarial, Pictures, Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "CoTraining",
     "DomainAdversarial",
     "ImageClassifier",
+    "Pictures",
+    "Progress",
+    "assess",
     "attacks",
     "available_backbones",
-    "callbacks",
     "data",
     "evaluation",
     "layers",

@@ -1,46 +1,17 @@
-"""python -m satm_tf.attack: adversarial PNGs of images, with a table of them.
-
-usage: python -m satm_tf.attack --model MODEL --images FOLDER --output FOLDER
-                                [--OPTION VALUE ...]
-
-The model is a .keras file, of any kind, or the folder of a SavedModel.
-
-options that people set:
-  --attack NAME         pgd if not given; others: fgsm, auto_attack, square, ...
-  --epsilon X           or [X, Y, ...], of images in [0, 1]; 16/256 is 0.0625
-  --options OPTIONS     the attack's own, such as {"steps": 20, "norm": "l2"}
-  --format FORMAT       images (no labels), folder (one a class), adience, idx
-  --target N            the class to reach; without it any other class will do
-  --limit N             the most images; 100
-  --image_size N        where the model takes images of any size
-  --gives probabilities where the model does not give logits
-  --config FILE         all of this from a YAML file
-
-other options:
-  --print_config   the options as YAML, for --config FILE
-  --help-all       every option;  --debug  the traceback of an error
-
-example: python -m satm_tf.attack --model a.keras --images pictures \\
-  --output adversarial --epsilon 0.03
-"""
+"""satm-tf attack: adversarial PNGs of images, with a table of them."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
-import keras
 import numpy as np
-import pandas as pd
-import tensorflow as tf
 
-from satm_tf import attacks, command_line, data, models
-from satm_tf.attacks.gallery import write_gallery
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
+from satm_tf import attacks, command_line, models
+from satm_tf import data as data_room
+from satm_tf.configurable import look_up
+from satm_tf.evaluation.adversarial_images import write_adversarial
 
 
 def attack(
@@ -51,181 +22,88 @@ def attack(
     attack: str = "pgd",
     epsilon: list[float] | None = None,
     options: dict[str, Any] | None = None,
-    format: Literal["images", "folder", "adience", "idx"] = "images",
+    format: str = "images",
+    data: dict[str, Any] | None = None,
     split: Literal["train", "validation", "test"] = "test",
     target: int | None = None,
     limit: int | None = 100,
     image_size: int | None = None,
-    gives: Literal["logits", "probabilities"] = "logits",
-    model_output: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> None:
     """Attacks a model on images, and writes PNGs, results.csv and gallery.png.
 
-    The images are made 8-bit before the attack and the adversarial PNGs after it, inside the ball; all that the table
-    says is measured on the PNGs as written.
+    The images are made 8-bit before the attack and the PNGs after it, inside the ball; every figure in the table is
+    measured on the PNGs as written.
 
     Args:
-        model: A .keras file, ours or any other, or the folder of a SavedModel whose graph can be differentiated.
+        model: A .keras, .onnx or .tflite file, or the folder of a SavedModel; behind a # may stand the output to use.
         images: The folder of the images.
         output: The folder to write; it must not exist.
         attack: The name of the attack.
         epsilon: One or several, in units of images in [0, 1]; 16/256 if none, or no cap for minimum-distortion attacks.
         options: The attack's other options, such as {"steps": 20, "norm": "l2"}.
-        format: What the folder holds. images: files without labels, so that the model's own predictions are left;
-            folder: a sub-folder a class; adience; idx: MNIST and its like.
+        format: What the folder holds: images (files without labels, so that the attack leaves the predicted class),
+            folder, adience, idx, table, imagenet or synthetic_faces.
+        data: Options of the format, such as {"fold": 1}.
         split: Which split of a data set.
-        target: The class to be reached, for all images; none leaves the label.
+        target: The class to reach, for all images; without it any class but the label will do.
         limit: The most images; null for all.
-        image_size: Height and width; null asks the model.
-        gives: What the model's outputs are.
-        model_output: Which output of a SavedModel.
+        image_size: Height and width, for a model that takes any.
         batch_size: Images in a batch.
-        seed: Seed of an attack that draws random numbers.
-
-    Returns:
-        The table, one row for each image and epsilon.
+        seed: Seed of the choice of images and of the attack's random numbers.
 
     Raises:
-        ValueError: If the model's outputs are not what `gives` says, or the size is neither given nor known.
+        ValueError: If the model, the attack or the images cannot be used.
         FileExistsError: If the output exists.
     """
-    folder = Path(output)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another --output.")
-    configured = _configure(attack, options or {}, epsilon, target, format, seed)
-    network, size, channels = _load_model(model, model_output)
-    if size is None and image_size is None:
-        raise ValueError(f"This model takes images of any size; give --image_size. Received: model={model!r}")
-    examples, names = _load_images(images, format, split, limit)
-    edges = image_size or size
-    batches = list(data.batches(examples, image_size=edges, batch_size=batch_size))  # type: ignore[arg-type]
-    clean = attacks.quantise(np.concatenate([batch for batch, _ in batches]))
-    clean = clean if channels == 3 else attacks.quantise(clean.mean(-1, keepdims=True))
-    labels = np.concatenate([batch for _, batch in batches])
-    _check_outputs(network, clean[:batch_size], gives)
-    network = models.FromProbabilities(network) if gives == "probabilities" else network
-
-    wanted = np.full_like(labels, target) if target is not None else labels
-    epsilons = epsilon or [configured.epsilon]
-    crafted = configured.craft(network, clean, wanted, epsilons=epsilons, batch_size=batch_size)
-    before = _predict(network, clean, batch_size)
-    sought = np.asarray(configured.classes(lambda *_, **__: tf.constant(before), tf.constant(clean), wanted))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        here = Path(temporary) / "result"
-        frames = []
-        for radius, adversarial in zip(epsilons, crafted, strict=True):
-            part = here / f"{configured.name}-{radius:g}"
-            written = _write_pngs(part, attacks.as_uint8(adversarial, clean))
-            after = _predict(network, written, batch_size)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "attack": configured.name,
-                        "epsilon": radius,
-                        "file": [f"{part.name}/{index:05d}.png" for index in range(len(clean))],
-                        "source": examples.paths if examples.paths is not None else "",
-                        "label": [names[label] for label in labels] if names else "",
-                        "before": [_name(names, logits) for logits in before],
-                        "after": [_name(names, logits) for logits in after],
-                        **attacks.distortion(written, clean),
-                        "success": np.asarray(configured.succeeds(tf.constant(after), tf.constant(sought))),
-                    }
-                )
-            )
-            title = f"{configured.name}, {configured.norm}, epsilon {radius:g}"
-            columns = [frames[-1][column].tolist() for column in ("before", "after")]
-            write_gallery(part / "gallery.png", clean, written, *columns, title=title)
-        table = pd.concat(frames, ignore_index=True)
-        table.to_csv(here / "results.csv", index=False)
-        here.rename(folder)
+    if Path(output).exists():
+        raise FileExistsError(f"{output} exists; choose another --output. Received: {output}")
+    labelled = look_up("data format", format, data_room.formats.FORMATS).labelled
+    configured = _configure(attack, options or {}, epsilon, target, labelled, seed)
+    network = models.load_model(model, image_size=image_size)
+    whole = data_room.formats.load(format, images, **(data or {}))
+    if labelled and network.num_classes != whole.num_classes:
+        raise ValueError(
+            f"The model has {network.num_classes} classes, the images {whole.num_classes}. Received: {model}, {images}"
+        )
+    print(whole.account)
+    examples = getattr(whole, split)
+    examples = examples if limit is None else examples.limit(limit, seed)
+    if not len(examples):
+        raise ValueError(f"There are no images in this split; choose another. Received: --split {split}")
+    height, width, channels = network.image_shape
+    batches = list(data_room.batches(examples, image_size=(height, width), batch_size=batch_size, cache=False))
+    pixels, labels = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))
+    table = write_adversarial(
+        output,
+        network,
+        pixels if channels == 3 else pixels.mean(-1, keepdims=True),
+        labels if labelled else None,
+        attack=configured,
+        epsilons=epsilon,
+        target=target,
+        class_names=whole.class_names,
+        paths=None if examples.paths is None else examples.paths.tolist(),
+        batch_size=batch_size,
+    )
     for radius, group in table.groupby("epsilon"):
-        print(f"epsilon {radius:g}: {group['success'].mean():.1%} of {len(group)} written PNGs fool the model")
-    print(f"written: {folder}")
-    return table
+        print(f"epsilon {radius:g}: {group.success.mean():.1%} of {len(group)} written PNGs fool the model")
+    print(f"written: {output}")
 
 
 def _configure(
-    name: str, options: dict[str, Any], epsilon: list[float] | None, target: int | None, format: str, seed: int
+    name: str, options: dict[str, Any], epsilon: list[float] | None, target: int | None, labelled: bool, seed: int
 ) -> attacks.Attack:
-    kind = attacks.Attack.members.get(name)
-    given = {"epsilon": max(epsilon)} if epsilon else {"epsilon": 16 / 256} if kind is None or kind.bounded else {}  # type: ignore[attr-defined]
+    bounded = getattr(attacks.Attack.members.get(name), "bounded", True)
+    radius = {"epsilon": max(epsilon)} if epsilon else {"epsilon": 16 / 256} if bounded else {}
     # Files without labels have none to leave.
-    source = {"label_source": "target"} if target is not None else {}
-    if not source and format == "images":
-        source = {"label_source": "predicted"}
-    return attacks.get(name, **{**given, **source, "seed": seed, **options})
+    source = "target" if target is not None else "label" if labelled else "predicted"
+    chosen = {} if source == "label" else {"label_source": source}
+    return attacks.get(name, **{**radius, **chosen, "seed": seed, **options})
 
 
-def _load_model(path: str, output: str | None) -> tuple[Any, int | None, int]:
-    """The network, the height and width that it takes if it takes only one, and its number of channels."""
-    if (Path(path) / "saved_model.pb").exists():
-        network: Any = models.FromSavedModel(path, output)
-        shape = network.image_shape
-    elif path.endswith(".keras"):
-        network = keras.saving.load_model(path, compile=False)
-        shape = getattr(network, "image_shape", None) or network.input_shape[1:]
-    else:
-        raise ValueError(f"A model is a .keras file or a folder with a saved_model.pb. Received: {path!r}")
-    if shape[0] != shape[1]:
-        raise ValueError(f"Only models of square images are attacked from the command line. Received: shape={shape}")
-    return network, shape[0], shape[-1]
-
-
-def _load_images(root: str, format: str, split: str, limit: int | None) -> tuple[data.Examples, tuple[str, ...]]:
-    if format == "images":
-        paths = sorted(str(path) for path in Path(root).rglob("*") if path.suffix.lower() in _SUFFIXES)
-        if not paths:
-            raise FileNotFoundError(f"No image ({', '.join(_SUFFIXES)}) in the folder. Received: {root}")
-        examples, names = data.Examples(labels=np.zeros(len(paths), "int32"), paths=paths), ()
-    else:
-        whole = {"folder": data.folder, "adience": data.adience, "idx": data.idx}[format].load(root)
-        print(whole.account)
-        examples, names = getattr(whole, split), whole.class_names
-    return (examples if limit is None else examples.limit(limit)), names
-
-
-def _check_outputs(network: Any, images: np.ndarray, gives: str) -> None:
-    outputs = np.asarray(network(tf.constant(images), training=False), "float64")
-    look_like = "probabilities" if np.all(outputs >= 0) and np.allclose(outputs.sum(-1), 1, atol=1e-2) else "logits"
-    if look_like != gives:
-        raise ValueError(
-            f"The model's outputs look like {look_like}: run again with --gives {look_like}"
-            f"{'' if look_like == 'probabilities' else ', or choose another --model_output'}. Received: --gives {gives}"
-        )
-
-
-def _predict(network: Any, images: np.ndarray, batch_size: int) -> np.ndarray:
-    starts = range(0, len(images), batch_size)
-    batches = (tf.constant(images[start : start + batch_size]) for start in starts)
-    return np.concatenate([np.asarray(network(batch, training=False), "float32") for batch in batches])
-
-
-def _write_pngs(folder: Path, images: np.ndarray) -> np.ndarray:
-    """Writes the images, reads them again, and gives what was read, in [0, 1]."""
-    folder.mkdir(parents=True)
-    read = []
-    for index, image in enumerate(images):
-        path = str(folder / f"{index:05d}.png")
-        tf.io.write_file(path, tf.io.encode_png(image))
-        read.append(tf.io.decode_png(tf.io.read_file(path)).numpy() / np.float32(255))
-    return np.stack(read).astype("float32")
-
-
-def _name(names: tuple[str, ...], logits: np.ndarray) -> str:
-    return names[logits.argmax()] if names else str(logits.argmax())
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    return command_line.run(
-        lambda given: jsonargparse.CLI(attack, args=given, as_positional=False, prog="python -m satm_tf.attack"),
-        arguments,
-        page=__doc__,
-    )
-
+main = command_line.command(attack)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,38 +1,314 @@
-"""How a command starts and ends: its page of help, what it prints of its errors, and its exit code."""
+"""How commands read their options, print their help and end."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import inspect
+import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import docstring_parser
+import jsonargparse
+import yaml
+
+from satm_tf.configurable import unknown_name
 from satm_tf.serving import ServingError, VerificationError
 from satm_tf.training import Interrupted
 
 # What has a message that says all: a mistake in what was given, or something that is missing, full or away.
 _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError, ServingError, VerificationError)
 
+# The words by which jsonargparse would import a module and call what it holds.
+_IMPORTING = ("class_path", "init_args", "dict_kwargs")
+_MOST_VALUES = 20_000
+_MODE = "satm_tf"
+# The types of fields, which jsonargparse looks up by name.
+_FIELDS = [
+    "satm_tf.experiment.config",
+    "satm_tf.experiment.sections",
+    "satm_tf.data.Augmentation",
+    "satm_tf.data.augmentation.Augmentation",
+]
 
-EPILOG = "With --debug an error has its traceback."
-"""For the help of a command without a page of its own."""
+_EPILOG = "--debug prints the traceback of an error."
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds, if it is safe to read.
+
+    Raises:
+        ValueError: If it would import something, or its aliases multiply into more than 20,000 values.
+        yaml.YAMLError: If it is no YAML.
+
+    Example:
+        >>> load_yaml("{epochs: 3}")
+        {'epochs': 3}
+    """
+    _refuse(text)
+    return jsonargparse.get_loader("yaml")(text)
+
+
+def _refuse(text: str) -> None:
+    """Raises a ValueError for a text that imports or multiplies, before anything is made of it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ValueError("This YAML is nested too deeply to be a configuration.") from None
+    if node is None:
+        return
+    sizes: dict[int, int] = {}
+    for each in _nodes(node, sizes, set()):
+        if isinstance(each, yaml.ScalarNode):
+            word = next((word for word in _IMPORTING if word in each.value), None)
+            if word is not None:
+                raise ValueError(
+                    "A configuration imports and calls nothing; describe the part by its own fields. "
+                    f"Received: {word!r}"
+                )
+            if each is not node and "&" in each.value and "*" in each.value:  # YAML in a string of YAML
+                try:
+                    _refuse(each.value)
+                except yaml.YAMLError:
+                    continue
+
+
+def _nodes(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> Iterator[yaml.Node]:
+    """Every node once, the innermost first; raises once all aliases written out hold too many."""
+    if id(node) in open_:
+        raise ValueError("A YAML alias must not stand inside what it names.")
+    if id(node) in sizes:
+        return
+    open_.add(id(node))
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    for part in parts:
+        yield from _nodes(part, sizes, open_)
+    sizes[id(node)] = 1 + sum(sizes[id(part)] for part in parts)
+    if sizes[id(node)] > _MOST_VALUES:
+        raise ValueError(f"This YAML holds more than {_MOST_VALUES:,} values once its aliases are written out.")
+    open_.discard(id(node))
+    yield node
+
+
+jsonargparse.set_loader(_MODE, load_yaml, (yaml.YAMLError, ValueError))
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """The options of a command.
+
+    Flags are never abbreviated, an unknown flag names the nearest, an error exits with 2 after a line of usage, and
+    nothing named in a value or a file is imported. `--help` leaves out the fields inside a field, `--help-all` shows
+    them.
+
+    Args:
+        *args: As argparse's parser takes them.
+        **kwargs: Likewise.
+
+    Example:
+        >>> parser = Parser(prog="satm-tf train")
+        >>> parser.add_class_arguments(Config)
+        >>> parser.parse_args(["--co_train.epochs", "3"])
+    """
+
+    _command: typing.ClassVar[str] = ""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs = {
+            "usage": "%(prog)s [--OPTION VALUE ...]",
+            "epilog": _EPILOG,
+            "parser_mode": _MODE,
+            "allow_abbrev": False,
+            **kwargs,
+        }
+        super().__init__(*args, **kwargs)
+        self._whole = False
+        self.add_argument("--help-all", action=_WholeHelp)
+
+    def add_config(self, presets: Mapping[str, Path] | None = None) -> None:
+        """Adds `--config` and `--print_config`.
+
+        Args:
+            presets: Files that can be named without their path.
+        """
+        action = type("Config", (_ConfigFile,), {"presets": presets or {}})
+        named = f"one of {', '.join(sorted(presets))}; or " if presets else ""
+        self.add_argument("--config", action=action, metavar="FILE", help=f"Options from {named}a YAML file.")
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        """The options; see `jsonargparse.ArgumentParser.parse_args`."""
+        Parser._command = Parser._command or self.prog
+        try:
+            return self._parse(args, *others, **kwargs)
+        finally:
+            if Parser._command == self.prog:
+                Parser._command = ""
+
+    def _parse(self, args: Any, *others: Any, **kwargs: Any) -> Any:
+        jsonargparse.set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=_FIELDS,
+        )
+        args = sys.argv[1:] if args is None else list(args)
+        for argument in args:
+            flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+            if set(flag.split(".")) & set(_IMPORTING):
+                self.error(f"A command imports and calls nothing that it is given. Received: {flag}")
+            try:
+                _refuse(value)
+            except yaml.YAMLError:
+                continue  # It need not be YAML.
+            except ValueError as error:
+                self.error(str(error))
+        return super().parse_args(args, *others, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+        """Prints a line of usage and the message, and exits with 2."""
+        denied = re.search(r"Importing (\S+) is not allowed", message)
+        if denied:
+            message = f"A command imports and calls nothing that it is given. Received: {denied[1]}"
+        if "nrecognized arguments" in message:
+            for flag in re.findall(r"--[\w.-]+", message):
+                near = self.nearest(flag)
+                message += f". Did you mean {' or '.join(near)}?" if near else ""
+                break
+        # jsonargparse makes parsers of its own for the fields of a field, which know no program.
+        self.prog = Parser._command or self.prog
+        self.print_usage(sys.stderr)
+        self.exit(2, f"error: {message}\n")
+
+    def nearest(self, flag: str) -> list[str]:
+        """The options that a flag may have meant: of its last part, or else written alike."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        last = flag.lstrip("-").split(".")[-1]
+        same = [name for name in known if name.lstrip("-").split(".")[-1] == last]
+        if same:
+            return sorted(same)[:3]
+        alike = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+        ends = {name.lstrip("-").split(".")[-1]: name for name in reversed(known)}
+        return alike or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)]
+
+    def format_help(self, *formatter: Any) -> str:
+        """The help, with the fields inside a field if all of it was asked for."""
+        hidden = [] if self._whole else [action for action in self._actions if "." in action.dest]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help(*formatter)
+        finally:
+            for action, text in zip(hidden, texts, strict=True):
+                action.help = text
+
+
+class _WholeHelp(argparse.Action):
+    """`--help-all`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        text = "Show the fields inside a field too, and exit."
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=text)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        parser._whole = True
+        parser.print_help()
+        parser.exit()
+
+
+class _ConfigFile(jsonargparse.ActionConfigFile):
+    """`--config`, of a file or a preset."""
+
+    presets: typing.ClassVar[Mapping[str, Path]] = {}
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        path = self.presets.get(str(values), Path(values))
+        if not path.is_file():
+            unknown = f"{unknown_name('preset', values, self.presets)}. " if self.presets else ""
+            raise argparse.ArgumentError(None, f"{unknown}There is no such file. Received: --config {values}")
+        try:
+            _refuse(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise argparse.ArgumentError(None, f"This configuration cannot be read: {path}. {error}") from error
+        super().__call__(parser, cfg, str(path), option_string)
+
+
+def command(function: Callable[..., object], *, prog: str | None = None, resumes: bool = False) -> Callable[..., int]:
+    """The `main` of a command from the typed function that does its work.
+
+    A keyword-only parameter is an option, another one a positional argument, and `*files: str` one or more of them. The
+    help is the docstring's. Every command has `--config FILE` and `--print_config` too.
+
+    Args:
+        function: The function.
+        prog: Name of the program in messages; `satm-tf <name of the function>` if not given.
+        resumes: Whether the same command resumes after it was stopped.
+
+    Returns:
+        A function of the arguments (`sys.argv` if none are given) that returns the exit code.
+
+    Example:
+        >>> def greet(name: str, *, times: int = 1) -> None:
+        ...     "Greets somebody."
+        >>> main = command(greet)
+        >>> main(["Ada", "--times", "2"])
+        0
+    """
+
+    def work(arguments: list[str]) -> None:
+        parser = Parser(prog=prog or f"satm-tf {function.__name__}")
+        _add(parser, function)
+        _call(function, parser.instantiate(parser.parse_args(arguments)).as_dict())
+
+    def main(arguments: list[str] | None = None) -> int:
+        """Runs the command line; returns the exit code."""
+        return run(work, arguments, resumes=resumes)
+
+    return main
+
+
+def _add(parser: Parser, function: Callable[..., object]) -> None:
+    parsed = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
+    parser.description = parsed.description or function.__name__
+    parameters = inspect.signature(function).parameters.values()
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            text = next(
+                (each.description for each in parsed.params if each.arg_name.strip("*") == parameter.name), None
+            )
+            kind = typing.get_type_hints(function)[parameter.name]
+            parser.add_argument(parameter.name, nargs="+", type=kind, metavar=parameter.name.upper(), help=text)
+    parser.add_config()
+    positional = any(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, fail_untyped=True)
+
+
+def _call(function: Callable[..., object], given: dict[str, Any]) -> None:
+    given.pop("config", None)
+    parameters = inspect.signature(function).parameters.values()
+    several = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), None)
+    function(*(given.pop(several) if several else ()), **given)
 
 
 def run(
     work: Callable[[list[str]], object],
     arguments: Sequence[str] | None = None,
     *,
-    page: str | None = None,
-    goes_on: bool = False,
+    resumes: bool = False,
 ) -> int:
-    """Does the work of a command: the options that all commands have, its errors, its exit code.
+    """Does the work of a command: `--debug`, its errors, its exit code.
 
     Args:
         work: Takes the other arguments, and does it.
         arguments: As in `sys.argv[1:]`, which None takes.
-        page: What `--help` prints. `work` then gets `--help` where `--help-all` was given; without a page it gets both.
-        goes_on: Whether a command that was stopped goes on when it is given again.
+        resumes: Whether the same command resumes after it was stopped.
 
     Returns:
         0 when it is done; 1 after an error, of which a line is printed, and the traceback with `--debug` alone; 130
@@ -41,27 +317,19 @@ def run(
     Raises:
         SystemExit: With 2 where `work` does not understand the arguments, with 0 where it has explained them.
     """
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--debug", action="store_true")
-    common.add_argument("--help-all", action="store_true")
-    if page is not None:
-        common.add_argument("-h", "--help", action="store_true")
-    asked, rest = common.parse_known_args(arguments)
-    if asked.help_all:
-        rest = ["--help"]
-    elif page is not None and asked.help:
-        print(page.strip())
-        return 0
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in rest
+    rest = [argument for argument in rest if argument != "--debug"]
     try:
         work(rest)
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         return 128 + interruption.signal_number
     except KeyboardInterrupt:  # where nothing trained, as in an evaluation
-        print(f"stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+        print(f"Stopped.{' Re-run the same command to resume.' if resumes else ''}", file=sys.stderr)
         return 130
     except Exception as error:
-        if asked.debug:
+        if debug:
             traceback.print_exc()
         elif isinstance(error, _EXPLAINED):
             print(f"error: {error}", file=sys.stderr)
@@ -76,4 +344,4 @@ def _unexplained(error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
     with tempfile.NamedTemporaryFile("w", prefix="satm_tf-", suffix=".txt", delete=False, encoding="utf-8") as file:
         traceback.print_exc(file=file)
-    return f"error: {type(error).__name__}: {first}\nWhere it came from, for a report of it: {file.name}"
+    return f"error: {type(error).__name__}: {first}\nThe traceback, for a report of it: {file.name}"

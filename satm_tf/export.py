@@ -1,47 +1,20 @@
-"""python -m satm_tf.export: a run's networks for TF Serving and in other formats.
-
-usage: python -m satm_tf.export RUN_FOLDER --scheme SCHEME [--OPTION VALUE ...]
-       python -m satm_tf.export FILE.keras --labels [A, B, ...] [--OPTION ...]
-
-options that people set:
-  --networks [A, B]     some networks of the run; all if not given
-  --folder FOLDER       holds a folder for each model; exported_models
-  --name NAME           of the model, where it is a file's
-  --version N           the next free one if not given
-  --formats [F, ...]    litert_float32, litert_float16, litert_int8, onnx: they
-                        are compared with the network, under attack too
-
-other options:
-  --print_config   the options as YAML, for --config FILE
-  --help-all       every option;  --debug  the traceback of an error
-
-example: python -m satm_tf.export runs/quickstart --scheme satm --formats [onnx]
-"""
+"""satm-tf export: a run's networks for TF Serving and in other formats."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-import keras
 import numpy as np
-import pandas as pd
 
-from satm_tf import attacks, command_line
-from satm_tf.configurable import unknown_name
-from satm_tf.data import ImageData
-from satm_tf.experiment import config
-from satm_tf.experiment.images import load_data, make_batches
-from satm_tf.models import ImageClassifier
-from satm_tf.serving import card as model_card
+from satm_tf import attacks, command_line, models
+from satm_tf.configurable import look_up
+from satm_tf.experiment import config, images
+from satm_tf.experiment.card import facts_from_run
+from satm_tf.experiment.run_folder import CO_TRAIN, RunFolder, Stage
 from satm_tf.serving import comparison, export_saved_model
-from satm_tf.serving.formats import FORMATS, convert
+from satm_tf.serving.formats import FORMATS
 
 
 def export(
@@ -54,27 +27,23 @@ def export(
     labels: list[str] | None = None,
     version: int | None = None,
     formats: list[str] | None = None,
-    images: int = 300,
+    limit: int = 300,
     queries: int = 200,
-) -> dict[str, str]:
-    """Exports networks as SavedModels, and into other formats if asked to.
+) -> None:
+    """Exports networks as SavedModels for TF Serving, and into other formats if asked to.
 
     Args:
-        source: A run folder of python -m satm_tf.train, or a .keras file of one classifier.
+        source: A run folder of satm-tf train, or the .keras file of one classifier.
         scheme: The scheme whose networks are exported; a run folder needs it.
         networks: Which of them; null for all.
         folder: The folder that holds a folder for each model.
-        name: The model's name; for a .keras file, whose own name is taken if null.
-        labels: A name for each class; null asks the run's data. A .keras file needs them.
+        name: The model's name, for a .keras file; the file's own if null.
+        labels: A name for each class; null takes those of the run's data. A .keras file needs them.
         version: Version of each model; null takes the next free one.
         formats: Other formats to write and to compare under attack, from a run folder only; litert_float32,
             litert_float16, litert_int8, onnx.
-        images: How many of the run's test images the formats are compared on, and training images the ranges of
-            litert_int8 are found on.
+        limit: The most test images that the formats are compared on, and training images that calibrate litert_int8.
         queries: Queries that an attack without gradients may put to each format for an image; 0 leaves it out.
-
-    Returns:
-        The folder of each version, by the model's name.
 
     Raises:
         ValueError: If scheme, network or format is unknown, or labels are missing.
@@ -82,107 +51,62 @@ def export(
         FileExistsError: If the version exists.
         VerificationError: If what was written does not answer as the model does.
     """
-    unknown = [kind for kind in formats or () if kind not in FORMATS]
-    if unknown:
-        raise unknown_name("format", unknown[0], FORMATS)
-    path = Path(source)
-    if path.suffix == ".keras" and path.is_file():
+    for each in formats or ():
+        look_up("format", each, FORMATS)
+    if Path(source).suffix == ".keras" and Path(source).is_file():
         if labels is None or formats or scheme or networks:
             raise ValueError(
-                "A .keras file is exported with --labels and without --scheme, --networks and --formats, which are of "
+                "A .keras file is exported with --labels and without --scheme, --networks and --formats, which are for "
                 f"a run folder. Received: labels={labels}, scheme={scheme}, networks={networks}, formats={formats}"
             )
-        return {name or path.stem: _export(path, Path(folder) / (name or path.stem), labels, version, {})}
-    if not (path / "config.yaml").exists():
+        _export(Path(source), Path(folder) / (name or Path(source).stem), labels, version, {})
+        return
+    run = RunFolder(source)
+    if not run.config.exists():
         raise FileNotFoundError(f"A source is a run folder, with a config.yaml, or a .keras file. Received: {source}")
     if name is not None:
-        raise ValueError(f"The models of a run are named as its networks. Received: --name {name}")
-    files = _network_files(path, scheme, networks)
-    described = config.from_arguments(["--config", str(path / "config.yaml")])
-    data, names = None, labels
-    if names is None or formats:
-        data = load_data(described.data, path, described.seed)
-        names = names or list(data.class_names)
-    exported = {}
-    for network, file in files.items():
-        card = model_card.from_run(path, str(scheme), network)
-        exported[network] = _export(file, Path(folder) / network, names, version, card)
+        raise ValueError(f"The models of a run have the names of its networks. Received: --name {name}")
+    described = config.from_arguments(["--config", str(run.config)])
+    look_up("scheme (--scheme)", scheme, described.schemes)
+    stage = Stage(CO_TRAIN, str(scheme))
+    trained = {file.stem: file for file in sorted(run.networks(stage).glob("*.keras"))}
+    if not trained:
+        raise ValueError(f"This scheme has yet to finish; re-run its training to resume. Received: --scheme {scheme}")
+    chosen = {network: look_up("network", network, trained) for network in networks or trained}
+    data = images.load_data(described.data, run, described.seed) if formats or labels is None else None
+    for network, file in chosen.items():
+        model_labels = labels or list(data.class_names)  # type: ignore[union-attr]
+        facts = facts_from_run(run.path, stage.name, network)
+        exported = _export(file, Path(folder) / network, model_labels, version, facts)
         if formats and data is not None:
-            frame = _convert(file, Path(exported[network]), formats, described, data, images, queries)
+            attack = config.make_attack(described.attack)
+            test, train = (_arrays(split.limit(limit, described.seed), described) for split in (data.test, data.train))
+            frame = comparison.convert_and_compare(
+                models.load_classifier(file),
+                exported.parent / "formats" / exported.name,
+                formats,
+                name=network,
+                images=test[0],
+                labels=test[1],
+                calibration=train[0],
+                attack=attack,
+                query_attack=attacks.SquareAttack(epsilon=attack.epsilon, queries=queries) if queries else None,
+            )
             print(frame.to_string(index=False, float_format="{:.3f}".format))
+
+
+def _export(file: Path, folder: Path, labels: list[str], version: int | None, facts: dict[str, Any]) -> Path:
+    exported = export_saved_model(models.load_classifier(file), folder, labels=labels, version=version, card=facts)
+    print(f"exported {exported}; start a server with {exported.parent.parent / 'serve.sh'}")
     return exported
 
 
-def _network_files(run: Path, scheme: str | None, networks: list[str] | None) -> dict[str, Path]:
-    schemes = sorted(path.name for path in (run / "networks" / "co_train").glob("[!.]*"))
-    if scheme not in schemes:
-        raise unknown_name("scheme (--scheme)", scheme, schemes)
-    found = {path.stem: path for path in sorted((run / "networks" / "co_train" / scheme).glob("*.keras"))}
-    unknown = [network for network in networks or () if network not in found]
-    if unknown:
-        raise unknown_name("network", unknown[0], found)
-    return {network: found[network] for network in networks or found}
-
-
-def _export(file: Path, folder: Path, labels: list[str], version: int | None, card: Mapping[str, Any]) -> str:
-    network = keras.saving.load_model(file, compile=False)
-    if not isinstance(network, ImageClassifier):
-        raise ValueError(f"Only an ImageClassifier can be exported. Received: {type(network).__name__} in {file}")
-    exported = export_saved_model(network, folder, labels=labels, version=version, card=card)
-    print(f"exported {exported}; start a server with {exported.parent.parent / 'serve.sh'}")
-    return str(exported)
-
-
-def _convert(
-    file: Path,
-    exported: Path,
-    kinds: list[str],
-    described: config.Config,
-    data: ImageData,
-    count: int,
-    queries: int,
-) -> pd.DataFrame:
-    """Writes `<model>/formats/<version>/`, the files and `comparison.csv`, as a whole."""
-    network = keras.saving.load_model(file, compile=False)
-    train, test = (_arrays(examples.limit(count, described.seed), described) for examples in (data.train, data.test))
-    attack = config.make_attack(described.attack)
-    query = attacks.get("square", epsilon=attack.epsilon, queries=queries) if queries else None
-    final = exported.parent / "formats" / exported.name
-    final.parent.mkdir(exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{exported.name}-", dir=final.parent))
-    try:
-        files = {
-            kind: convert(
-                network,
-                temporary / exported.parent.name,
-                kind,
-                samples=test[0][:8],
-                calibration=train[0] if FORMATS[kind].calibrated else None,
-            )
-            for kind in kinds
-        }
-        frame = comparison.compare(network, files, *test, attack=attack, query_attack=query)
-        frame.to_csv(temporary / "comparison.csv", index=False)
-        temporary.chmod(0o755)
-        os.rename(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return frame
-
-
 def _arrays(examples: Any, described: config.Config) -> tuple[np.ndarray, np.ndarray]:
-    batches = list(make_batches(examples, described))
-    return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
+    batches = list(images.make_batches(examples, described))
+    return np.concatenate([pixels for pixels, _ in batches]), np.concatenate([labels for _, labels in batches])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    return command_line.run(
-        lambda given: jsonargparse.CLI(export, args=given, prog="python -m satm_tf.export"),
-        arguments,
-        page=__doc__,
-    )
-
+main = command_line.command(export)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,72 +1,61 @@
-"""python -m satm_tf.predict: classifies images, on a server or with an export."""
+"""satm-tf predict: classifies images, on a server or with an export."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import tempfile
-from pathlib import Path
+from typing import Literal
 
-import pandas as pd
-
-from satm_tf import command_line
+from satm_tf import command_line, storage
 from satm_tf.serving import Client
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    return command_line.run(_predict, arguments)
+def predict(
+    *files: str,
+    host: str | None = None,
+    folder: str | None = None,
+    model: str | None = None,
+    version: int | None = None,
+    transport: Literal["rest", "grpc"] = "rest",
+    timeout: float = 10.0,
+    retries: int = 3,
+    output: str | None = None,
+) -> None:
+    """Classifies JPEG and PNG files, and prints the class of each with its probability.
 
+    Args:
+        *files: JPEG or PNG files.
+        host: host:port of a TensorFlow Serving server.
+        folder: An export on this disk, such as exported_models/compact_vgg, instead of a server.
+        model: Name of the model on the server.
+        version: Version of the model on the server; the newest if not given.
+        transport: How the server is asked.
+        timeout: Seconds to wait for the server's answer.
+        retries: How many more attempts are made where the server cannot be reached or is busy.
+        output: A CSV file to write, with the probability of every class.
 
-def _predict(arguments: list[str]) -> None:
-    options = _parser().parse_args(arguments)
-    if options.host and not options.model:
-        _parser().error("a server has several models: give --model too")
-    if options.host:
-        client = Client(
-            options.host,
-            options.model,
-            transport=options.transport,
-            version=options.version,
-            timeout=options.timeout,
-            retries=options.retries,
-        )
+    Raises:
+        ValueError: If neither or both of host and folder are given, or options of a server without one.
+        FileNotFoundError: If a file or the export does not exist.
+        ServingError: If the server cannot be reached, or refuses.
+    """
+    if (host is None) == (folder is None):
+        raise ValueError(f"Give either --host or --folder. Received: --host {host}, --folder {folder}")
+    if (host is None) != (model is None):
+        raise ValueError(f"A server is asked with --host and --model. Received: --host {host}, --model {model}")
+    if folder is not None:
+        client = Client.from_folder(folder)
     else:
-        client = Client.from_folder(options.folder)
-    answers = client.predict(options.files)
-    if options.output:
-        _write(answers, Path(options.output))
-    print(_table(answers).to_string(index=False))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m satm_tf.predict", description=__doc__, epilog=command_line.EPILOG)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="JPEG or PNG files")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--host", help="host:port of a TensorFlow Serving server")
-    where.add_argument("--folder", help="an export on this disk, such as exported_models/compact_vgg")
-    parser.add_argument("--model", help="name of the model on the server")
-    parser.add_argument("--version", type=int, help="version of the model on the server; the newest if not given")
-    parser.add_argument("--transport", choices=["rest", "grpc"], default="rest")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for an answer")
-    parser.add_argument("--retries", type=int, default=3, help="more attempts where the server is away or busy")
-    parser.add_argument("--output", help="a CSV file to write, with the probability of every class")
-    return parser
-
-
-def _table(answers: pd.DataFrame) -> pd.DataFrame:
+        client = Client(str(host), str(model), transport=transport, version=version, timeout=timeout, retries=retries)
+    answers = client.predict(files)
+    if output:
+        storage.write_text(output, answers.to_csv(index=False))
     shown = answers[["file", "label", "probability"]].copy()
     shown["label"] = shown.label.where(answers.valid, "(not an image)")
     shown["probability"] = shown.probability.map("{:.1%}".format).where(answers.valid, "")
-    return shown
+    print(shown.to_string(index=False))
 
 
-def _write(answers: pd.DataFrame, path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        answers.to_csv(Path(folder) / path.name, index=False)
-        os.replace(Path(folder) / path.name, path)
-
+main = command_line.command(predict)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,96 +1,59 @@
-"""python -m satm_tf.prepare: decodes and packs images once, for fast reading."""
+"""satm-tf prepare: decodes and packs images once, for fast reading."""
 
 from __future__ import annotations
 
 import sys
-from typing import Literal
-
-import jsonargparse
+from typing import Any
 
 from satm_tf import command_line
-from satm_tf.data import ImageData, prepared
-from satm_tf.data import adience as adience_files
-from satm_tf.data import folder as folder_files
-from satm_tf.data import imagenet as imagenet_files
-from satm_tf.data import tables as table_files
+from satm_tf.configurable import look_up
+from satm_tf.data import Account, formats, prepared
 
 
-def adience(*, root: str, output: str, image_size: int = 224, variant: Literal["aligned", "faces"] = "aligned") -> None:
-    """Prepares Adience: all five folds, for age and for gender.
+def prepare(
+    *,
+    format: str,
+    root: str,
+    output: str,
+    image_size: int = 224,
+    crop: float | None = None,
+    data: dict[str, Any] | None = None,
+) -> Account:
+    """Decodes and resizes all images of a data set, and packs them. Re-run the same command to resume or to verify.
 
-    Args:
-        root: The folder with the fold files and the images.
-        output: The folder to put the prepared images into.
-        image_size: Height and width of the prepared images.
-        variant: Which of the two crops that the data set comes in.
-    """
-    targets = [adience_files.load(root, target=target, variant=variant) for target in ("age", "gender")]
-    _pack(targets, root, output, image_size)
-
-
-def folder(*, root: str, output: str, image_size: int = 224, crop: float | None = None) -> None:
-    """Prepares a folder of images with one sub-folder a class.
+    Of Adience this packs all five folds, for age and for gender.
 
     Args:
-        root: The folder.
-        output: The folder to put the prepared images into.
-        image_size: Height and width of the prepared images.
-        crop: The side of the central square to use, as a share of the shorter side.
-    """
-    _pack([folder_files.load(root)], root, output, image_size, crop)
-
-
-def table(*, table: str, root: str, output: str, image_size: int = 224, crop: float | None = None) -> None:
-    """Prepares the images that a table names.
-
-    Args:
-        table: The CSV file, with the columns path and label.
+        format: adience, folder, table, imagenet, images or synthetic_faces, as for the other commands.
         root: The folder of the images.
-        output: The folder to put the prepared images into.
-        image_size: Height and width of the prepared images.
-        crop: The side of the central square to use, as a share of the shorter side.
+        output: The folder to write.
+        image_size: Height and width of the packed images.
+        crop: The side of the central square to use, as a share of the shorter side; null is all of the image, and 0.875
+            for imagenet.
+        data: Options of the format, such as {"table": "faces.csv"} for table or {"variant": "faces"} for adience.
+
+    Returns:
+        The account of the files.
+
+    Raises:
+        ValueError: If the format or an option is unknown, the format has no image files, or the output holds images
+            packed with other options.
+        FileNotFoundError: If a folder or file is missing.
     """
-    _pack([table_files.load(table, root)], root, output, image_size, crop)
+    entry = look_up("data format", format, formats.FORMATS)
+    if not entry.packs:
+        raise ValueError(f"Data of the format {format!r} is not in image files: use it as it is. Received: {format!r}")
+    loaded = [formats.load(format, root, **{**(data or {}), **options}) for options in entry.packs]
+    for images in loaded:
+        print(images.account)
+    splits = [split for images in loaded for split in (images.train, images.validation, images.test)]
+    crop = entry.crop if crop is None else crop
+    account = prepared.pack(splits, output, root=root, image_size=image_size, crop=crop)
+    print(account)
+    return account
 
 
-def imagenet(
-    *, root: str, synsets: str, output: str, image_size: int = 224, count: int = 10_000, seed: int = 0
-) -> None:
-    """Prepares validation images of ImageNet, their central part.
-
-    Args:
-        root: The folder with a sub-folder a synset.
-        synsets: The file that numbers the synsets.
-        output: The folder to put the prepared images into.
-        image_size: Height and width of the prepared images.
-        count: How many images to choose.
-        seed: What the choice follows from.
-    """
-    data = imagenet_files.load(root, synsets=synsets, count=count, seed=seed)
-    _pack([data], root, output, image_size, imagenet_files.CROP)
-
-
-def _pack(sets: list[ImageData], root: str, output: str, image_size: int, crop: float | None = None) -> None:
-    for data in sets:
-        print(data.account)
-    splits = [split for data in sets for split in (data.train, data.validation, data.test)]
-    print(prepared.pack(splits, output, root=root, image_size=image_size, crop=crop))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    return command_line.run(
-        lambda given: jsonargparse.CLI(
-            [adience, folder, table, imagenet],
-            args=given,
-            prog="python -m satm_tf.prepare",
-            description=__doc__,
-            epilog=command_line.EPILOG,
-        ),
-        arguments,
-        goes_on=True,
-    )
-
+main = command_line.command(prepare, resumes=True)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -18,17 +18,21 @@ import tensorflow as tf
 import yaml
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+LAYOUT = 2
+"""Which files, columns and names claimed folders hold; the first release's, 1, is not read any more."""
+_PARTIAL = ".partial"
 _PACKAGES = ("satm_tf", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas")
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """A path to write to, which takes the file's place once the block ends without an error.
 
     The content is on the disk before the name changes, so that a power cut leaves the old file or the new one.
 
     Args:
         path: The file; what it held is replaced. Its folder is made.
+        mode: Its permissions, less those that the umask takes.
 
     Example:
         >>> with atomic_file("table.csv") as temporary:
@@ -41,7 +45,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode & ~_umask())
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -50,11 +54,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """A folder to fill, which appears under its name once the block ends without an error.
+
+    What a killed process has left beside it of such a folder is removed.
 
     Args:
         path: The folder, which must not exist, or be empty, when the block ends.
+        durable: Whether to wait until the disk holds every file. For thousands of files that can be made again from a
+            seed, the wait is longer than the work.
 
     Raises:
         FileExistsError: If it has come to exist meanwhile.
@@ -65,12 +73,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling: on the same disk, and with a leading dot invisible to whoever polls the parent.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    _remove_leftovers(path.parent)
+    temporary, hold = _partial_folder(path)
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
+        for file in temporary.rglob("*") if durable else ():
             _sync(file)
         try:
             temporary.rename(path)
@@ -81,6 +89,45 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if hold is not None:
+            os.close(hold)
+
+
+def _partial_folder(path: Path) -> tuple[Path, int | None]:
+    """A temporary folder beside a path, and the descriptor by which this process holds it."""
+    while True:
+        # A sibling: on the same disk, and with a leading dot invisible to whoever polls the parent.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=_PARTIAL, dir=path.parent))
+        hold = _hold(temporary, wait=True)
+        # Until it was held, another process may have taken it for a leftover.
+        if temporary.exists():
+            return temporary, hold
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Removes the temporary folders of processes that were killed: the system lets go of what they held."""
+    for folder in parent.glob(f".*{_PARTIAL}"):
+        hold = _hold(folder, wait=False)
+        if hold is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(hold)
+
+
+def _hold(folder: Path, *, wait: bool) -> int | None:
+    """A descriptor that locks a folder while it is open; None if another process has it, or nothing can lock here."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -134,8 +181,8 @@ def sha256(path: str | Path) -> str:
         for file in sorted(each for each in path.rglob("*") if each.is_file()):
             digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
         return digest.hexdigest()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -151,6 +198,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "layout": LAYOUT,
         "processors": os.cpu_count(),
         "devices": [f"{device.device_type} {device.name}" for device in tf.config.list_physical_devices()],
         **installed,
@@ -192,7 +240,7 @@ def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
         described: The configuration, of what JSON can hold.
 
     Raises:
-        ValueError: If the folder holds results of another configuration.
+        ValueError: If the folder holds results of another configuration or layout.
     """
     folder = Path(folder)
     if not (folder / CONFIG).exists():
@@ -202,10 +250,11 @@ def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
 
 
 def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
-    """Raises what `claim` would, if the folder holds results of another configuration; writes nothing."""
+    """Raises what `claim` would, if the folder holds results of another configuration or layout; writes nothing."""
     path = Path(folder) / CONFIG
     if not path.exists():
         return
+    check_layout(folder)
     described = json.loads(json.dumps(described))
     found = read_config(folder)
     differing = [key for key in {**described, **found} if described.get(key) != found.get(key)]
@@ -216,14 +265,30 @@ def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
         )
 
 
+def check_layout(folder: str | Path) -> None:
+    """Finds whether a folder's files are of the layout that is read here.
+
+    Raises:
+        ValueError: If an earlier release wrote it.
+    """
+    path = Path(folder) / ENVIRONMENT
+    layout = read_json(path).get("layout", 1) if path.exists() else LAYOUT
+    if layout != LAYOUT:
+        raise ValueError(
+            f"{folder} was written by another release of satm_tf, whose files have other names and columns; choose "
+            f"another folder, or read it with that release. Received: layout {layout}, not {LAYOUT}"
+        )
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The configuration that a folder is claimed for.
 
     Raises:
         FileNotFoundError: If it is not claimed.
-        ValueError: If its `config.yaml` is damaged.
+        ValueError: If its `config.yaml` is damaged, or another release wrote it.
     """
     path = Path(folder) / CONFIG
+    check_layout(folder)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
-from satm_tf import ImageClassifier
+from satm_tf import ImageClassifier, experiment
+from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.models import Preprocessing
 
 IMAGE_SHAPE = (16, 16, 3)
 # With `--dist loadfile` the tests of a file run in one process. These files take longest: begun last, as xdist
 # begins those of few tests, they would keep one process busy after all others have ended.
 LONGEST = (
-    *("test_notebooks", "test_documentation", "test_distribution", "test_stages", "test_defence"),
+    *("test_notebooks", "test_documentation", "test_distribution", "test_running", "test_defence"),
     *("test_every_backbone", "test_reproduce"),
 )
 
@@ -31,6 +35,23 @@ def pytest_collection_modifyitems(items):
 def _seeded():
     """Every test starts from the same seed, in any order."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """The run folder of README's first command: the one that SATM_TF_QUICKSTART names, or else one made now.
+
+    It is for reading alone: the tests share it.
+    """
+    named = os.environ.get("SATM_TF_QUICKSTART")
+    folder = Path(named) if named else tmp_path_factory.getbasetemp().parent / "quickstart"
+    if not named:
+        import fcntl  # which only POSIX systems have
+
+        with folder.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several test processes, one makes it
+            experiment.run(experiment.from_arguments(["--run_dir", str(folder), "--export.scheme", "null"]))
+    return RunFolder(folder)
 
 
 @pytest.fixture

@@ -1,17 +1,19 @@
 """README.md and the pages of docs/: what stands in them works.
 
-A page is one session: its `python` and `sh` blocks run in order, in one namespace and in one folder. A comment on its
+A page is one session: its `python` and `sh` blocks run in order, in one namespace, folder and process. A comment on its
 own line above a block says otherwise: `<!-- not run: REASON -->`, or `<!-- dry run -->` for commands that would train.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from satm_tf.experiment.config import Config, from_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUNS = re.compile(r"^```(python|sh|yaml)", re.MULTILINE)
 SHOWN = {"text", "json", "toml", "bibtex"}  # languages that nothing runs
 
 
@@ -60,23 +63,45 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
         padding = "\n" * (block.line - 1)  # tracebacks name the page's own lines
         exec(compile(padding + block.code, page, "exec"), namespace)
     elif block.language == "sh":
-        code = block.code
-        if block.comment == "dry run":
-            code, times = re.subn(r"python -m satm_tf\.(train|reproduce)\b", r"\g<0> --dry-run", code)
-            assert times, f"nothing to run dry in the block at line {block.line}"
-        path = {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PYTHONPATH": str(ROOT),
-        }
-        done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", code], env={**os.environ, **path}, text=True, capture_output=True
-        )
-        assert done.returncode == 0, (
-            f"the block at line {block.line} ends with {done.returncode}:\n{done.stdout}{done.stderr}"
-        )
+        for command in commands_of(block.code):
+            run_command(command, block)
     elif block.language == "yaml" and not yaml.safe_load(block.code).keys().isdisjoint(f.name for f in fields(Config)):
         Path("configuration.yaml").write_text(block.code, encoding="utf-8")
         from_arguments(["--config", "configuration.yaml"])
+
+
+def commands_of(code: str) -> list[list[str]]:
+    """The words of each command of a shell block."""
+    lexer = shlex.shlex(code.replace("\\\n", " "), posix=True, punctuation_chars="\n;")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+    commands = [list(words) for ends, words in groupby(lexer, lambda word: set(word) <= set("\n;")) if not ends]
+    assert not any(word[0] in "|&<>$`" for command in commands for word in command), f"too much shell in {code}"
+    return commands
+
+
+def ours(words: list[str]) -> tuple[str, list[str]] | None:
+    """The name and the arguments of a command of ours; None for any other command."""
+    if words[:2] == ["python", "-m"] and words[2].startswith("satm_tf."):
+        return words[2].removeprefix("satm_tf."), words[3:]
+    start = next((start for start in (["python", "-m", "satm_tf"], ["satm-tf"]) if words[: len(start)] == start), None)
+    return (words[len(start)], words[len(start) + 1 :]) if start else None
+
+
+def run_command(words: list[str], block: Block) -> None:
+    """Runs one command; ours in this process, where TensorFlow has started already."""
+    where, found = f"the block at line {block.line}", ours(words)
+    if block.comment == "dry run":
+        assert found is not None, f"nothing to run dry in {where}"
+        assert found[0] in ("train", "reproduce"), f"nothing to run dry in {where}"
+        found[1].append("--dry-run")
+    if found is not None:
+        code = importlib.import_module(f"satm_tf.{found[0]}").main(found[1])
+        assert code == 0, f"{where} ends with {code}"
+        return
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, f"{where} ends with {done.returncode}:\n{done.stdout}{done.stderr}"
 
 
 def run_page(text: str, page: Path) -> None:
@@ -87,15 +112,11 @@ def run_page(text: str, page: Path) -> None:
 
 
 def parameters() -> list[object]:
-    """The pages; those that run anything take seconds, for they start programs and train."""
-    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    """The pages that run anything."""
     return [
-        pytest.param(
-            page,
-            id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.slow] if re.search(r"^```(python|sh)", text, re.MULTILINE) else [],
-        )
-        for page, text in texts.items()
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow)
+        for page in PAGES
+        if RUNS.search(page.read_text(encoding="utf-8"))
     ]
 
 
@@ -113,6 +134,7 @@ def test_what_a_page_shows_works(page, tmp_path, monkeypatch):
         ("```sh\necho seen; false\n```\n", "ends with 1"),
         ("<!-- not run -->\n```sh\nfalse\n```\n", "what is 'not run'"),
         ("<!-- dry run -->\n```sh\ntrue\n```\n", "nothing to run dry"),
+        ("```sh\nls | cat\n```\n", "too much shell"),
         ("```ruby\n1\n```\n", "not python, sh"),
         ("<div>\n```python\nassert False\n```\n</div>\n", "a fence that is none"),
     ],

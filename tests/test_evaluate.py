@@ -11,10 +11,9 @@ import tensorflow as tf
 from satm_tf import ImageClassifier, evaluate, serving
 from satm_tf.attacks import FGSM
 from satm_tf.evaluation import Predictions, read_results
-from satm_tf.models.files import LoadedModel
 
 # In alphabetical order, as a folder has them.
-SIZE, CLASSES = 8, ("black", "grey", "white")
+SIZE, CLASSES, LEVELS = 8, ("black", "grey", "white"), (80, 120, 160)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -25,16 +24,21 @@ class Rounding(keras.layers.Layer):
         return tf.round(8 * images) / 8
 
 
-def _network(seed, *layers, last="linear"):
-    keras.utils.set_random_seed(seed)
-    inner = [keras.layers.Conv2D(4, 3, 2, activation="tanh"), keras.layers.Flatten()]
+def _network(column, *layers, last="linear"):
+    """A network that judges by the mean brightness of some columns: nearest of three levels, as training would find."""
     network = keras.Sequential(
-        [keras.Input([SIZE, SIZE, 3]), *layers, *inner, keras.layers.Dense(len(CLASSES), activation=last)]
+        [
+            keras.Input([SIZE, SIZE, 3]),
+            *layers,
+            keras.layers.Flatten(),
+            keras.layers.Dense(len(CLASSES), activation=last),
+        ]
     )
-    images, labels = _images(60, seed)
-    network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=last == "linear"))
-    network.optimizer.learning_rate = 0.01
-    network.fit(images / np.float32(255), labels, epochs=40, verbose=0)
+    seen = np.zeros([SIZE, SIZE, 3], "float32")
+    seen[:, column : column + 4] = 1
+    levels = np.array(LEVELS, "float32") / 255
+    # -(mean - level)^2, without the mean's own square, which all classes have.
+    network.set_weights([400 * seen.reshape(-1, 1) / seen.sum() * levels, -200 * levels**2])
     return network
 
 
@@ -42,20 +46,19 @@ def _images(count, seed):
     """Noise around three levels of grey, uint8."""
     labels = np.arange(count) % len(CLASSES)
     noise = np.random.default_rng(seed).normal(scale=10, size=[count, SIZE, SIZE, 3])
-    return np.clip(80 + 40 * labels[:, None, None, None] + noise, 0, 255).astype(np.uint8), labels
+    return np.clip(np.array(LEVELS)[labels][:, None, None, None] + noise, 0, 255).astype(np.uint8), labels
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Networks as .keras files and SavedModels, with logits and with probabilities; test images by class."""
     folder = tmp_path_factory.mktemp("files")
-    _network(1).save(folder / "plain.keras")
+    _network(0).save(folder / "plain.keras")
     _network(2, last="softmax").save(folder / "softmax.keras")
-    _network(3, Rounding()).save(folder / "rounded.keras")
+    _network(4, Rounding()).save(folder / "rounded.keras")
     inner = keras.Sequential([keras.Input([SIZE, SIZE, 3]), keras.layers.Conv2D(4, 3, activation="tanh")])
     classifier = ImageClassifier(inner, len(CLASSES), image_shape=(SIZE, SIZE, 3), pooling="flatten")
-    for _ in range(2):
-        serving.export_saved_model(classifier, folder / "served", labels=CLASSES)
+    serving.export_saved_model(classifier, folder / "served", labels=CLASSES)
     images, labels = _images(36, seed=9)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         for part in ("train", "test"):
@@ -86,8 +89,8 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     code, output = run(networks, "--attacks", attacks, *SMALL)
     assert code == 0
     assert sorted(path.name for path in output.iterdir()) == [
-        "blocks", "class_names.json", "config.yaml", "data.txt", "environment.json", "figures", "gallery",
-        "predictions.npz", "report.html", "results.csv",
+        "assessment.json", "blocks", "class_names.json", "config.yaml", "data.txt", "environment.json", "figures",
+        "gallery", "predictions.npz", "report.html", "results.csv",
     ]  # fmt: skip
     results = read_results(output / "results.csv")
     assert len(results) == 3 + 3 * 3 * 3
@@ -98,7 +101,7 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     }
     assert results.one_off_accuracy.isna().all(), "a folder's classes have no order"
     clean = results[results.attack == "clean"].set_index("target").accuracy
-    assert clean[["plain", "softmax"]].min() > 0.8, "the networks must have learnt"
+    assert clean[["plain", "softmax"]].min() > 0.8, "or no attack could do harm"
 
     model = keras.saving.load_model(files / "plain.keras")
     loaded = Predictions.load(output / "predictions.npz")
@@ -127,7 +130,7 @@ def test_a_network_that_hides_its_gradient_is_found(run, capsys):
         "--check_limit",
         "36",
         "--check_options",
-        '{"queries": 50}',
+        '{"steps": 2, "targets": 1, "queries": 10}',
         "--attacks",
         '{"fgsm": {}}',
     )
@@ -143,14 +146,14 @@ def test_a_network_that_hides_its_gradient_is_found(run, capsys):
 
 
 def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
-    networks = {"plain": "plain.keras", "softmax": "softmax.keras"}
+    networks = {"plain": "plain.keras"}
     options = ["--attacks", '{"randomised_step": {}}', *SMALL]
     _, whole = run(networks, *options, output="whole")
 
     keep, saved = Predictions.save, []
 
     def killed(self, path):
-        if len(saved) == 3:
+        if len(saved) == 2:
             raise KeyboardInterrupt
         saved.append(path)
         keep(self, path)
@@ -158,7 +161,7 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
     monkeypatch.setattr(Predictions, "save", killed)
     code, output = run(networks, *options)
     assert code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Re-run the same command to resume" in capsys.readouterr().err
     assert not (output / "results.csv").exists()
     monkeypatch.undo()
     stamps = {path: path.stat().st_mtime_ns for path in saved}
@@ -178,11 +181,12 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
         ({"a": "plain.keras"}, ["--epsilon", "[16]"], "did you mean 16/256"),
         ({"a": "nothing.keras"}, [], "no network at this path"),
         ({"a": "images"}, [], "A network is a .keras file"),
-        ({"a": "served#logit"}, [], "Unknown output of the SavedModel"),
+        ({"a": "served#logit"}, [], "Unknown output of"),
         ({"a": "plain.keras"}, ["--before", '{"a": "b"}'], "Unknown network"),
         ({"a": "plain.keras"}, ["--before", '{"a": "a"}', "--undefended", '["a"]'], "Unknown network to check"),
-        ({"a": "plain.keras"}, ["--data", '{"folds": 1}'], "option of the format 'folder'"),
-        ({"a": "plain.keras"}, ["--format", "table"], "--data.table"),
+        ({"a": "plain.keras"}, ["--data", '{"folds": 1}'], "option of the data format 'folder'"),
+        ({"a": "plain.keras"}, ["--format", "table"], "needs `table`"),
+        ({"a": "plain.keras"}, ["--format", "images"], "Unknown data format"),
         ({"a": "plain.keras"}, ["--check_options", '{"step": 9}'], "Did you mean 'steps'"),
         ({"a": "plain.keras"}, ["--sources", '{"a": "other.keras"}'], "must mean one network"),
     ],
@@ -201,7 +205,7 @@ def test_networks_and_images_must_go_together(run, files, capsys):
         files / "five.keras"
     )
     assert run({"a": "five.keras"})[0] == 1
-    assert "tell 5 classes apart, and the images are of 3" in capsys.readouterr().err
+    assert "distinguish 5 classes, and the images have 3" in capsys.readouterr().err
     assert run({"a": "plain.keras", "b": "five.keras"})[0] == 1
     assert "must have the same num_classes" in capsys.readouterr().err
 
@@ -210,21 +214,6 @@ def test_a_usage_error_has_its_own_exit_code(run, capsys):
     with pytest.raises(SystemExit) as stopped:
         run({"a": "plain.keras"}, "--epsilons", "[0.1]")
     assert stopped.value.code == 2
-
-
-def test_all_kinds_of_files_give_the_same_logits(files):
-    images = np.random.default_rng(0).uniform(size=[4, SIZE, SIZE, 3]).astype("float32")
-    served = LoadedModel(str(files / "served"))
-    chosen = LoadedModel(f"{files / 'served' / '1'}#probabilities")
-    np.testing.assert_allclose(tf.nn.softmax(served(images)), tf.nn.softmax(chosen(images)), atol=1e-6)
-    assert served.image_shape == (SIZE, SIZE, 3)
-    assert served.num_classes == 3
-    softmax = LoadedModel(str(files / "softmax.keras"))
-    model = keras.saving.load_model(files / "softmax.keras")
-    np.testing.assert_allclose(tf.nn.softmax(softmax(images)), model(images), atol=1e-6)
-    prints = {network.fingerprint for network in (served, chosen, softmax, LoadedModel(str(files / "plain.keras")))}
-    assert len(prints) == 4
-    assert LoadedModel(str(files / "plain.keras")).fingerprint in prints
 
 
 def test_a_grey_network_sees_grey_images_and_what_it_did_can_be_repeated(files, run, tmp_path):

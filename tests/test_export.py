@@ -1,4 +1,4 @@
-"""`python -m satm_tf.export`, from a run folder and from a file."""
+"""`satm-tf export`, from a run folder and from a file."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def headings(page):
 def test_a_network_of_a_run_with_its_card_and_another_format(run, tmp_path, capsys):
     pytest.importorskip("ai_edge_litert", reason="needs the lite extra")
     given = [str(run), "--scheme", "satm", "--networks", "[a]", "--folder", str(tmp_path / "models")]
-    code = export.main([*given, "--formats", "[litert_int8]", "--images", "12", "--queries", "3"])
+    code = export.main([*given, "--formats", "[litert_int8]", "--limit", "12", "--queries", "3"])
     assert code == 0, capsys.readouterr().err
     model = tmp_path / "models" / "a"
     assert sorted(path.name for path in model.iterdir()) == ["1", "formats"]
@@ -98,7 +98,7 @@ def test_a_file(run, tmp_path):
         (["{run}", "--scheme", "stam"], "Did you mean 'satm'"),
         (["{run}", "--scheme", "satm", "--networks", "[c]"], "Unknown network"),
         (["{run}", "--scheme", "satm", "--formats", "[onxx]"], "Did you mean 'onnx'"),
-        (["{run}", "--scheme", "satm", "--name", "x"], "named as its networks"),
+        (["{run}", "--scheme", "satm", "--name", "x"], "have the names of its networks"),
         (["{run}/nowhere"], "with a config.yaml, or a .keras file"),
         (["{run}/networks/co_train/satm/a.keras"], "with --labels"),
         (["{run}/networks/co_train/satm/a.keras", "--labels", "[x]"], "a label for each of 4 classes"),

@@ -17,7 +17,7 @@ def _examples():
     return labels, predicted, np.eye(4, dtype=np.float32)[predicted]
 
 
-def test_rates_of_a_hand_made_matrix():
+def test_accuracies_of_a_hand_made_matrix():
     assert metrics.accuracy(MATRIX) == pytest.approx(11 / 24)
     assert metrics.one_off_accuracy(MATRIX) == pytest.approx(19 / 24)
 
@@ -56,7 +56,7 @@ def test_config_round_trip_and_reset():
     assert np.sum(copy.result()) == 0
 
 
-def test_an_empty_matrix_has_no_rate():
+def test_an_empty_matrix_has_no_accuracy():
     assert math.isnan(metrics.accuracy(np.zeros((4, 4))))
 
 

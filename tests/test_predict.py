@@ -1,4 +1,4 @@
-"""`python -m satm_tf.predict` with an export folder; `serving/test_client.py` asks a server."""
+"""`satm-tf predict` with an export folder; `serving/test_client.py` asks a server."""
 
 import pandas as pd
 import pytest
@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     """A model whose newest version alone can be loaded, and two files, one of them no image."""
     folder = tmp_path_factory.mktemp("predict")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("satm_tf.serving.export.verify", lambda *arguments: {})  # seen to elsewhere
+        patch.setattr("satm_tf.serving.export.verify", lambda *arguments: {})  # has its own tests
         export_saved_model(build_network(), folder / "faces", labels=LABELS, version=10)
     (folder / "faces" / "9").mkdir()
     (folder / "faces" / "9" / "saved_model.pb").write_bytes(b"not this one")
@@ -27,10 +27,10 @@ def folder(tmp_path_factory):
 
 def test_a_table_is_printed_and_a_file_written(folder, tmp_path, capsys):
     files = [str(folder / name) for name in ("face.png", "notes.txt")]
-    given = ["--folder", str(folder / "faces"), "--output", str(tmp_path / "answers.csv")]
+    given = ["--folder", str(folder / "faces"), "--output", str(tmp_path / "new" / "answers.csv")]
     assert predict.main([*files, *given]) == 0
-    answers = pd.read_csv(tmp_path / "answers.csv", keep_default_na=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
+    answers = pd.read_csv(tmp_path / "new" / "answers.csv", keep_default_na=False)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["answers.csv"]
     assert answers.file.tolist() == files
     assert answers.valid.tolist() == [True, False]
     image = tf.io.decode_png((folder / "face.png").read_bytes())[None] / 255
@@ -47,7 +47,10 @@ def test_a_table_is_printed_and_a_file_written(folder, tmp_path, capsys):
     [
         (["nowhere.png", "--folder", "{folder}/faces"], "nowhere.png"),
         (["{folder}/face.png", "--folder", "{folder}"], "a folder with a saved_model.pb"),
-        (["{folder}/face.png", "--folder", "{folder}/faces", "--output", "{folder}/no/answers.csv"], "no"),
+        (["{folder}/face.png", "--host", "a:1"], "A server is asked with --host and --model"),
+        (["{folder}/face.png"], "Give either --host or --folder"),
+        (["{folder}/face.png", "--host", "a:1", "--folder", "x"], "Give either --host or --folder"),
+        (["{folder}/face.png", "--folder", "{folder}/faces", "--model", "x"], "A server is asked with"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, arguments, message):
@@ -64,10 +67,3 @@ def test_a_server_that_refuses_is_an_error(monkeypatch, folder, capsys):
     monkeypatch.setattr("satm_tf.serving.Client.predict", refuse)
     assert predict.main([str(folder / "face.png"), "--host", "localhost:1", "--model", "faces"]) == 1
     assert capsys.readouterr().err == "error: Servable not found\n"
-
-
-@pytest.mark.parametrize("arguments", [["--host", "a:1"], [], ["--host", "a:1", "--folder", "x"]])
-def test_a_server_needs_a_model_and_one_place_is_asked(arguments):
-    with pytest.raises(SystemExit) as stopped:
-        predict.main(["face.png", *arguments])
-    assert stopped.value.code == 2

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from satm_tf import config
 from satm_tf.attacks.gallery import write_gallery
+from satm_tf.experiment import RunFolder, Stage, config
 from satm_tf.experiment.images import load_data, make_batches
-from satm_tf.experiment.outcome import load_network
 
-run = Path(sys.argv[1])
-described = config.from_arguments(["--config", str(run / "config.yaml")])
+run = RunFolder(sys.argv[1])
+described = config.from_arguments(["--config", str(run.config)])
 faces = load_data(described.data, run, described.seed)
 images, labels = next(make_batches(faces.test, described).as_numpy_iterator())
 attack = config.make_attack(described.attack)
-adversarial = attack(load_network(run, "fine_tune/compact_inception", "compact_inception"), images, labels).numpy()
-undefended, satm = (load_network(run, f"co_train/{scheme}", "compact_resnet") for scheme in ("undefended", "satm"))
+adversarial = attack(run.load(Stage("fine_tune", "compact_inception"), "compact_inception"), images, labels).numpy()
+undefended, satm = (run.load(Stage("co_train", scheme), "compact_resnet") for scheme in ("undefended", "satm"))
 
 clean, lost, kept = (
     np.argmax(network(shown, training=False), -1)

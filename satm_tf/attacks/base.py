@@ -134,7 +134,8 @@ class Attack(Configurable, kind="attack"):
 
         Args:
             model: Keras model (or a callable that takes `training`) from images to logits `[batch, classes]`; wrap one
-                that gives probabilities in `FromProbabilities`, and a SavedModel in `FromSavedModel`.
+                that gives probabilities in `satm_tf.models.FromProbabilities`, and load one from a file with
+                `satm_tf.models.load_model`.
             images: Floats `[batch, height, width, channels]` in [0, 1].
             labels: Integers `[batch]`: true classes, or the targets where the label source is "target".
             epsilon: In place of the attack's own: a scalar, or one per image `[batch]`.

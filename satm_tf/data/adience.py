@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up
 from satm_tf.data import intake, splits
 from satm_tf.data.examples import ImageData
 
@@ -98,18 +98,17 @@ def load(
     """
     if fold not in FOLDS:
         raise ValueError(f"`fold` must be 0 to 4, one of Adience's five. Received: {fold!r}")
-    for kind, received, known in (("target", target, _TARGETS), ("variant", variant, _VARIANTS)):
-        if received not in known:
-            raise unknown_name(kind, received, known)
-    root = Path(root).expanduser()
+    labels = look_up("target", target, _TARGETS)
+    prefix = look_up("variant", variant, _VARIANTS)
+    root = intake.existing_folder(root)
     table = pd.concat([_read_fold(root, side) for side in FOLDS], ignore_index=True)
-    names = variant + "/" + table["user_id"] + f"/{_VARIANTS[variant]}." + table["face_id"]
+    names = variant + "/" + table["user_id"] + f"/{prefix}." + table["face_id"]
     table["path"] = names + "." + table["original_image"]
-    rows, account = intake.admit(root, _read_labels(table, target, _TARGETS[target]))
+    rows, account = intake.admit(root, _read_labels(table, target, labels))
     splits.check_exclusive(rows["side"], subject=rows["subject"], image=rows["file"])
     sides = rows["side"].eq(fold).map({True: "test", False: "train"})
     sides = splits.carve(sides, rows["subject"], {"validation": validation_share}, seed)
-    return splits.assemble(rows, account, sides, _TARGETS[target].class_names, _TARGETS[target].ordered)
+    return splits.assemble(rows, account, sides, labels.class_names, labels.ordered)
 
 
 def _read_fold(root: Path, fold: int) -> pd.DataFrame:

@@ -46,8 +46,10 @@ class Examples:
         labels: int `[n]`, each in `[0, classes)`; kept as int32.
         paths: The image files, str `[n]`. Exactly one of `paths` and `images` is given.
         images: The decoded images, uint8 RGB `[n, height, width, 3]`: an array, or an `ImageArray`.
-        subjects: Who or what each image shows, str `[n]`, or None where the data set does not say.
+        subjects: Who or what each image shows, str `[n]`, or None where that is not known.
         orientations: The EXIF orientation of each file, 1 to 8, int `[n]`; None when all are upright.
+        ordered: Whether neighbouring labels are neighbouring classes; None where that is not known. The splits of an
+            `ImageData` take its own.
 
     Raises:
         ValueError: if the lengths differ, or if not exactly one of `paths` and `images` is given.
@@ -62,6 +64,7 @@ class Examples:
     images: ImageArray | None = None
     subjects: NDArray[np.str_] | None = None
     orientations: NDArray[np.uint8] | None = None
+    ordered: bool | None = None
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Examples:
         images: ImageArray | None = None,
         subjects: Sequence[str] | NDArray[Any] | None = None,
         orientations: ArrayLike | None = None,
+        ordered: bool | None = None,
     ) -> None:
         if (paths is None) == (images is None):
             raise ValueError(
@@ -90,6 +94,7 @@ class Examples:
             raise ValueError(f"`images` must be RGB, [n, height, width, 3]. Received: shape {tuple(images.shape)}")
         for name, column in columns.items():
             object.__setattr__(self, name, column)
+        object.__setattr__(self, "ordered", ordered)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,6 +113,7 @@ class Examples:
             images=None if self.images is None else _Rows(self.images, index),
             subjects=some(self.subjects),
             orientations=some(self.orientations),
+            ordered=self.ordered,
         )
 
     def limit(self, n: int, seed: int = 0) -> Examples:
@@ -126,8 +132,8 @@ class ImageData:
         validation: What training is stopped by: of other subjects than `train`.
         test: What is measured on: of other subjects than both.
         class_names: The name of each label.
-        ordered: Whether neighbouring labels are neighbouring classes, as age groups are. If not, the one-off accuracy has
-            no meaning.
+        ordered: Whether neighbouring labels are neighbouring classes, as age groups are. If not, the one-off accuracy
+            has no meaning.
         account: What became of every row.
     """
 
@@ -137,6 +143,12 @@ class ImageData:
     class_names: tuple[str, ...]
     ordered: bool
     account: Account
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if split.ordered != self.ordered:
+                object.__setattr__(self, name, replace(split, ordered=self.ordered))
 
     @property
     def num_classes(self) -> int:

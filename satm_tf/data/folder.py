@@ -37,8 +37,8 @@ def load(
         root: The folder.
         class_names: The sub-folders in the order of their labels; None for the alphabetical one.
         ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
-        test_share: The part of the images to test on, in (0, 1), if the folder itself does not say.
-        validation_share: The part of the other images to validate on, in (0, 1), if the folder does not say.
+        test_share: The part of the images to test on, in (0, 1), if the folder does not define it.
+        validation_share: The part of the other images to validate on, in (0, 1), if the folder does not define it.
         seed: What the draws follow from.
 
     Returns:
@@ -51,7 +51,7 @@ def load(
     Example:
         >>> data = folder.load("faces", class_names=("child", "adult", "elder"), ordered=True)
     """
-    root = Path(root).expanduser()
+    root = intake.existing_folder(root)
     tops = _folders(root)
     given = {top: _SIDES[top] for top in tops if top in _SIDES} if {"train", "test"} <= set(tops) else {"": "train"}
     found = sorted({name for top in given for name in _folders(root / top)})
@@ -74,7 +74,7 @@ def load(
     )
     named_so = table["path"].str.lower().str.endswith(SUFFIXES).astype(bool)
     table = table.assign(
-        read_as=table["raw"], subject=table["path"], left_out=named_so.map({True: "", False: "no image by its name"})
+        read_as=table["raw"], subject=table["path"], left_out=named_so.map({True: "", False: intake.OTHER_NAME})
     )
     rows, account = intake.admit(root, table)
     rows["subject"] = rows["file"]  # two names for one file, by a link, are one subject
@@ -86,11 +86,7 @@ def load(
 
 
 def _folders(root: Path) -> list[str]:
-    names = (
-        [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
-        if root.is_dir()
-        else []
-    )
+    names = [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
     if not names:
         raise FileNotFoundError(f"A folder of images needs one sub-folder a class. Received: {root}, which has none")
     return sorted(names)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from satm_tf.data import splits
+from satm_tf.data import intake, splits
 from satm_tf.data.account import Account
 from satm_tf.data.examples import Examples, ImageData
 
@@ -66,7 +66,7 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test)
         (54000, 6000, 10000)
     """
-    root = Path(root).expanduser()
+    root = intake.existing_folder(root)
     train_images, train_labels = _read_pair(root, "train")
     test_images, test_labels = _read_pair(root, "t10k")
     names = tuple(class_names or map(str, range(int(train_labels.max(initial=0)) + 1)))
@@ -125,7 +125,7 @@ def _read(root: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
             # One byte more than the header says: a longer file shows, and is not unpacked any further.
             contents = file.read(expected + 1)
         except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"A file breaks off or is not an IDX file: {error}. Received: {path}") from None
+            raise ValueError(f"This file is truncated or not an IDX file: {error}. Received: {path}") from None
     if len(contents) != expected:
         held = "more" if len(contents) > expected else f"one of {len(contents)}"
         raise ValueError(f"{path} must hold {' x '.join(map(str, shape))} bytes by its header. Received: {held}")

@@ -49,9 +49,7 @@ def load(
         >>> data = imagenet.load("val", synsets="imagenet_class_index.json")
         >>> dataset = batches(data.test, image_size=224, batch_size=32, crop=imagenet.CROP)
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"The folder of validation images is missing. Received: {root}")
+    root = intake.existing_folder(root)
     numbered = _read_synsets(Path(synsets).expanduser())
     labels = {synset: label for label, (synset, _) in enumerate(numbered)}
     paths = sorted(

@@ -17,6 +17,7 @@ from satm_tf.data.account import Account
 from satm_tf.data.image_headers import UnreadableImageError, read_header
 
 OUTSIDE = "outside the data folder"
+OTHER_NAME = "no image by its name"
 
 
 class _Found(NamedTuple):
@@ -24,6 +25,21 @@ class _Found(NamedTuple):
     reason: str = ""
     file: str = ""
     orientation: int = 1
+
+
+def existing_folder(root: str | os.PathLike[str]) -> Path:
+    """The folder that a loader is given, with `~` expanded.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        NotADirectoryError: if it is a file.
+    """
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"The folder of the images does not exist. Received: {root}")
+    if not path.is_dir():
+        raise NotADirectoryError(f"The images must be in a folder; this is a file. Received: {root}")
+    return path
 
 
 def admit(root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
@@ -44,6 +60,8 @@ def admit(root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
     Raises:
         ValueError: if no row can be used.
     """
+    if table.empty:
+        raise ValueError(f"No image under {root} can be used. Received: no file")
     left_out = table["left_out"].mask(
         table["left_out"].eq("") & table.assign(open=table["left_out"].eq("")).duplicated(["path", "side", "open"]),
         "named before",
@@ -98,4 +116,4 @@ def _decode(file: str) -> None:
     try:
         tf.io.decode_image(tf.io.read_file(file), channels=3, expand_animations=False)
     except tf.errors.InvalidArgumentError:
-        raise UnreadableImageError("broken off before its end") from None
+        raise UnreadableImageError("truncated") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +33,67 @@ def order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
+class Batches(tf.data.Dataset):
+    """A data set of batches that can start anywhere in its sequence of epochs; `batches` makes it.
+
+    It is a `tf.data.Dataset` like any other: Keras fits on it and `tf.distribute` shares it out. What `map` returns can
+    start anywhere too. Other transformations return plain data sets.
+
+    Its length is that of an epoch; it is unknown if the first epoch does not start at its beginning.
+
+    Args:
+        start: Makes the data set that starts at an epoch and a step, for one of several processes or for all (None).
+        first_epoch: The epoch to start at.
+        first_step: The batch of that epoch to start at.
+        input_context: What this process reads, as `batches` takes it.
+        ordered: Whether neighbouring labels are neighbouring classes; None where that is not known.
+        num_examples: How many examples an epoch has, those of all processes together.
+
+    Example:
+        >>> train = batches(data.train, image_size=64, batch_size=8)
+        >>> grey = train.map(lambda images, labels: (tf.image.rgb_to_grayscale(images), labels))
+        >>> resumed = grey.from_position(first_epoch=3, first_step=20)
+    """
+
+    def __init__(
+        self,
+        start: Callable[[int, int, tf.distribute.InputContext | None], tf.data.Dataset],
+        first_epoch: int = 0,
+        first_step: int = 0,
+        input_context: tf.distribute.InputContext | None = None,
+        *,
+        ordered: bool | None = None,
+        num_examples: int,
+    ) -> None:
+        self.ordered = ordered
+        self.num_examples = num_examples
+        self._start = start
+        self._position = (first_epoch, first_step, input_context)
+        self._dataset = start(*self._position)
+        super().__init__(tf.data.experimental.to_variant(self._dataset))
+
+    @property
+    def element_spec(self) -> Any:
+        """The shapes and dtypes of a batch."""
+        return self._dataset.element_spec
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        return [self._dataset]
+
+    def from_position(
+        self, first_epoch: int, first_step: int, input_context: tf.distribute.InputContext | None = None
+    ) -> Batches:
+        """The same data from another epoch and step on; each argument is as `batches` takes it."""
+        return self._like(self._start, first_epoch, first_step, input_context)
+
+    def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Batches:
+        """Applies a function to every batch, as `tf.data.Dataset.map` does."""
+        return self._like(lambda *position: self._start(*position).map(map_func, *args, **kwargs), *self._position)
+
+    def _like(self, start: Callable[..., tf.data.Dataset], *position: Any) -> Batches:
+        return Batches(start, *position, ordered=self.ordered, num_examples=self.num_examples)
+
+
 def batches(
     examples: Examples,
     *,
@@ -45,18 +108,17 @@ def batches(
     crop: float | None = None,
     cache: bool = False,
     input_context: tf.distribute.InputContext | None = None,
-) -> tf.data.Dataset:
+) -> Batches:
     """Batches of images and labels, the same ones every time for the same `seed` and epoch.
 
     The n-th iteration over the data set is epoch `first_epoch + n`. A resumed run that gives the epochs, and the steps
-    of the next one, that it has behind it sees the batches, augmented alike, that an uninterrupted one would have seen.
-    `from_position(first_epoch, first_step, input_context=None)` of the result is the same data from there on.
+    of the next one, that it has completed sees the batches, augmented alike, that an uninterrupted one would have seen.
 
     Files are read and decoded in parallel, at reduced scale where the format allows it, while the batch before is being
     trained on.
 
     Args:
-        examples: What to batch. All images of files are decoded again each epoch unless `cache`.
+        examples: What to batch. Image files are decoded again in each epoch unless `cache`.
         image_size: Height and width, or one number for both.
         batch_size: Images a batch; the global batch where `input_context` is given.
         shuffle: Whether each epoch has an order of its own; else it is that of `examples`.
@@ -74,7 +136,7 @@ def batches(
 
     Returns:
         A data set whose elements are float32 RGB images `[batch, height, width, 3]` in [0, 1] and int32 labels
-        `[batch]`. Its length is known unless it begins within an epoch.
+        `[batch]`.
 
     Raises:
         ValueError: if there are no examples, a number is outside its range, or `drop_remainder` would leave nothing.
@@ -85,19 +147,48 @@ def batches(
         >>> train = batches(data.train, image_size=224, batch_size=8, shuffle=True, drop_remainder=True)
         >>> model.fit(train, validation_data=batches(data.validation, image_size=224, batch_size=32))
     """
-    arguments = {**locals()}
-    examples = arguments.pop("examples")
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    size = (height, width)
-    n = len(examples)
-    if min(seed, first_epoch, first_step) < 0:
-        raise ValueError(
-            "Seed, epoch and step must be non-negative. "
-            f"Received: seed={seed!r}, first_epoch={first_epoch!r}, first_step={first_step!r}"
-        )
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     _check(examples, size, batch_size, drop_remainder, crop)
-    if cache and examples.images is None:
-        examples = decoded(examples, size, crop)
+    _check_position(seed, first_epoch, first_step)
+    n = len(examples)
+    start = partial(
+        _dataset,
+        decoded(examples, size, crop) if cache and examples.images is None else examples,
+        size,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        augmentation=augmentation,
+        crop=crop,
+    )
+    return Batches(
+        start,
+        first_epoch,
+        first_step,
+        input_context,
+        ordered=examples.ordered,
+        num_examples=n - n % batch_size if drop_remainder else n,
+    )
+
+
+def _dataset(
+    examples: Examples,
+    size: tuple[int, int],
+    batch_size: int,
+    first_epoch: int,
+    first_step: int,
+    input_context: tf.distribute.InputContext | None,
+    *,
+    shuffle: bool,
+    seed: int,
+    drop_remainder: bool,
+    augmentation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
+    crop: float | None,
+) -> tf.data.Dataset:
+    """What `batches` describes, as a plain data set."""
+    _check_position(seed, first_epoch, first_step)
+    n = len(examples)
     context = input_context or tf.distribute.InputContext()
     local_batch = context.get_per_replica_batch_size(batch_size)
     # Every k-th row, in batches a k-th as large, is a pipeline's part of what one process would batch.
@@ -142,16 +233,7 @@ def batches(
     options.deterministic = True
     # By default tf.distribute looks for files to share out among workers, and there are none in this graph.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-    def from_position(
-        first_epoch: int, first_step: int, input_context: tf.distribute.InputContext | None = None
-    ) -> tf.data.Dataset:
-        moved = {"first_epoch": first_epoch, "first_step": first_step, "input_context": input_context}
-        return batches(examples, **{**arguments, **moved})
-
-    dataset.from_position = from_position
-    return dataset
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _check(
@@ -169,4 +251,12 @@ def _check(
         raise ValueError(
             "`crop` is a share of the side of image files, above 0 and at most 1. "
             f"Received: {crop!r} for {'files' if examples.images is None else 'decoded images'}"
+        )
+
+
+def _check_position(seed: int, first_epoch: int, first_step: int) -> None:
+    if min(seed, first_epoch, first_step) < 0:
+        raise ValueError(
+            "Seed, epoch and step must be non-negative. "
+            f"Received: seed={seed!r}, first_epoch={first_epoch!r}, first_step={first_step!r}"
         )

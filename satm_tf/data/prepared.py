@@ -1,13 +1,12 @@
 """Images decoded and resized once, in files that training reads at the speed of memory.
 
 A prepared folder holds the pixels of image files and nothing else. Labels, folds and splits stay where they were, so
-one folder serves every fold and every target: a loader reads the tables, and `attach` puts the pixels in the place of
-the files.
+one folder serves every fold and every target: a loader reads the tables, and `attach` replaces the files by their
+pixels.
 
-TFRecord and not ArrayRecord: TensorFlow writes and reads it with nothing to install, and a record carries its own
-CRC-32C. What ArrayRecord adds is access by row, and records of one length have that too: the place of each follows
-from its number. So a prepared data set is shuffled as the files are, over all of it, into the very same batches.
-Reading does not compare checksums, which would take longer than the reading; to run `pack` again does.
+The pixels are NumPy arrays in memory-mapped files, so any image is fetched by row, and a prepared data set is shuffled
+as the files are, over all of it, into the very same batches. Reading does not compare checksums, which would take
+longer than the reading; running `pack` again does.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from satm_tf import storage
 from satm_tf.data.account import Account
 from satm_tf.data.examples import Examples, ImageData
 from satm_tf.data.reading import decodable, file_reader
-from satm_tf.data.shards import PreparedImages, Source, claim, read_index, read_kind, write_shard
+from satm_tf.data.shards import Place, PreparedImages, Source, claim, read_index, read_kind, write_shard
 
 SHARD_SIZE = 512
 """Images a file: 77 MB at 224 x 224, and what a kill costs at most."""
@@ -45,9 +45,9 @@ def pack(
 ) -> Account:
     """Decodes, resizes and packs the files of examples.
 
-    Packing goes on where it was killed, and does nothing where all is packed: files that a whole shard holds, as they
-    are now, are not packed again. Each shard that is there is read and its checksum compared, so to pack again is to
-    verify. A shard appears whole or not at all.
+    Packing resumes where it was killed, and does nothing where all is packed: files that a whole shard holds, as they
+    are now, are not packed again. Each existing shard is read and its checksum compared, so packing again verifies. A
+    shard appears whole or not at all.
 
     Args:
         examples: Whose files to pack; a file that is in several is packed once.
@@ -60,7 +60,8 @@ def pack(
         The account of the files: those that do not decode are `unreadable`, all others used.
 
     Raises:
-        ValueError: if the examples are of no files, a file is outside `root`, or `folder` holds images of another kind.
+        ValueError: if the examples are not files, a file is outside `root`, `folder` holds images prepared with other
+            options, or another process is packing into it.
 
     Example:
         >>> data = adience.load("adience")
@@ -71,7 +72,17 @@ def pack(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     files = _merge(examples)
     sources = _sources(files.paths, root)
-    claim(folder, {"image_size": list(size), "crop": crop})
+    with storage.lock(folder):
+        claim(folder, {"image_size": list(size), "crop": crop})
+        index = _pack(files, sources, folder, size, crop)
+    unreadable = {source[0]: NOT_DECODED for source in sources if index[source] is None}
+    return Account(rows=len(sources), used=len(sources) - len(unreadable), unreadable=unreadable)
+
+
+def _pack(
+    files: Examples, sources: list[Source], folder: Path, size: tuple[int, int], crop: float | None
+) -> dict[Source, Place | None]:
+    """Packs the files that no whole shard holds; returns the place of each."""
     index, whole = read_index(folder, verify=True)
     todo = np.flatnonzero([source not in index for source in sources])
     found = decodable(tf.constant(todo), file_reader(files, size, crop)).prefetch(tf.data.AUTOTUNE)
@@ -89,25 +100,24 @@ def pack(
         chunk = [sources[row] for row in todo[at : at + SHARD_SIZE]]
         write_shard(folder, next(numbers), chunk, islice(pixels, len(chunk)))
     progress.close()
-    index, _ = read_index(folder)
-    unreadable = {source[0]: NOT_DECODED for source in sources if index[source] is None}
-    return Account(rows=len(sources), used=len(sources) - len(unreadable), unreadable=unreadable)
+    return read_index(folder)[0]
 
 
 def attach(data: ImageData, folder: str | os.PathLike[str], *, root: str | os.PathLike[str]) -> ImageData:
-    """The data set with prepared pixels in the place of its files.
+    """The data set with prepared pixels instead of its files.
 
     Args:
-        data: Of files.
+        data: A data set of files.
         folder: Where `pack` put them.
         root: The folder that the files are in.
 
     Returns:
-        The same examples, less those whose file turned out not to decode; these are unreadable in the account.
+        The same examples, without those whose file did not decode; these are unreadable in the account.
 
     Raises:
         FileNotFoundError: if `folder` is not a prepared one.
-        ValueError: if a file is not in it, or was changed after it was packed, or lies outside `root`.
+        ValueError: if an earlier version prepared `folder`, or a file is not in it, was changed after it was packed, or
+            lies outside `root`.
 
     Example:
         >>> data = attach(adience.load("adience", fold=1), "adience_224", root="adience")

@@ -1,50 +1,55 @@
 """The files of a prepared folder: what is in them, where, and whether they are whole.
 
-prepared.json                    height and width of the images
-images-00000.tfrecord            the images, one record each: their uint8 RGB bytes, row by row
-images-00000.json                the files they come from, with size and time, and the checksum of the records
+prepared.json       height and width of the images, and the central part of each that was used
+images-00000.npy    images, uint8 RGB `[n, height, width, 3]`, as `numpy.load` reads them
+images-00000.json   the files they come from, with size and time, and the checksum of the array's file
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+from satm_tf import storage
 
 Source = tuple[str, int, int]
 """A file below the root, its size in bytes and the time it was changed at, in nanoseconds."""
 
 Place = tuple[int, int]
-"""The number of a shard, and of a record in it."""
+"""The number of a shard, and of an image in it."""
 
 _KIND = "prepared.json"
-_BEFORE, _AFTER = 12, 4  # a record's length with its checksum, and the checksum of its bytes
+_LAYOUT = {"shards": "npy"}
+# An open map holds a file descriptor, of which a process often may have 1,024.
+_OPEN_SHARDS = 128
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """Images in a prepared folder, fetched by row.
+    """Images in a prepared folder, fetched by row from memory-mapped files.
 
     Args:
         folder: The prepared folder.
         size: Height and width.
-        shards: The number of the file that holds each image, int64 `[n]`.
-        records: The number of its record in that file, int64 `[n]`.
+        shards: The number of the shard that holds each image, int64 `[n]`.
+        places: The place of each image in its shard, int64 `[n]`.
     """
 
     folder: Path
     size: tuple[int, int]
     shards: NDArray[np.int64]
-    records: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        mapped = lru_cache(_OPEN_SHARDS)(lambda shard: np.load(_shard(self.folder, shard), mmap_mode="r"))
+        object.__setattr__(self, "_mapped", mapped)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,18 +59,13 @@ class PreparedImages:
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The images of `rows`, uint8 `[k, height, width, 3]`."""
         images = np.empty((len(rows), *self.size, 3), np.uint8)
-        record_bytes = _BEFORE + 3 * self.size[0] * self.size[1] + _AFTER
-        for image, shard, record in zip(images, self.shards[rows], self.records[rows], strict=True):
-            with open(_shard(self.folder, shard), "rb", buffering=0) as file:
-                file.seek(record * record_bytes + _BEFORE)
-                read = file.readinto(image.data)
-            if read != image.nbytes:
-                raise OSError(f"The file breaks off: run prepare again. Received: {_shard(self.folder, shard)}")
+        for image, shard, place in zip(images, self.shards[rows], self.places[rows], strict=True):
+            image[...] = self._mapped(shard)[place]  # type: ignore[attr-defined]
         return images
 
 
 def claim(folder: Path, kind: dict[str, Any]) -> None:
-    """Makes a folder one of prepared images of a kind.
+    """Makes a folder one of prepared images of a kind, and deletes what a killed process left there half written.
 
     Args:
         folder: Made if it is missing.
@@ -75,9 +75,14 @@ def claim(folder: Path, kind: dict[str, Any]) -> None:
         ValueError: if it holds images of another kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / _KIND).is_file() and (held := read_kind(folder)) != kind:
-        raise ValueError(f"{folder} holds images prepared otherwise, {held}: give another folder. Received: {kind}")
-    _write_json(folder / _KIND, kind)
+    if not (folder / _KIND).is_file():
+        storage.write_json(folder / _KIND, kind | _LAYOUT)
+    if (held := read_kind(folder)) != kind:
+        raise ValueError(
+            f"{folder} holds images prepared with other options, {held}; choose another folder. Received: {kind}"
+        )
+    for left in folder.glob(".images-*"):
+        left.unlink()
 
 
 def read_kind(folder: Path) -> dict[str, Any]:
@@ -85,11 +90,18 @@ def read_kind(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder is not a prepared one.
+        ValueError: if an earlier version prepared it, in other files.
     """
     path = folder / _KIND
     if not path.is_file():
         raise FileNotFoundError(f"No prepared images: python -m satm_tf.prepare makes them. Received: {folder}")
-    return json.loads(path.read_text("utf-8"))
+    kind = storage.read_json(path)
+    if not kind.items() >= _LAYOUT.items():
+        raise ValueError(
+            f"An earlier version prepared {folder}, in files of another format; "
+            f"delete it and run satm_tf.prepare again. Received: {kind}"
+        )
+    return {name: value for name, value in kind.items() if name not in _LAYOUT}
 
 
 def read_index(folder: Path, *, verify: bool = False) -> tuple[dict[Source, Place | None], set[int]]:
@@ -104,20 +116,17 @@ def read_index(folder: Path, *, verify: bool = False) -> tuple[dict[Source, Plac
     """
     index: dict[Source, Place | None] = {}
     whole = set()
-    for entry in tqdm(
-        sorted(folder.glob("images-*.json")), "verifying", unit="shard", disable=None if verify else True
-    ):
+    entries = sorted(folder.glob("images-*.json"))
+    for entry in tqdm(entries, "verifying", unit="shard", disable=None if verify else True):
         number = int(entry.stem.removeprefix("images-"))
-        held = json.loads(entry.read_text("utf-8"))
+        held = storage.read_json(entry)
         shard = _shard(folder, number)
-        if (
-            not shard.is_file()
-            or shard.stat().st_size != held["bytes"]
-            or (verify and _sha256(shard) != held["sha256"])
-        ):
+        if not shard.is_file() or shard.stat().st_size != held["bytes"]:
+            continue
+        if verify and storage.sha256(shard) != held["sha256"]:
             continue
         whole.add(number)
-        index |= {(path, size, time): (number, record) for record, (path, size, time) in enumerate(held["files"])}
+        index |= {(path, size, time): (number, place) for place, (path, size, time) in enumerate(held["files"])}
         index |= dict.fromkeys(map(tuple, held["unreadable"]))
     return index, whole
 
@@ -134,38 +143,23 @@ def write_shard(folder: Path, number: int, sources: list[Source], images: Iterab
     Raises:
         OSError: if the disk does not give back what was written.
     """
-    files: list[Source] = []
-    unreadable: list[Source] = []
+    found = list(zip(sources, images, strict=True))
+    pixels = np.array([image for _, image in found if image is not None], np.uint8)
     shard = _shard(folder, number)
-    partial = shard.with_suffix(".partial")
-    with tf.io.TFRecordWriter(str(partial)) as writer:
-        for source, pixels in zip(sources, images, strict=True):
-            if pixels is not None:
-                writer.write(pixels.tobytes())
-            (unreadable if pixels is None else files).append(source)
-    # Reading it back compares the checksum of each record with what was meant to be written.
-    written = tf.data.TFRecordDataset(str(partial)).reduce(np.int64(0), lambda n, _: n + 1)
-    if written != len(files):
-        raise OSError(f"{written} of {len(files)} images arrived on the disk. Received: {partial}")
-    entry = {"bytes": partial.stat().st_size, "sha256": _sha256(partial), "files": files, "unreadable": unreadable}
-    shard.with_suffix(".json").unlink(missing_ok=True)
-    os.replace(partial, shard)
-    _write_json(shard.with_suffix(".json"), entry)
+    with storage.atomic_file(shard) as partial:
+        np.save(partial, pixels)
+        if not np.array_equal(np.load(partial), pixels):
+            raise OSError(f"The disk does not give back the images that were written to it. Received: {partial}")
+        entry = {
+            "bytes": partial.stat().st_size,
+            "sha256": storage.sha256(partial),
+            "files": [source for source, image in found if image is not None],
+            "unreadable": [source for source, image in found if image is None],
+        }
+        # Between the two renames there must be no entry of an older shard of this number.
+        shard.with_suffix(".json").unlink(missing_ok=True)
+    storage.write_json(shard.with_suffix(".json"), entry)
 
 
 def _shard(folder: Path, number: int) -> Path:
-    return folder / f"images-{number:05d}.tfrecord"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content), "utf-8")
-    os.replace(partial, path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return folder / f"images-{number:05d}.npy"

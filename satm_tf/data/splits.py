@@ -1,4 +1,4 @@
-"""Who is learnt from and who is measured on: splits that no subject straddles."""
+"""Splits into training, validation and test images, with no subject in two of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def by_subject(subjects: NDArray[Any] | pd.Series, share: float, seed: int) -> N
 
 
 def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], seed: int) -> pd.Series:
-    """Takes, by subject, the splits that a data set does not say itself out of its training images.
+    """Takes splits that a data set does not define itself out of its training images, by subject.
 
     Args:
         sides: "train", or another side, for each image, str `[n]`.

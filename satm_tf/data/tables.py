@@ -52,7 +52,7 @@ def load(
         class_names: The classes in the order of their labels; None for those in the table, in order of number or
             alphabet.
         ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
-        fold: The fold to test on: to be given if the table has folds, and only then.
+        fold: The fold to test on; required if the table has folds, and refused if it has none.
         test_share: The part of the images to test on, in (0, 1), drawn by subject if the table has no folds.
         validation_share: The part of the other images to validate on, in (0, 1), drawn by subject.
         seed: What the draws follow from.
@@ -68,13 +68,11 @@ def load(
     Example:
         >>> data = tables.load("labels.csv", "images", class_names=("young", "old"), ordered=True)
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"The folder of the images is missing. Received: {root}")
+    root = intake.existing_folder(root)
     frame = _read(table)
     names, label = _labels(frame["label"], class_names)
     if ordered and class_names is None:
-        raise ValueError("The order of classes is yours to say: with `ordered`, give `class_names`. Received: None")
+        raise ValueError("Only you know the order of the classes: with `ordered`, give `class_names`. Received: None")
     folds = sorted(set(frame["fold"])) if "fold" in frame else ["None"]
     if str(fold) not in folds:
         raise unknown_name("fold", fold, folds)

@@ -1,6 +1,7 @@
 """Transfer matrix, statistics, tables, and the checks that tell a defence from what only looks like one."""
 
-from satm_tf.evaluation.checks import label_leaking
+from satm_tf.evaluation.assessment import Assessment, assess
+from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import gradient_reaches, loss_surface, masking_checks
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.statistics import compare_paired, mean_interval, over_repeats, wilson_interval
@@ -15,7 +16,9 @@ from satm_tf.evaluation.tables import (
 from satm_tf.evaluation.transfer import measure, transfer_matrix
 
 __all__ = [
+    "Assessment",
     "Predictions",
+    "assess",
     "compare_paired",
     "compare_schemes",
     "gradient_reaches",

@@ -1,4 +1,4 @@
-"""Finished parts of a measurement on disk, each bound to all that it was made of."""
+"""Finished parts of a measurement on disk, each identified by everything that it was made of."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def fingerprint(network: Any) -> str:
     """A digest that changes when a network's architecture or weights do.
 
     Args:
-        network: A Keras model; an object with an attribute `fingerprint`, which is taken at its word; or an object made
-            of such, of numbers, texts and arrays, as `attacks.Ensemble` is.
+        network: A Keras model; an object with an attribute `fingerprint`, which is used as it is; or an object whose
+            attributes are of these kinds, or numbers, texts and arrays, such as `attacks.Ensemble`.
 
     Returns:
         A hexadecimal SHA-256.
 
     Raises:
-        ValueError: If it is something else, such as a function.
+        ValueError: If it is of another kind, such as a function.
     """
     digest = hashlib.sha256()
     _feed(digest, network)
@@ -38,13 +38,15 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, keras.Model):
         architecture = _lasting(keras.saving.serialize_keras_object(value))
         digest.update(json.dumps(architecture, sort_keys=True, default=repr).encode())
-        # Not `variables`: dropout's seeds are drawn anew in every process, and no prediction depends on them.
+        # Not `variables`: dropout's seeds differ in every process, and no prediction depends on them.
         for weight in value.weights:
             _feed(digest, keras.ops.convert_to_numpy(weight))
     elif isinstance(value, np.ndarray):
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     elif isinstance(value, (str, int, float, bool, type(None))):
         digest.update(repr(value).encode())
+    elif isinstance(value, dict):
+        _feed(digest, sorted(value.items()))
     elif isinstance(value, (list, tuple)):
         digest.update(str(len(value)).encode())
         for item in value:
@@ -56,13 +58,13 @@ def _feed(digest: Any, value: Any) -> None:
             _feed(digest, part)
     else:
         raise ValueError(
-            "Finished work can be kept only of networks that can be told apart: Keras models, or objects with an "
+            "Finished parts are kept only for networks that can be identified: Keras models, files, or objects with an "
             f"attribute `fingerprint`. Received: {value!r}"
         )
 
 
 def _lasting(config: Any) -> Any:
-    """A configuration of Keras's without what is written into it by the first call, or by `compile`."""
+    """A Keras configuration without what the first call, or `compile`, adds to it."""
     if isinstance(config, dict):
         return {key: _lasting(value) for key, value in config.items() if key not in ("build_config", "compile_config")}
     return [_lasting(value) for value in config] if isinstance(config, (list, tuple)) else config
@@ -78,7 +80,7 @@ def block_name(
     seed: int,
     label: Sequence[str],
 ) -> str:
-    """The file name of a block: readable in front, and behind it the digest of all that its content follows from.
+    """The file name of a block: readable at the start, then the digest of everything that its content depends on.
 
     Args:
         attack: The attack; None for clean images.
@@ -87,7 +89,7 @@ def block_name(
         targets: The fingerprint of each network that is measured, by name, in order.
         images: The fingerprint of images and labels, in their batches.
         seed: The seed of the attack's random numbers.
-        label: What stands in front.
+        label: The readable part.
     """
     made_of = {
         "label": list(label),

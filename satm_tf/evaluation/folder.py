@@ -17,16 +17,18 @@ class ResultsFolder:
         path: The folder.
         config: What was asked for, `config.yaml`.
         environment: Versions and machine.
+        assessment: What the results were made of: digests of models and images, attacks, options of the checks.
         results: A row for each attack, epsilon, source and target.
-        predictions: Every image's class under each of them.
+        predictions: The class predicted for every image in each of them.
         checks: The verdicts of the masking checks.
         surfaces: The loss around images.
+        metrics: A row for each stage and epoch of a training.
         class_names: The name of each label.
         data: The account of the images, in words.
         report: The page.
         figures: The folder of the figures in it.
         gallery: The folder of pictures of adversarial images.
-        blocks: The folder of finished parts of a measurement that goes on.
+        blocks: The folder of the finished parts of a measurement, from which it resumes.
 
     Example:
         >>> ResultsFolder("results").report
@@ -37,10 +39,12 @@ class ResultsFolder:
         self.path = Path(path)
         self.config = self.path / storage.CONFIG
         self.environment = self.path / storage.ENVIRONMENT
+        self.assessment = self.path / "assessment.json"
         self.results = self.path / "results.csv"
         self.predictions = self.path / "predictions.npz"
         self.checks = self.path / "checks.csv"
         self.surfaces = self.path / "surfaces.csv"
+        self.metrics = self.path / "metrics.csv"
         self.class_names = self.path / "class_names.json"
         self.data = self.path / "data.txt"
         self.report = self.path / "report.html"

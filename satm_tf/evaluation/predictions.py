@@ -1,4 +1,4 @@
-"""What every target made of every image: the facts from which all rates, tables and tests are counted."""
+"""The class that every target predicted for every image: all accuracies, tables and tests are counted from these."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from satm_tf.evaluation.statistics import wilson_interval
 from satm_tf.metrics import accuracy, confusion_matrix, one_off_accuracy
+from satm_tf.storage import atomic_file
 
 CLEAN = "clean"
 
@@ -37,7 +38,7 @@ class Predictions:
         cells: A row for each attack, epsilon, source and target, with these columns. Clean images have the attack
             "clean", epsilon 0 and an empty source.
         predicted: Integers `[cells, images]`, the classes predicted.
-        labels: int32 `[images]`, the true ones.
+        labels: int32 `[images]`, the true classes.
         num_classes: Number of classes.
 
     Example:
@@ -52,7 +53,7 @@ class Predictions:
     num_classes: int
 
     def frame(self, ordered: bool = True) -> pd.DataFrame:
-        """The rates of every cell, with 95 % intervals of Wilson's, as `transfer_matrix` describes them."""
+        """The accuracies of every cell, with Wilson's 95 % intervals, as `transfer_matrix` describes them."""
         matrices = [confusion_matrix(self.labels, row, self.num_classes) for row in self.predicted]
         images = len(self.labels)
         columns: dict[str, Any] = {}
@@ -76,7 +77,7 @@ class Predictions:
         return self.predicted[int(np.flatnonzero(found)[0])]
 
     def correct(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.bool_]:
-        """Whether each image was classified rightly in one cell, bool `[images]`."""
+        """Whether each image was classified correctly in one cell, bool `[images]`."""
         return self.row(attack, epsilon, source, target) == self.labels
 
     def confusion(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.int64]:
@@ -84,24 +85,20 @@ class Predictions:
         return confusion_matrix(self.labels, self.row(attack, epsilon, source, target), self.num_classes)
 
     def save(self, path: str | Path) -> None:
-        """Writes all of it as one compressed `.npz` file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes one compressed `.npz` file, atomically."""
         arrays: dict[str, Any] = {
             name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in _CELL
         }
         arrays |= {"predicted": self.predicted, "labels": self.labels, "num_classes": self.num_classes}
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("wb") as file:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: If the file is not one of these, or was cut short.
+            ValueError: If the file is of another kind, or truncated.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -112,14 +109,14 @@ class Predictions:
 
 
 def concatenate(parts: list[Predictions]) -> Predictions:
-    """The predictions of several measurements of the same images, one after the other.
+    """The cells of several measurements of the same images, in order.
 
     Raises:
-        ValueError: If the images, by their labels, are not the same.
+        ValueError: If the labels of the images are not the same.
     """
     first = parts[0]
     for part in parts:
         if not np.array_equal(part.labels, first.labels) or part.num_classes != first.num_classes:
-            raise ValueError("Only predictions about the same images can stand together.")
+            raise ValueError("Only predictions for the same images can be concatenated; their labels differ.")
     cells = pd.concat([part.cells for part in parts], ignore_index=True)
     return Predictions(cells, np.concatenate([part.predicted for part in parts]), first.labels, first.num_classes)

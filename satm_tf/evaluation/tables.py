@@ -7,40 +7,50 @@ from pathlib import Path
 
 import pandas as pd
 
+from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
 
-HOLDOUT = "holdout"
+HOLDOUT = UNSEEN
 WHITE_BOX, PARTNERS = "white box", "partners"
 
 
 def with_views(results: pd.DataFrame) -> pd.DataFrame:
-    """Says of each row what it is to its target: clean, white box, black box between the networks, or from a holdout.
+    """Adds to each row what it is to its target: clean, white box, from a partner, or from an unseen model.
 
     Args:
-        results: As `transfer_matrix` gives it, with sources and targets named `<scheme>/<network>`, and holdouts
+        results: As `transfer_matrix` gives it, with sources and targets named `<scheme>/<network>`, and unseen models
             `holdout/<network>`.
 
     Returns:
-        The rows whose target is no holdout and whose source is of the same scheme or a holdout, with the columns
+        The rows whose target has a scheme and whose source is of the same scheme or unseen, with the columns
         `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners" or "holdout".
     """
-    rows = results.copy()
-    source, target = rows.source.str.split("/", n=1), rows.target.str.split("/", n=1)
-    rows["scheme"], rows["network"] = target.str[0], target.str[-1]
-    source_scheme, rows["source_network"] = source.str[0], source.str[-1]
+    rows, source, target = results.copy(), _parsed(results.source), _parsed(results.target)
+    rows["scheme"], rows["network"], rows["source_network"] = target.scheme, target.network, source.network
     rows["view"] = PARTNERS
     rows.loc[rows.source == rows.target, "view"] = WHITE_BOX
-    rows.loc[source_scheme == HOLDOUT, "view"] = HOLDOUT
+    rows.loc[source.scheme == UNSEEN, "view"] = HOLDOUT
     rows.loc[rows.attack == CLEAN, "view"] = CLEAN
-    within = rows.view.isin([CLEAN, HOLDOUT]) | (source_scheme == rows.scheme)
-    return rows[within & (rows.scheme != HOLDOUT)]
+    within = rows.view.isin([CLEAN, HOLDOUT]) | (source.scheme == rows.scheme)
+    return rows[within & (rows.scheme != UNSEEN)]
+
+
+def _parsed(names: pd.Series) -> pd.DataFrame:
+    """The columns `scheme` and `network` of a column of names."""
+    parsed = [NetworkName.parse(name) for name in names]
+    return pd.DataFrame(parsed, columns=list(NetworkName._fields), index=names.index)
+
+
+def in_schemes(results: pd.DataFrame) -> bool:
+    """Whether all targets are named `<scheme>/<network>`, and some scheme was measured."""
+    return all(NetworkName.parse(name).scheme for name in set(results.target)) and not with_views(results).empty
 
 
 def robustness_table(
     results: pd.DataFrame, attack: str, value: str = "accuracy", epsilon: float | None = None
 ) -> pd.DataFrame:
-    """Sets the schemes side by side: clean, white box, black box from the other networks, black box from holdouts.
+    """Shows the schemes side by side: clean, white box, transfer from the partners, transfer from unseen models.
 
     Args:
         results: As `with_views` takes it. Where it has several rows to a cell, of folds or seeds, their mean is shown.
@@ -50,10 +60,10 @@ def robustness_table(
 
     Returns:
         A frame indexed by `network` and `scheme`, with the columns "clean", "white box", "partners" (the mean over the
-        other networks of the same scheme) and one for each holdout. A column for which there are no rows is missing.
+        other networks of the same scheme) and one for each unseen model. Columns without rows are missing.
 
     Raises:
-        ValueError: If the results have no such attack, or several epsilons of it and none is chosen.
+        ValueError: If the results lack the attack, or have several epsilons of it and none is chosen.
 
     Example:
         >>> robustness_table(results, "fgsm").loc[("vgg", "satm"), "partners"]
@@ -72,7 +82,7 @@ def robustness_table(
 def strength_table(
     results: pd.DataFrame, attack: str, value: str = "accuracy", epsilon: float | None = None
 ) -> pd.DataFrame:
-    """How strong the networks' own examples are on the holdouts, which no scheme has trained.
+    """How strong the networks' own examples are on unseen models.
 
     Args:
         results: As `robustness_table` takes it.
@@ -81,7 +91,7 @@ def strength_table(
         epsilon: As `robustness_table` takes it.
 
     Returns:
-        A frame indexed by `network` and `scheme`, of the network that crafts, with a column for each holdout.
+        A frame indexed by `network` and `scheme`, of the network that crafts, with a column for each unseen model.
 
     Raises:
         ValueError: As `robustness_table` does.
@@ -90,10 +100,10 @@ def strength_table(
         Table 3 of Liao (SATM).
     """
     rows = _chosen(results, attack, epsilon)
-    rows = rows[(rows.attack == attack) & rows.target.str.startswith(f"{HOLDOUT}/")].copy()
-    rows["scheme"], rows["network"] = rows.source.str.split("/", n=1).str[0], rows.source.str.split("/", n=1).str[-1]
-    rows["target"] = rows.target.str.split("/", n=1).str[-1]
-    table = rows[rows.scheme != HOLDOUT].pivot_table(
+    rows = rows[rows.attack == attack]
+    source, target = _parsed(rows.source), _parsed(rows.target)
+    rows = rows.assign(scheme=source.scheme, network=source.network, target=target.network)
+    table = rows[(source.scheme != UNSEEN) & (target.scheme == UNSEEN)].pivot_table(
         index=["network", "scheme"], columns="target", values=value, sort=False
     )
     return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
@@ -139,7 +149,7 @@ def matrix_table(
 def with_uncertainty(
     results: pd.DataFrame, table: Callable[[pd.DataFrame, str], pd.DataFrame], value: str = "accuracy"
 ) -> pd.DataFrame:
-    """A table of rates as texts that say how sure each is, for printing.
+    """A table of accuracies as texts with their uncertainty, for printing.
 
     Args:
         results: As `transfer_matrix` gives it; or with a column `fold` or `seed`, and several of them.
@@ -147,9 +157,9 @@ def with_uncertainty(
         value: "accuracy" or "one_off_accuracy".
 
     Returns:
-        The table, of texts: "65.8% (61.4 to 69.9)" with the 95 % interval where there is one fold; of several
-        "65.8% ± 1.2 (n = 5)", the mean and the standard deviation over them. A mean over several partners has the
-        mean of their intervals, which is none too narrow: they are measured on the same images.
+        The table, of texts: "65.8% (61.4 to 69.9)" with the 95 % interval for one fold; for several "65.8% ± 1.2
+        (n = 5)", the mean and the standard deviation over them. A mean over several partners has the mean of their
+        intervals, which is wide enough: they are measured on the same images.
 
     Example:
         >>> with_uncertainty(results, lambda rows, column: robustness_table(rows, "pgd", column, epsilon=0.1))
@@ -178,10 +188,10 @@ def with_uncertainty(
 
 
 def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.DataFrame:
-    """Compares two schemes network by network on the very same images, with McNemar's exact test.
+    """Compares two schemes network by network on the same images, with McNemar's exact test.
 
-    Clean images are set against clean ones, each scheme's white box against the other's, what its own partners craft
-    against what the other's do, and a holdout's examples, which are the same for both, against each other.
+    Clean images are compared with clean ones, white box with white box, the examples of one scheme's partners with
+    those of the other's, and both schemes on an unseen model's examples, which are the same for both.
 
     Args:
         predictions: As `measure` gives them, with sources and targets named as `with_views` takes them.
@@ -190,10 +200,10 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
 
     Returns:
         A frame with a row for each network, attack, epsilon and source, with the columns `network`, `view`, `attack`,
-        `epsilon`, `source_network`, `<first>` and `<second>` (the rates), and those of `statistics.Paired`.
+        `epsilon`, `source_network`, `<first>` and `<second>` (the accuracies), and those of `statistics.Paired`.
 
     Raises:
-        ValueError: If a scheme is not there, or the two have nothing in common.
+        ValueError: If a scheme was not measured, or the two have no cells in common.
 
     Example:
         >>> compare_schemes(predictions, "undefended", "satm").query("view == 'holdout' and p_value < 0.05")
@@ -207,10 +217,10 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
             f"Two schemes are compared where both were measured; there are {sorted(set(cells.scheme))}. "
             f"Received: {first!r} and {second!r}"
         )
-    right = predictions.predicted == predictions.labels
+    correct = predictions.predicted == predictions.labels
     rows = []
     for key in common:
-        pair = [right[side[key]] for side in sides]
+        pair = [correct[side[key]] for side in sides]
         rates = {scheme: float(side.mean()) for scheme, side in zip((first, second), pair, strict=True)}
         rows.append({**dict(zip(keys, key, strict=True)), **rates, **compare_paired(*pair)._asdict()})
     return pd.DataFrame(rows)
@@ -219,7 +229,7 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
 def read_results(path: str | Path) -> pd.DataFrame:
     """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN.
 
-    Intervals that the file does not hold are counted again.
+    Intervals that the file lacks are computed again.
     """
     rates = ("accuracy", "one_off_accuracy")
     numbers = [f"{name}{end}" for name in rates for end in ("", "_low", "_high")]

@@ -20,7 +20,7 @@ Network = Callable[..., tf.Tensor]
 
 
 class Classifier(Protocol):
-    """A network that says how many classes it tells apart, as `ImageClassifier` does."""
+    """A network with its number of classes, such as `ImageClassifier`."""
 
     num_classes: int
 
@@ -49,9 +49,9 @@ def transfer_matrix(
 
     Returns:
         A tidy frame, one row per attack, epsilon, source and target, the clean rows first, with columns `attack`,
-        `epsilon`, `source`, `target`; `accuracy` and `one_off_accuracy` (shares in [0, 1]), and the ends of
-        their 95 % intervals (Wilson's), `accuracy_low`, `accuracy_high`, `one_off_accuracy_low` and `one_off_accuracy_high`;
-        and `images`. A clean row has attack "clean", epsilon 0 and an empty source.
+        `epsilon`, `source`, `target`; `accuracy` and `one_off_accuracy` (shares in [0, 1]), and the ends of their
+        95 % intervals (Wilson's), `accuracy_low`, `accuracy_high`, `one_off_accuracy_low` and
+        `one_off_accuracy_high`; and `images`. A clean row has attack "clean", epsilon 0 and an empty source.
 
     Raises:
         ValueError: As `measure` does.
@@ -77,30 +77,30 @@ def measure(
     folder: str | Path | None = None,
     stage: str = "transfer matrix",
 ) -> Predictions:
-    """Finds out what every target makes of clean images and of the adversarial examples of every source.
+    """Predicts the class of clean images and of every source's adversarial examples, with every target.
 
-    A source's examples are crafted once per attack and epsilon and shown to all targets. A target that is also a source
-    is attacked as a white box in that row.
+    A source's examples are crafted once per attack and epsilon and shown to all targets. Where source and target are
+    the same network, the attack is white-box.
 
     Args:
         sources: The networks that craft, by name.
         targets: The networks that are measured, by name, all with the same `num_classes`.
         dataset: Batches of `(images, labels)`: float images in [0, 1], integer labels.
-        attacks: The attacks, by the name that the results shall show; "clean" is taken.
+        attacks: The attacks, by the name that results show; "clean" is reserved.
         epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
-        clean: Whether the clean images are shown too; there must be an attack if not.
+        clean: Whether to show clean images too; without them there must be an attack.
         seed: Seed of the attacks' random numbers; each batch draws its own.
-        folder: Where each finished block, of one attack, epsilon and source, is kept, so that a measurement that was
-            stopped goes on there. A block is found again only by the very networks, images, attack and seed.
+        folder: Where each finished block, of one attack, epsilon and source, is kept, so that an interrupted
+            measurement resumes there. A block serves the same networks, images, attack and seed only.
         stage: What the progress bar is called.
 
     Returns:
         The predictions, clean ones first.
 
     Raises:
-        ValueError: If there is nothing to measure on, an attack is called "clean", epsilons are given for an attack
-            that is not there, the targets differ in classes, or a folder is given and a network has no fingerprint.
-        FloatingPointError: If a target's logits are not numbers.
+        ValueError: If there are no images or targets, an attack is named "clean", epsilons are given for an unknown
+            attack, the targets differ in classes, or a folder is given and a network has no fingerprint.
+        FloatingPointError: If a target's logits are not finite.
 
     Example:
         >>> predictions = measure(sources={"a": a}, targets={"a": a, "b": b}, dataset=test, folder="run/blocks",
@@ -108,13 +108,13 @@ def measure(
         >>> predictions.frame().query("attack == 'pgd'")
     """
     epsilons = dict(epsilons or {})
-    num_classes = _check(targets, attacks, epsilons)
+    num_classes = check_request(targets, attacks, epsilons)
     if not clean and not (attacks and sources):
         raise ValueError(
             f"Without clean images there must be attacks and sources. Received: {[*attacks]}, {[*sources]}"
         )
     prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
-    labels, images_print = _look_through(dataset, bool(folder), stage)
+    labels, images_print = look_through(dataset, bool(folder), stage)
     predict = _predictor(targets, dataset)
 
     crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")] if clean else []
@@ -159,23 +159,35 @@ def measure(
     return concatenate(parts)
 
 
-def _check(targets: Mapping[str, Any], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]) -> int:
-    """The number of classes, once all is well."""
+def check_request(
+    targets: Mapping[str, Classifier], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]
+) -> int:
+    """The number of classes of all targets, once it is known that they can be measured.
+
+    Raises:
+        ValueError: As `measure` does.
+    """
     if CLEAN in attacks:
-        raise ValueError(f"The name {CLEAN!r} stands for no attack at all; choose another. Received: {list(attacks)}")
+        raise ValueError(f"The name {CLEAN!r} stands for no attack; choose another. Received: {list(attacks)}")
     if not targets:
         raise ValueError("There must be at least one target. Received: none")
-    stray = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
-    if stray:
-        raise ValueError(f"Epsilons are for one of the attacks {list(attacks)}, and not none. Received: {stray}")
+    unusable = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
+    if unusable:
+        raise ValueError(
+            f"Epsilons are for one of the attacks {list(attacks)}, and at least one each. Received: {unusable}"
+        )
     classes = {name: target.num_classes for name, target in targets.items()}
     if len(set(classes.values())) > 1:
-        raise ValueError(f"All targets must know the same classes. Received: {classes}")
+        raise ValueError(f"Networks that are measured together must have the same num_classes. Received: {classes}")
     return next(iter(classes.values()))
 
 
-def _look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> tuple[np.ndarray, str]:
-    """The labels, and a digest of images and labels in their batches, by which random numbers are drawn."""
+def look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> tuple[np.ndarray, str]:
+    """The labels, and a digest of images and labels in their batches, by which random numbers are drawn.
+
+    Raises:
+        ValueError: If there are no images.
+    """
     digest = hashlib.sha256()
     labels = [np.zeros(0, np.int32)]
     for images, batch in dataset:
@@ -205,8 +217,8 @@ def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
     broken = {name: int(count) for name, count in zip(targets, (classes < 0).sum(axis=1), strict=True) if count}
     if broken:
         raise FloatingPointError(
-            "A network's logits must be finite numbers; was it trained until it diverged? "
-            f"Received: others, for so many of {classes.shape[1]} images: {broken}"
+            "A network's logits must be finite numbers; did its training diverge? "
+            f"Received: others, for this many of {classes.shape[1]} images: {broken}"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,19 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.evaluation import masking_checks
+from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Cell
-from satm_tf.experiment.config import (
-    Config,
-    NetworkConfig,
-    TrainingConfig,
-    evaluation_attacks,
-    make_attack,
-    scheme_networks,
-    stage_training,
-)
+from satm_tf.experiment.config import Config, NetworkConfig
 from satm_tf.experiment.images import Sizes
-from satm_tf.experiment.stages import all_stages, check, frozen_sources, precision, run_folder
+from satm_tf.experiment.run_folder import FINE_TUNE, Stage
+from satm_tf.experiment.running import check
+from satm_tf.experiment.stage import precision
 from satm_tf.models import ImageClassifier
 
 # Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
@@ -32,6 +25,9 @@ from satm_tf.models import ImageClassifier
 _FORWARD, _CRAFT = 1 / 3, 2 / 3
 # Tracing a stage's graphs, loading, saving and logging, in times of a network's first call.
 _STAGE_OVERHEAD = 8.0
+# Of the masking checks: gradients for each step of the iterative attack, all attacks together; the usual effort.
+_GRADIENTS = 10
+_EFFORT = {"steps": 20, "queries": 300}
 # Of an export and of asking it.
 _EXPORTS = 4.0
 _SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}
@@ -98,12 +94,11 @@ def time_network(described: NetworkConfig, size: int, batch: int, policy: str, n
 
 
 def _timed(config: Config) -> Callable[[str], Network]:
-    networks = {**config.networks, **config.holdouts}
     options = config.data.image_size, config.co_train.batch_size, config.precision
-    return lambda name: time_network(networks[name], *options)
+    return lambda name: time_network(config.all_networks[name], *options)
 
 
-def estimate(config: Config, stages: Iterable[str], cells: Iterable[Cell], found: Sizes) -> dict[str, Cost]:
+def estimate(config: Config, stages: Iterable[Stage], cells: Iterable[Cell], found: Sizes) -> dict[str, Cost]:
     """The cost of each stage, and of "measure".
 
     A network's pass forward and back is timed; an adversarial image is counted as such a pass of who learns from it
@@ -118,59 +113,52 @@ def estimate(config: Config, stages: Iterable[str], cells: Iterable[Cell], found
     timed = _timed(config)
     costs = {}
     for stage in stages:
-        kind, name = stage.split("/")
-        training = stage_training(config, stage)
-        trained = [name] if kind == "fine_tune" else scheme_networks(config, name)
+        training = config.training(stage)
+        trained = [stage.name] if stage.kind == FINE_TUNE else config.networks_of(stage.name)
         clean = sum(timed(each).seconds for each in trained)
-        learning = _adversarial(config, name, timed) if kind == "co_train" else 0.0
+        learning = 0.0 if stage.kind == FINE_TUNE else _adversarial(config, stage.name, timed)
         seen = training.epochs * (found.train + 0.5 * found.validation)
         overhead = _STAGE_OVERHEAD * sum(timed(each).first for each in trained)
         size = 4.0 * sum(timed(each).weights for each in trained)
-        costs[stage] = Cost(
-            training.epochs * _steps(training, found.train),
+        costs[str(stage)] = Cost(
+            training.epochs * max(1, found.train // training.batch_size),
             seen * (clean + learning) + overhead,
             size,
             2 * size * (1 + _SLOTS.get(training.optimizer, 2)),
         )
-    attacks = evaluation_attacks(config)
+    attacks = config.table_attacks()
     wanted = set(cells)
     crafted = {(cell.attack, cell.epsilon, cell.source) for cell in wanted if cell.attack != CLEAN}
     seconds = sum(
-        _CRAFT * getattr(attacks[attack], "steps", 1) * timed(_network(s)).seconds for attack, _, s in crafted
+        _CRAFT * getattr(attacks[attack], "steps", 1) * timed(NetworkName.parse(s).network).seconds
+        for attack, _, s in crafted
     )
-    seconds += sum(_FORWARD * timed(_network(cell.target)).seconds for cell in wanted)
-    overhead = sum(timed(_network(cell.target)).first for cell in wanted) / 4
+    seconds += sum(_FORWARD * timed(NetworkName.parse(cell.target).network).seconds for cell in wanted)
+    overhead = sum(timed(NetworkName.parse(cell.target).network).first for cell in wanted) / 4
     blocks = len(crafted) * -(-found.test // 128)
     costs["measure"] = Cost(blocks, found.test * seconds + overhead, float(found.test * len(wanted)))
     return costs
 
 
 def estimate_checks(config: Config, found: Sizes) -> Cost:
-    """The cost of the checks for masked gradients: every gradient and query of `masking_checks` on every image.
+    """The cost of the checks, by a simple count: every image takes some gradients a step, and queries, of each network.
 
-    Of AutoAttack it counts the first attack alone; most images fall to it, or to the square attack's first half.
+    Of one network the checks' attacks take about ten gradients for each of their steps, and ask it half of the queries,
+    as most images fall before.
     """
-    timed = _timed(config)
-    usual = {name: field.default for name, field in inspect.signature(masking_checks).parameters.items()}
-    steps, queries = (config.checks.effort.get(name, usual[name]) for name in ("steps", "queries"))
     schemes = config.schemes if config.checks.schemes is None else config.checks.schemes
-    checked = [name for scheme in schemes for name in scheme_networks(config, scheme)]
-    if not checked:
-        return NOTHING
+    checked = [name for scheme in schemes for name in config.networks_of(scheme)]
     images = min(found.test, config.checks.limit)
-    crafting = [*checked, *checked, *config.holdouts]  # also as they were before
-    attacked = [*checked, *config.holdouts]
-    gradients = sum((2 * steps + 2) * timed(name).seconds for name in crafting)
-    gradients += sum(3 * steps * timed(name).seconds for name in checked)
-    passes = sum((2 * len(crafting) + 4 * len(checked)) * timed(name).seconds for name in attacked)
-    passes += sum((queries / 2 + 10) * timed(name).seconds for name in checked)
-    traced = sum(3 * timed(name).first for name in crafting) + sum(4 * timed(name).first for name in checked)
-    return Cost(0, images * (_CRAFT * gradients + _FORWARD * passes) + traced, 0.0)
+    timed = _timed(config)
+    effort = {**_EFFORT, **config.checks.effort}
+    each = _CRAFT * _GRADIENTS * effort["steps"] + _FORWARD * effort["queries"] / 2
+    seconds = sum(images * each * timed(name).seconds + _STAGE_OVERHEAD * timed(name).first for name in checked)
+    return Cost(0, seconds, 0.0)
 
 
 def _estimate_export(config: Config) -> Cost:
     """Of the SavedModels, each written and asked once more."""
-    names = scheme_networks(config, config.export.scheme) if config.export.scheme else []
+    names = config.networks_of(config.export.scheme) if config.export.scheme else []
     exported = [_timed(config)(name) for name in names]
     return Cost(0, sum(_EXPORTS * each.first for each in exported), sum(4.0 * each.weights for each in exported))
 
@@ -186,28 +174,27 @@ def describe(config: Config) -> str:
         FileNotFoundError: As `experiment.check` does.
     """
     images, found = check(config)
-    folder = run_folder(config)
-    stages = all_stages(config)
-    trained = [f"{scheme}/{name}" for scheme in config.schemes for name in scheme_networks(config, scheme)]
-    everyone = [*trained, *(f"holdout/{name}" for name in config.holdouts)]
-    attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in evaluation_attacks(config).items()}}
+    folder, stages = config.folder, config.stages()
+    trained = [NetworkName(scheme, name) for scheme in config.schemes for name in config.networks_of(scheme)]
+    networks = [str(name) for name in (*trained, *(NetworkName(UNSEEN, holdout) for holdout in config.holdouts))]
+    attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in config.table_attacks().items()}}
     cells = [
         Cell(attack, epsilon, source, target)
         for attack, epsilon in attacks.items()
-        for source in ([""] if attack == CLEAN else everyone)
-        for target in everyone
+        for source in ([""] if attack == CLEAN else networks)
+        for target in networks
     ]
     costs = {
         **estimate(config, stages, cells, found),
         "check": estimate_checks(config, found),
         "export": _estimate_export(config),
     }
-    files = {"measure": "results.csv", "check": "checks.csv", "export": "exports.json"}
-    files |= {stage: f"networks/{stage}" for stage in stages}
-    done = {part for part, file in files.items() if (folder / file).exists() or costs[part] == NOTHING}
+    files = {"measure": folder.results, "check": folder.checks, "export": folder.exports}
+    files |= {str(stage): folder.networks(stage) for stage in stages}
+    done = {part for part, file in files.items() if file.exists() or costs[part] == NOTHING}
     to_do = {part: int(part not in done) for part in costs}
     rows, whole = table(costs, to_do)
-    drawn = 0.0 if (folder / "synthetic_faces").exists() or config.data.root else data_bytes(config)
+    drawn = 0.0 if folder.synthetic_faces.exists() or config.data.root else data_bytes(config)
     return "\n".join(
         [
             f"{config.name}, in {folder}: {found.train:,} training, {found.validation:,} validation and {found.test:,} "
@@ -221,10 +208,10 @@ def describe(config: Config) -> str:
 
 def describe_networks(config: Config) -> list[str]:
     """A line for each network: its backbone and size."""
-    networks, timed = {**config.networks, **config.holdouts}, _timed(config)
+    timed = _timed(config)
     return [
         f"  {name + ': ' + described.backbone:<60}{timed(name).weights:>14,} parameters"
-        for name, described in networks.items()
+        for name, described in config.all_networks.items()
     ]
 
 
@@ -269,15 +256,15 @@ def summary(whole: Cost) -> str:
 
 def _adversarial(config: Config, scheme: str, timed: Callable[[str], Network]) -> float:
     """Seconds, for each clean image, of crafting adversarial ones and learning from them."""
-    described = config.schemes[scheme].scheme(make_attack(config.attack))
-    frozen = frozen_sources(config, scheme)
-    learners = described.sources(scheme_networks(config, scheme), frozen)
+    described = config.scheme(scheme)
+    frozen = config.frozen_sources(scheme)
+    learners = described.sources(config.networks_of(scheme), frozen)
     seconds = 0.0
     for learner, sources in learners.items():
         crafting = [
             _CRAFT
             * getattr(described.attack_on(source, learner, source not in frozen), "steps", 1)
-            * timed(frozen[source][1] if source in frozen else source).seconds
+            * timed(frozen[source].network if source in frozen else source).seconds
             for source in sources
         ]
         share = 1.0 if described.all_sources or not sources else 1 / len(sources)
@@ -289,11 +276,3 @@ def data_bytes(config: Config) -> float:
     """What drawing the images takes on disk."""
     drawn = config.data.format == "synthetic_faces"
     return float(_FACE_BYTES * config.data.num_subjects * config.data.images_per_subject) if drawn else 0.0
-
-
-def _steps(training: TrainingConfig, images: int) -> int:
-    return max(1, images // training.batch_size)
-
-
-def _network(name: str) -> str:
-    return name.split("/")[1]

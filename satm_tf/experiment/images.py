@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf import data
+from satm_tf.data import formats
 from satm_tf.experiment.config import Config, DataConfig
+from satm_tf.experiment.run_folder import RunFolder
 
 
-def load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
+def load_data(config: DataConfig, folder: RunFolder, seed: int) -> data.ImageData:
     """The images, in their splits.
 
     Args:
         config: What to load.
-        folder: Where synthetic faces are written, if no other place is named.
+        folder: The run folder, where synthetic faces are written if no other place is named.
         seed: What the splits follow from.
 
     Raises:
@@ -28,37 +29,14 @@ def load_data(config: DataConfig, folder: Path, seed: int) -> data.ImageData:
     """
     if config.root is None and config.format != "synthetic_faces":
         raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
-    root = Path(config.root or folder / "synthetic_faces")
-    split: dict[str, Any] = {"validation_share": config.validation_share, "seed": seed}
-    classes: dict[str, Any] = {"class_names": config.class_names, **split}
-    unsplit: dict[str, Any] = {"ordered": config.ordered, "test_share": config.test_share, **classes}
-
-    def read_adience() -> data.ImageData:
-        if config.fold is None:
-            raise ValueError("Adience is tested on one of its folds, 0 to 4. Received: data.fold=null")
-        return data.adience.load(root, fold=config.fold, target=config.target, variant=config.variant, **split)
-
-    def write_faces() -> data.ImageData:
-        data.synthetic.write_adience(
-            root, num_subjects=config.num_subjects, images_per_subject=config.images_per_subject, seed=seed
-        )
-        return read_adience()
-
-    def read_table() -> data.ImageData:
-        if config.table is None:
-            raise ValueError("Data of the format 'table' needs the CSV file as --data.table FILE. Received: none")
-        return data.tables.load(config.table, root, fold=config.fold, **unsplit)
-
-    formats: dict[str, Callable[[], data.ImageData]] = {
-        "synthetic_faces": write_faces,
-        "adience": read_adience,
-        "idx": lambda: data.idx.load(root, **classes),
-        "folder": lambda: data.folder.load(root, **unsplit),
-        "table": read_table,
-    }
-    images = formats[config.format]()
+    if config.fold is None and config.format in ("adience", "synthetic_faces"):
+        raise ValueError("Adience is tested on one of its folds, 0 to 4. Received: data.fold=null")
+    given = {**vars(config), "seed": seed}
+    # The limits are of splits, and not of files as the loaders'.
+    options = {name: given[name] for name in formats.options(config.format) if name in given and name != "limit"}
+    images = formats.load(config.format, config.root or folder.synthetic_faces, **options)
     if config.prepared:
-        images = data.prepared.attach(images, config.prepared, root=root)
+        images = data.prepared.attach(images, config.prepared, root=config.root or folder.synthetic_faces)
     limited = {part: getattr(images, part).limit(limit, seed) for part, limit in _limits(config).items() if limit}
     return dataclasses.replace(images, **limited)
 
@@ -79,7 +57,7 @@ class Sizes(NamedTuple):
     test: int
 
 
-def look_at_data(config: DataConfig, folder: Path, seed: int) -> tuple[data.ImageData, Sizes]:
+def look_at_data(config: DataConfig, folder: RunFolder, seed: int) -> tuple[data.ImageData, Sizes]:
     """The images as `load_data` gives them and their numbers, without writing any.
 
     Of synthetic faces that have yet to be drawn it gives forty, drawn and forgotten, which are of the same classes; the
@@ -89,7 +67,7 @@ def look_at_data(config: DataConfig, folder: Path, seed: int) -> tuple[data.Imag
         ValueError: As `load_data` does.
         FileNotFoundError: As `load_data` does.
     """
-    root = Path(config.root or folder / "synthetic_faces")
+    root = Path(config.root or folder.synthetic_faces)
     if config.format != "synthetic_faces" or (root.is_dir() and any(root.iterdir())):
         images = load_data(config, folder, seed)
         return images, Sizes(len(images.train), len(images.validation), len(images.test))

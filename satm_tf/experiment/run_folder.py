@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
+
 from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.models import ImageClassifier
 
 FINE_TUNE, CO_TRAIN = "fine_tune", "co_train"
 
@@ -37,6 +41,11 @@ class Stage(NamedTuple):
             raise ValueError(f"A stage is {FINE_TUNE}/<network> or {CO_TRAIN}/<scheme>. Received: {text!r}")
         return cls(kind, name)
 
+    @classmethod
+    def of(cls, name: NetworkName) -> Stage:
+        """The stage that trains a network of results, where unseen models are only fine-tuned."""
+        return cls(FINE_TUNE, name.network) if name.scheme == UNSEEN else cls(CO_TRAIN, name.scheme)
+
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}"
 
@@ -50,6 +59,7 @@ class RunFolder(ResultsFolder):
     Attributes:
         metrics: A row for each stage and epoch.
         exports: The folder of each exported version, by the network's name.
+        unfinished: The checkpoints of stages that have not finished.
         synthetic_faces: Where images are drawn that have no other place.
         measured: The folder of what was measured for the paper's tables.
 
@@ -62,8 +72,13 @@ class RunFolder(ResultsFolder):
         super().__init__(path)
         self.metrics = self.path / "metrics.csv"
         self.exports = self.path / "exports.json"
+        self.unfinished = self.path / "checkpoints"
         self.synthetic_faces = self.path / "synthetic_faces"
         self.measured = self.path / "measured"
+
+    def measurements(self) -> list[Path]:
+        """The files in `measured`."""
+        return sorted(self.measured.glob("[!.]*.npz"))
 
     def networks(self, stage: Stage) -> Path:
         """The folder that a finished stage leaves."""
@@ -72,6 +87,10 @@ class RunFolder(ResultsFolder):
     def network(self, stage: Stage, name: str) -> Path:
         """The file of one network as a stage has left it."""
         return self.networks(stage) / f"{name}.keras"
+
+    def load(self, stage: Stage, name: str) -> ImageClassifier:
+        """One network as a stage has left it."""
+        return keras.saving.load_model(self.network(stage, name))
 
     def history(self, stage: Stage) -> Path:
         """The epochs of a finished stage."""
@@ -83,7 +102,7 @@ class RunFolder(ResultsFolder):
 
     def checkpoints(self, stage: Stage) -> Path:
         """Where a stage is saved while it runs."""
-        return self.path / "checkpoints" / str(stage)
+        return self.unfinished / str(stage)
 
     def logs(self, stage: Stage) -> Path:
         """What TensorBoard reads."""

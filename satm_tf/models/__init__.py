@@ -1,5 +1,7 @@
 """Classifiers and the backbones they wrap.
 
+`load_model` takes a model from any file, or from memory, as one kind of model: images in [0, 1] to logits.
+
 `ImageClassifier.from_backbone(name, num_classes=...)` puts a registered backbone between its own preprocessing and a
 linear classification layer. The features, which feed that layer and which domain adaptation taps, are per backbone:
 
@@ -36,18 +38,19 @@ or registered, so that configurations can name it:
 
 from satm_tf.models import compact, imagenet, mnist, vggface  # noqa: F401  (they register their backbones)
 from satm_tf.models.classifier import ImageClassifier
-from satm_tf.models.files import FromProbabilities, FromSavedModel, LoadedModel
+from satm_tf.models.files import FromProbabilities, LoadedModel, load_classifier, load_model
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import Backbone, available_backbones, get_backbone, register_backbone
 
 __all__ = [
     "Backbone",
     "FromProbabilities",
-    "FromSavedModel",
     "ImageClassifier",
     "LoadedModel",
     "Preprocessing",
     "available_backbones",
     "get_backbone",
+    "load_classifier",
+    "load_model",
     "register_backbone",
 ]

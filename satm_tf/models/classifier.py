@@ -50,6 +50,8 @@ class ImageClassifier(keras.Model):
         TensorShape([2, 8])
     """
 
+    gives_logits = True
+
     def __init__(
         self,
         backbone: keras.Model,

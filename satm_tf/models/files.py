@@ -1,108 +1,200 @@
-"""Networks as they come from files, all in one shape: images in [0, 1] in, logits out."""
+"""The one way to load a model: a file, a folder, a Keras model or a function, all as images in [0, 1] to logits."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import inspect
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
-from satm_tf.configurable import unknown_name
+from satm_tf.models.classifier import ImageClassifier
+from satm_tf.models.runtimes import (
+    RUNTIMES,
+    RuntimeModel,
+    SavedModel,
+    choose_output,
+    first_line,
+    loading,
+    newest_version,
+)
+from satm_tf.storage import sha256
 
-_SIGNATURE = "serving_default"
+Model = Callable[..., Any]
 
-Model = Callable[..., tf.Tensor]
+
+def load_model(
+    source: str | os.PathLike[str] | Model,
+    *,
+    image_size: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    output: str | None = None,
+    signature: str = "serving_default",
+) -> LoadedModel:
+    """Loads a classifier from wherever it is, as one kind of model: float32 logits of images in [0, 1].
+
+    Outputs that are probabilities are recognised and turned into logits: those of eight noise images that all sum to 1,
+    none of them negative.
+
+    Args:
+        source: A `.keras` file, ours or any other; the folder of a SavedModel, or of numbered versions of one, of which
+            the newest is taken; an `.onnx` or a `.tflite` file; a Keras model; or a function from images to outputs
+            `[batch, classes]`, which TensorFlow must be able to trace. Behind the path may stand `#` and the name of
+            the output to use.
+        image_size: Height and width, for a model that takes any.
+        image_shape: Height, width and channels, for a model that takes any or does not say, as a function; three
+            channels if not given.
+        output: Name of the output; None takes the only one, or else `logits` or `probabilities`.
+        signature: Signature of a SavedModel or of a LiteRT file.
+
+    Returns:
+        The model. A `LoadedModel` is returned as it is.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If the file is of no kind above or damaged, the image size is neither given nor known or is not that
+            of the model, or the outputs are not `[batch, classes]`.
+        ImportError: If the runtime of an `.onnx` or `.tflite` file is not installed.
+
+    Example:
+        >>> network = load_model("exported_models/compact_vgg")
+        >>> network(images).shape
+        TensorShape([32, 8])
+    """
+    if isinstance(source, LoadedModel):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        if not callable(source):
+            raise ValueError(f"A model is a path, a Keras model or a function. Received: {type(source).__name__}")
+        name = str(getattr(source, "name", None) or getattr(source, "__name__", type(source).__name__))
+        network, fingerprint = source, getattr(source, "fingerprint", None)
+    else:
+        path, output = _split(os.fspath(source), output)
+        name, path = str(path), _find(path)
+        network = _open(path, output, signature)
+        chosen = [] if (output, signature) == (None, "serving_default") else [signature, output or ""]
+        fingerprint = hashlib.sha256("#".join([sha256(path), *chosen]).encode()).hexdigest()
+    shape = _image_shape(name, network, image_shape or (image_size, image_size, None))
+    return LoadedModel(network, name=name, image_shape=shape, output=output, fingerprint=fingerprint)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
+    """Loads an `ImageClassifier` as itself, to train it further or to export it.
+
+    Args:
+        path: Its `.keras` file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds something else.
+
+    Example:
+        >>> load_classifier("runs/quickstart/networks/co_train/satm/compact_vgg.keras").num_classes
+        8
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no network at this path. Received: {path}")
+    with loading(Path(path)):
+        network = keras.saving.load_model(path, compile=False)
+    if not isinstance(network, ImageClassifier):
+        raise ValueError(f"This file must hold an ImageClassifier. Received: {type(network).__name__} in {path}")
+    return network
 
 
 class LoadedModel:
-    """A network from a file, which gives logits whether the file's does or gives probabilities.
+    """A classifier as `load_model` gives it: float32 logits, whatever it was loaded from.
 
     Args:
-        path: A `.keras` file, ours or any other; the folder of a SavedModel; or a folder of numbered versions of one,
-            of which the last is taken. Behind a `#` may stand which output of a SavedModel to use; without, it is the
-            only one, or else `logits` or `probabilities`.
-        image_size: Height and width, for a network that takes any.
+        network: Keras model or callable, from images `[batch, *image_shape]` in [0, 1] to logits or probabilities
+            `[batch, classes]`, or to several outputs by name.
+        name: How messages call it.
+        image_shape: `(height, width, channels)` of the images.
+        output: Name of the output, where there are several.
+        fingerprint: See below.
 
     Attributes:
         image_shape: `(height, width, channels)` of the images.
         num_classes: Number of classes.
-        fingerprint: A digest of the file's bytes.
+        fingerprint: A digest of the file and of what was chosen in it; None for a model that was in memory already,
+            whose weights may still change.
+        differentiable: Whether a gradient reaches the images.
 
     Raises:
-        ValueError: If the path is none of these, the size is neither given nor known, or the outputs are not
-            `[batch, classes]`.
-        FileNotFoundError: If there is nothing at the path.
-
-    Example:
-        >>> network = LoadedModel("exported_models/compact_vgg")
-        >>> network(images).shape
-        TensorShape([32, 8])
+        ValueError: If the outputs are not `[batch, classes]`.
     """
 
-    def __init__(self, path: str, image_size: int | None = None):
-        name, _, output = path.partition("#")
-        place = _find(Path(name))
-        if place.is_dir():
-            network: Any = FromSavedModel(str(place), output or _choose_output(place))
-            shape = network.image_shape
-        else:
-            network = keras.saving.load_model(place, compile=False)
-            shape = getattr(network, "image_shape", None) or network.input_shape[1:]
-        sides = [side or image_size for side in shape[:2]]
-        if None in sides:
-            raise ValueError(f"This network takes images of any size; give --image_size. Received: {path}")
-        self.image_shape = (*sides, shape[2])
-        self.fingerprint = _digest(place, output)
-        probe = np.random.default_rng(0).uniform(size=(8, *self.image_shape)).astype("float32")
-        outputs = np.asarray(network(tf.constant(probe), training=False), "float64")
+    gives_logits = True
+
+    def __init__(
+        self,
+        network: Model,
+        *,
+        name: str,
+        image_shape: tuple[int, int, int],
+        output: str | None = None,
+        fingerprint: str | None = None,
+    ):
+        self.name, self.image_shape, self.fingerprint = name, image_shape, fingerprint
+        self._network, self._output = network, output
+        parameters = inspect.signature(network).parameters.values()
+        self._options = (
+            {"training": False}
+            if any(each.name == "training" or each.kind is each.VAR_KEYWORD for each in parameters)
+            else {}
+        )
+        noise = tf.constant(np.random.default_rng(0).uniform(size=(8, *image_shape)).astype("float32"))
+        try:
+            answers = self._network(noise, **self._options)
+        except Exception as error:  # whatever the model's own code raises
+            raise ValueError(
+                f"{name} gave no outputs for images of shape {image_shape}; check the size. "
+                f"Received: {first_line(error)}"
+            ) from error
+        outputs = np.asarray(self._chosen(answers), "float64")
         if outputs.ndim != 2 or outputs.shape[1] < 2:
-            raise ValueError(f"A classifier gives [batch, classes]. Received: outputs {outputs.shape} of {path}")
+            raise ValueError(
+                f"A classifier gives [batch, classes]; choose another output as {name}#OUTPUT if it has one. "
+                f"Received: {list(outputs.shape)}"
+            )
         self.num_classes = outputs.shape[1]
         # Logits of eight noise images that all add up to one, none of them negative, are probabilities.
-        probabilities = bool(np.all(outputs >= 0) and np.allclose(outputs.sum(-1), 1, atol=1e-2))
-        self._network = FromProbabilities(network) if probabilities else network
+        self._probabilities = bool(
+            not getattr(network, "gives_logits", False)
+            and np.all(outputs >= 0)
+            and np.allclose(outputs.sum(-1), 1, atol=1e-2)
+        )
+        self.differentiable = self._has_gradient(noise[:1])
 
     def __call__(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """The float32 logits `[batch, num_classes]` of images `[batch, height, width, channels]`."""
-        return tf.cast(self._network(images, training=False), tf.float32)
+        """The float32 logits `[batch, num_classes]` of images `[batch, height, width, channels]`, in inference mode."""
+        outputs = self._chosen(self._network(images, **self._options))
+        outputs = tf.ensure_shape(outputs, [images.shape[0], self.num_classes])
+        return _logarithm(outputs) if self._probabilities else outputs
 
+    def _chosen(self, answers: Any) -> tf.Tensor:
+        if isinstance(answers, Mapping):
+            answers = answers[choose_output(answers, self._output, self.name)]
+        elif self._output is not None and not isinstance(self._network, (RuntimeModel, SavedModel)):
+            raise ValueError(f"{self.name} has one output, without a name. Received: output={self._output!r}")
+        return tf.cast(answers, tf.float32)
 
-def _find(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"There is no network at this path. Received: {path}")
-    if path.suffix == ".keras" or (path / "saved_model.pb").exists():
-        return path
-    versions = [each for each in path.glob("*/saved_model.pb") if each.parent.name.isdigit()]
-    if not versions:
-        raise ValueError(
-            "A network is a .keras file, a folder with a saved_model.pb, or a folder of numbered versions of one. "
-            f"Received: {path}"
-        )
-    return max(versions, key=lambda each: int(each.parent.name)).parent
-
-
-def _choose_output(folder: Path) -> str | None:
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString((folder / "saved_model.pb").read_bytes())
-    outputs = saved.meta_graphs[0].signature_def[_SIGNATURE].outputs
-    return next((name for name in ("logits", "probabilities") if len(outputs) > 1 and name in outputs), None)
-
-
-def _digest(place: Path, output: str) -> str:
-    digest = hashlib.sha256(output.encode())
-    for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-        if file.is_file():
-            digest.update(f"{file.relative_to(place.parent)}".encode() + file.read_bytes())
-    return digest.hexdigest()
+    def _has_gradient(self, image: tf.Tensor) -> bool:
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            logits = self(image)
+        try:
+            return tape.gradient(logits, image) is not None
+        except LookupError:  # an operation without a gradient
+            return False
 
 
 class FromProbabilities:
-    """A network that gives probabilities, as one that gives logits: their logarithm.
+    """A model in memory that gives probabilities, as one that gives logits: their logarithm.
 
     The softmax of the logarithms is the probabilities again, so cross-entropy is exact. Where a softmax in float32 has
     saturated, the gradient is lost before it gets here: attack the logits themselves where they can be had.
@@ -114,53 +206,72 @@ class FromProbabilities:
         >>> adversarial = attacks.FGSM(epsilon=0.1)(models.FromProbabilities(model), images, labels)
     """
 
+    gives_logits = True
+
     def __init__(self, model: Model):
         self.model = model
 
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def __call__(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The logits `[batch, classes]`."""
-        probabilities = tf.cast(self.model(images, training=training), tf.float32)
-        return tf.math.log(tf.maximum(probabilities, 1e-30))
+        return _logarithm(tf.cast(self.model(images, training=training), tf.float32))
 
 
-class FromSavedModel:
-    """A SavedModel, as a network: one output of one signature.
+def _logarithm(probabilities: tf.Tensor) -> tf.Tensor:
+    return tf.math.log(tf.maximum(probabilities, 1e-30))
 
-    Args:
-        path: Folder with `saved_model.pb`.
-        output: Name of the output that holds logits; put a `FromProbabilities` around it if it holds probabilities.
-            None takes the only one.
-        signature: Name of the signature; it must take one tensor, the images.
 
-    Attributes:
-        image_shape: `(height, width, channels)` that the signature takes, each None where any will do.
+def _split(text: str, output: str | None) -> tuple[Path, str | None]:
+    """The path and the output of `PATH#OUTPUT`; a path that exists is one, whatever is in it."""
+    before, mark, behind = text.rpartition("#")
+    if not mark or Path(text).exists():
+        return Path(text), output
+    if output is not None and output != behind:
+        raise ValueError(f"Choose the output once. Received: {text} and output={output!r}")
+    return Path(before), behind
 
-    Raises:
-        ValueError: If there is no such signature or output, several outputs and none chosen, or more than one input.
 
-    Example:
-        >>> network = models.FromProbabilities(models.FromSavedModel("exported_models/resnet/1", "probabilities"))
-        >>> adversarial = attacks.FGSM(epsilon=0.1)(network, images, labels)
-    """
+def _find(path: Path) -> Path:
+    """The file, or the folder of the SavedModel, that a path means."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no network at this path. Received: {path}")
+    if path.is_file() and path.suffix in (".keras", *RUNTIMES):
+        return path
+    version = newest_version(path)
+    if version is None:
+        raise ValueError(
+            f"A network is a .keras file, an {' or a '.join(sorted(RUNTIMES))} file, a folder with a saved_model.pb, "
+            f"or a folder of numbered versions of one. Received: {path}"
+        )
+    return version
 
-    def __init__(self, path: str, output: str | None = None, *, signature: str = "serving_default"):
-        # The loaded object owns the variables: they go when it goes.
-        self._loaded: Any = tf.saved_model.load(path)
-        signatures = self._loaded.signatures
-        if signature not in signatures:
-            raise unknown_name("signature", signature, signatures)
-        self._function = signatures[signature]
-        outputs = self._function.structured_outputs
-        if output is None and len(outputs) != 1:
-            raise ValueError(f"This SavedModel has several outputs; choose one of {', '.join(sorted(outputs))}.")
-        self._output = output or next(iter(outputs))
-        if self._output not in outputs:
-            raise unknown_name("output of the SavedModel", output, outputs)
-        if len(self._function.structured_input_signature[1]) != 1:
-            raise ValueError(f"The signature must take one tensor, the images. Received: {signature!r} of {path}")
-        ((self._input, spec),) = self._function.structured_input_signature[1].items()
-        self.image_shape = tuple(spec.shape[1:])
 
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """What the chosen output holds, `[batch, classes]`; a SavedModel has one mode, whatever `training` says."""
-        return self._function(**{self._input: images})[self._output]
+def _open(path: Path, output: str | None, signature: str) -> Model:
+    if path.suffix == ".keras":
+        with loading(path):
+            return keras.saving.load_model(path, compile=False)
+    return RuntimeModel(path, output, signature) if path.suffix in RUNTIMES else SavedModel(path, output, signature)
+
+
+def _image_shape(
+    name: str, network: Model, requested: tuple[int | None, int | None, int | None]
+) -> tuple[int, int, int]:
+    """What the network says, completed by what was asked for."""
+    declared = getattr(network, "image_shape", None)
+    if declared is None and isinstance(network, keras.Model):
+        # A model of the user's own class that was called with nothing yet has none.
+        declared = getattr(network, "input_shape", (None,))[1:] or None
+    declared = (None, None, None) if declared is None else tuple(declared)
+    if len(declared) != 3 or not all(side is None or isinstance(side, int) for side in declared):
+        raise ValueError(
+            f"A classifier takes one batch of images [batch, height, width, channels]. Received: {declared} of {name}"
+        )
+    if any(has and asked and has != asked for has, asked in zip(declared, requested, strict=True)):
+        raise ValueError(f"{name} takes images of shape {declared}. Received: {requested}")
+    height, width, channels = (has or asked for has, asked in zip(declared, requested, strict=True))
+    if height is None or width is None:
+        raise ValueError(f"This network takes images of any size; give image_size (--image_size). Received: {name}")
+    if channels not in (1, 3, None):
+        raise ValueError(
+            f"Images have one channel or three, behind height and width. Received: {declared} as the images of {name}"
+        )
+    return height, width, channels or 3

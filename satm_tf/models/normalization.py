@@ -51,7 +51,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
-    """A functional model with `BatchNormalization` of this module in the place of Keras's, fresh, same names and order.
+    """A functional model with this module's `BatchNormalization` instead of Keras's, fresh, same names and order.
 
     Args:
         model: Model of another's making, such as one of `keras.applications`, before its weights are loaded.

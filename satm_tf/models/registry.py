@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up
 from satm_tf.models.weights import PublishedWeights, load_weights
 
 
@@ -87,6 +87,4 @@ def get_backbone(name: str) -> Backbone:
     Raises:
         ValueError: If there is none; the message gives the nearest name.
     """
-    if name not in _BACKBONES:
-        raise unknown_name("backbone", name, _BACKBONES)
-    return _BACKBONES[name]
+    return look_up("backbone", name, _BACKBONES)

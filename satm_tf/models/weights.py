@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+
+from satm_tf.storage import sha256
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,7 @@ def _download(weights: PublishedWeights) -> Path:
 
 def weights_record(weights: str, path: Path) -> dict[str, str]:
     """What a run notes of the weights that it started from: as asked for, the file's name, and its SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"weights": weights, "file": path.name, "sha256": digest.hexdigest()}
+    return {"weights": weights, "file": path.name, "sha256": sha256(path)}
 
 
 def load_weights(backbone: keras.Model, path: Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from satm_tf.evaluation import Predictions, compare_paired, mean_interval, wilson_interval
+from satm_tf.evaluation.leaking import against_clean
+from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.paper.measuring import cells_of
 from satm_tf.paper.settled import SETTLED
@@ -49,7 +51,8 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
         repeats, Wilson's of one), `paper_rate` and `rate_difference` (ours minus the paper's), the same for `one_off`;
         for each scheme compared with, and for clean images where the table has them, `over_<scheme>` or
         `over_clean_images`, with `_low` and `_high` (the paired difference with its 95 % interval, over repeats, or
-        over the images of one) and `paper_over_...`; `repeats` and `images`, of all of them. All
+        over the images of one) and `paper_over_...`; `leaks`, by the rule of `satm_tf.evaluation.label_leaking`, where
+        the table asks for it; `repeats` and `images`, of all of them. All
         rates and differences are in percent and points; error rates where the table has them.
     """
     entries = {(entry.place, entry.scheme): entry for entry in table.entries}
@@ -57,12 +60,13 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
         key: [_Hits.of(repeat, table, cells_of(config, table, entry, reading)) for repeat in repeats]
         for key, entry in entries.items()
     }
+    leaks = _leaks(entries, hits) if "leaking" in table.settled else {}
     rows = []
     for (place, scheme), entry in entries.items():
         own = hits[place, scheme]
         row: dict[str, Any] = {
             "reading": reading,
-            "target": entry.target.format(scheme=scheme).removeprefix(f"{scheme}/"),
+            "target": _target(entry),
             "examples_of": _examples(entry),
             "epsilon": cells_of(config, table, entry, reading)[0].epsilon,
             "scheme": scheme,
@@ -79,6 +83,7 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
                 row |= dict(zip(ends, _mean(against), strict=True))
                 one, two = _printed(table, entry), _printed(table, entries[base])
                 row[f"paper_over_{name}"] = math.nan if one is None or two is None else one - two
+        row["leaks"] = leaks.get((place, scheme), False)
         rows.append({**row, "repeats": len(repeats), "images": sum(len(each.rate[0]) for each in own)})
     return pd.DataFrame(rows)
 
@@ -96,6 +101,28 @@ class _Hits:
         rows = [found.row(*cell).astype(int) for cell in cells]
         right = [(row == found.labels) != table.error for row in rows]
         return cls(right, [np.abs(row - found.labels) <= 1 for row in rows] if repeat.ordered else [])
+
+
+_Key = tuple[tuple[str, tuple[str, ...], float], str]
+
+
+def _leaks(entries: Mapping[_Key, Entry], hits: Mapping[_Key, Sequence[_Hits]]) -> dict[_Key, bool]:
+    """Which entries leak labels; each is of one cell, and the images of all repeats are tested together."""
+
+    def pooled(key: _Key) -> np.ndarray:
+        return np.concatenate([each.rate[0] for each in hits[key]])
+
+    found: dict[_Key, bool] = {}
+    for target, scheme in dict.fromkeys((entry.target, scheme) for (_, scheme), entry in entries.items()):
+        clean = (target, (), 0.0), scheme
+        adversarial = {
+            key: pooled(key)
+            for key, entry in entries.items()
+            if entry.target == target and key[1] == scheme and entry.sources
+        }
+        if clean in entries and adversarial:
+            found |= {key: leak.leaks for key, leak in against_clean(pooled(clean), adversarial).items()}
+    return found
 
 
 def _summary(value: str, repeats: Sequence[list[np.ndarray]], printed: float | None) -> dict[str, float]:
@@ -142,7 +169,12 @@ def _examples(entry: Entry) -> str:
         return "clean images"
     if entry.sources == (entry.target,):
         return "its own"
-    return ", ".join(source.split("/")[1] for source in entry.sources)
+    return ", ".join(NetworkName.parse(source).network for source in entry.sources)
+
+
+def _target(entry: Entry) -> str:
+    name = NetworkName.parse(entry.target.format(scheme=entry.scheme))
+    return name.network if name.scheme == entry.scheme else str(name)
 
 
 def markdown(number: int, table: Table, rows: pd.DataFrame, account: str) -> str:
@@ -211,11 +243,10 @@ def _epsilon(epsilon: float) -> str:
 
 
 def _leaking(rows: pd.DataFrame) -> list[str]:
-    """Where what lies above the clean rate is more than chance."""
     return [
         f"{row['scheme']}, {row['target']}, by {_over(row, 'clean_images')} points"
         for row in _records(rows)
-        if row["over_clean_images_low"] > 0
+        if row["leaks"]
     ]
 
 

@@ -11,17 +11,18 @@ import tensorflow as tf
 
 from satm_tf import data
 from satm_tf.attacks import Attack
+from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.report.figures import lines
-from satm_tf.experiment.config import Config, evaluation_attacks
+from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
-from satm_tf.experiment.outcome import load_network
+from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.models import ImageClassifier
 from satm_tf.paper.measuring import resolve, stage_of
 from satm_tf.paper.tables import READINGS, Figure
-from satm_tf.storage import write_text
+from satm_tf.storage import atomic_file, write_text
 
 
-def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading: str, path: Path) -> None:
+def draw_curves(figure: Figure, config: Config, folders: Sequence[RunFolder], reading: str, path: Path) -> None:
     """Figures 3 and 4: clean and adversarial accuracy over epochs, the mean over runs.
 
     Args:
@@ -34,10 +35,10 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading
     columns: dict[str, pd.Series] = {}
     for name in figure.networks:
         full = resolve(config, name, reading)
-        scheme, network = name.split("/")
-        metrics = pd.concat([pd.read_csv(folder / "metrics.csv") for folder in folders])
+        scheme, network = NetworkName.parse(name)
+        metrics = pd.concat([pd.read_csv(folder.metrics) for folder in folders])
         # After so many epochs: Keras counts from 0.
-        rows = metrics[metrics.stage == stage_of(full)]
+        rows = metrics[metrics.stage == str(stage_of(full))]
         epochs = rows.assign(epoch=rows.epoch + 1).groupby("epoch")
         for kind, middle in (("clean", ""), ("adversarial", "_adversarial")):
             columns[f"{scheme}, {kind}"] = epochs[f"{figure.split}{network}{middle}_accuracy"].mean()
@@ -56,9 +57,9 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[Path], reading
 
 
 def draw_gallery(
-    figure: Figure, config: Config, images: data.ImageData, folder: Path, reading: str, path: Path
+    figure: Figure, config: Config, images: data.ImageData, folder: RunFolder, reading: str, path: Path
 ) -> None:
-    """Figure 1: at each epsilon a test image that is classified rightly, and its twin that is not, side by side.
+    """Figure 1: at each epsilon a test image that is classified correctly beside its adversarial example that is not.
 
     Args:
         figure: The figure.
@@ -72,8 +73,8 @@ def draw_gallery(
     from matplotlib.figure import Figure as Canvas
 
     name = resolve(config, figure.networks[0], reading)
-    network = load_network(folder, stage_of(name), name.split("/")[1])
-    attack = evaluation_attacks(config)[READINGS[reading]]
+    network = folder.load(stage_of(name), name.network)
+    attack = config.table_attacks()[READINGS[reading]]
     canvas = Canvas(figsize=(6.6, 4.6), layout="constrained")
     parts = np.asarray(canvas.subfigures(2, 2)).flat
     rows: list[dict[str, object]] = []
@@ -105,10 +106,8 @@ def draw_gallery(
             axes.imshow(image, vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(text, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    canvas.savefig(temporary, dpi=160, format="png")
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        canvas.savefig(temporary, dpi=160, format="png")
     columns = ["epsilon", "test_image", "label", "adversarial_as"]
     write_text(path.with_suffix(".csv"), pd.DataFrame(rows, columns=columns).to_csv(index=False))
 
@@ -116,7 +115,7 @@ def draw_gallery(
 def _fooled(
     network: ImageClassifier, attack: Attack, batches: tf.data.Dataset, epsilon: float, seed: int, used: set[int]
 ) -> tuple[int, np.ndarray, np.ndarray, int, int] | None:
-    """The first image that the network has right and its adversarial twin wrong, not used before."""
+    """The first image, not used before, that is classified correctly and whose adversarial example is not."""
     start = 0
     for number, (images, labels) in enumerate(batches):
         adversarial = attack(network, images, labels, epsilon=epsilon, seed=tf.constant([seed, number]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import keras
 import pandas as pd
@@ -12,18 +11,18 @@ from satm_tf import data
 from satm_tf.attacks import Attack
 from satm_tf.configurable import unknown_name
 from satm_tf.evaluation import Predictions, measure
+from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Cell, concatenate
-from satm_tf.experiment.config import Config, evaluation_attacks, make_attack
+from satm_tf.experiment.config import Config, make_attack
 from satm_tf.experiment.images import make_batches
-from satm_tf.experiment.outcome import load_network
+from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
 from satm_tf.models import ImageClassifier
 from satm_tf.paper.tables import READINGS, Entry, Table
 
-_FINE_TUNED = ("before", "holdout")
-_KEPT = "measured"
+_BEFORE = "before"
 
 
-def resolve(config: Config, name: str, reading: str) -> str:
+def resolve(config: Config, name: str, reading: str) -> NetworkName:
     """The network of a run that a name in a table means under a reading of the attack.
 
     Args:
@@ -35,46 +34,45 @@ def resolve(config: Config, name: str, reading: str) -> str:
         ValueError: If the configuration has no such scheme.
 
     Example:
-        >>> resolve(config, "satm/vgg16_face", "true")
+        >>> str(resolve(config, "satm/vgg16_face", "true"))
         'satm_true/vgg16_face'
     """
-    scheme, network = name.split("/")
+    scheme, network = NetworkName.parse(name)
     for known in (scheme, f"{scheme}_{reading}"):
-        if known in (*_FINE_TUNED, *config.schemes):
-            return f"{known}/{network}"
+        if known in (_BEFORE, UNSEEN, *config.schemes):
+            return NetworkName(known, network)
     raise unknown_name("scheme of a table", scheme, config.schemes)
 
 
-def stage_of(network: str) -> str:
+def stage_of(name: NetworkName) -> Stage:
     """The stage that trains a network, given as `resolve` gives it."""
-    scheme, name = network.split("/")
-    return f"fine_tune/{name}" if scheme in _FINE_TUNED else f"co_train/{scheme}"
+    return Stage(FINE_TUNE, name.network) if name.scheme == _BEFORE else Stage.of(name)
 
 
 def cells_of(config: Config, table: Table, entry: Entry, reading: str) -> list[Cell]:
     """The cells of which an entry is the mean."""
     target = resolve(config, entry.target.format(scheme=entry.scheme), reading)
     if not entry.sources:
-        return [Cell(CLEAN, 0.0, "", target)]
+        return [Cell(CLEAN, 0.0, "", str(target))]
     epsilon = entry.epsilon * (table.epsilon or make_attack(config.attack).epsilon)
     sources = (resolve(config, source.format(scheme=entry.scheme), reading) for source in entry.sources)
-    return [Cell(READINGS[reading], epsilon, source, target) for source in sources]
+    return [Cell(READINGS[reading], epsilon, str(source), str(target)) for source in sources]
 
 
-def stages_of(cells: Iterable[Cell]) -> list[str]:
+def stages_of(cells: Iterable[Cell]) -> list[Stage]:
     """The stages whose networks some cells are about, each once."""
     names = (name for cell in cells for name in (cell.source, cell.target) if name)
-    return list(dict.fromkeys(map(stage_of, names)))
+    return list(dict.fromkeys(stage_of(NetworkName.parse(name)) for name in names))
 
 
-def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell], folder: Path) -> Predictions:
+def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell]) -> Predictions:
     """Measures those of some cells that have not been measured before, whatever table they were measured for.
 
     Args:
-        config: The run's configuration.
+        config: The run's configuration; in its folder are the networks of the stages they need, and `measured/`, where
+            what is measured is kept.
         images: Its images.
         cells: The cells that are wanted.
-        folder: The run's folder, with the networks of the stages they need; what is measured is kept in `measured/`.
 
     Returns:
         All that has been measured in this run.
@@ -83,17 +81,18 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell],
         ValueError: If there are no cells, or a file in `measured/` is damaged.
         FloatingPointError: If a network's logits are not numbers.
     """
-    kept = folder / _KEPT
+    folder = config.folder
     networks: dict[str, ImageClassifier] = {}
 
     def load(name: str) -> ImageClassifier:
         if name not in networks:
-            networks[name] = load_network(folder, stage_of(name), name.split("/")[1])
+            parsed = NetworkName.parse(name)
+            networks[name] = folder.load(stage_of(parsed), parsed.network)
         return networks[name]
 
     keras.utils.clear_session()
     dataset = make_batches(images.test, config)
-    attacks: Mapping[str, Attack] = evaluation_attacks(config)
+    attacks: Mapping[str, Attack] = config.table_attacks()
     for (attack, targets, epsilons), sources in _batches(set(cells) - set(measured_cells(folder))).items():
         measure(
             sources={source: load(source) for source in sources},
@@ -103,15 +102,15 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell],
             epsilons={} if attack == CLEAN else {attack: epsilons},
             clean=attack == CLEAN,
             seed=config.seed,
-            folder=kept,
+            folder=folder.measured,
             stage=f"{attack} of {', '.join(sources) or 'no network'}",
         )
-    return concatenate([Predictions.load(path) for path in sorted(kept.glob("[!.]*.npz"))])
+    return concatenate([Predictions.load(path) for path in folder.measurements()])
 
 
-def measured_cells(folder: Path) -> list[Cell]:
+def measured_cells(folder: RunFolder) -> list[Cell]:
     """What has been measured in a run."""
-    frames = [Predictions.load(path).cells for path in (folder / _KEPT).glob("[!.]*.npz")]
+    frames = [Predictions.load(path).cells for path in folder.measurements()]
     return [Cell(*row) for row in pd.concat(frames)[list(Cell._fields)].itertuples(index=False)] if frames else []
 
 

@@ -12,7 +12,8 @@ from satm_tf import data
 from satm_tf.experiment import cost
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import look_at_data
-from satm_tf.experiment.stages import needed_stages, run_folder, train
+from satm_tf.experiment.run_folder import RunFolder, Stage
+from satm_tf.experiment.running import train
 from satm_tf.paper.comparison import Repeat, compare, markdown
 from satm_tf.paper.drawing import draw_curves, draw_gallery
 from satm_tf.paper.measuring import Cell, cells_of, measure_cells, measured_cells, resolve, stage_of, stages_of
@@ -73,7 +74,7 @@ class Request:
             )
         )
 
-    def stages(self, experiment: str) -> list[str]:
+    def stages(self, experiment: str) -> list[Stage]:
         """The stages that an experiment's tables and figures need, in order, each once."""
         config = self.configs[experiment]
         drawn = [
@@ -82,7 +83,7 @@ class Request:
             for name in figure.networks
             for reading in self.readings
         ]
-        return needed_stages(config, [*stages_of(self.cells(experiment)), *drawn])
+        return config.needed_stages([*stages_of(self.cells(experiment)), *drawn])
 
     def experiments(self) -> list[str]:
         """The experiments of which something is wanted."""
@@ -96,7 +97,7 @@ class Request:
             place = self.out / experiment / f"seed_{seed}"
             # Synthetic faces are drawn once for all folds.
             drawn = config.data.format == "synthetic_faces" and config.data.root is None
-            root = str(place / "synthetic_faces") if drawn else config.data.root
+            root = str(RunFolder(place).synthetic_faces) if drawn else config.data.root
             for fold in self.folds if experiment == EXPERIMENTS[0] else [None]:
                 images = dataclasses.replace(config.data, root=root, fold=fold)
                 folder = place / ("run" if fold is None else f"fold_{fold}")
@@ -110,12 +111,10 @@ def describe_cost(request: Request) -> str:
     for experiment in request.experiments():
         config, cells = request.configs[experiment], request.cells(experiment)
         repeats = request.repeats(experiment)
-        _, found = look_at_data(repeats[0].data, run_folder(repeats[0]), repeats[0].seed)
+        _, found = look_at_data(repeats[0].data, repeats[0].folder, repeats[0].seed)
         stages = request.stages(experiment)
-        to_do = {
-            stage: sum(not (run_folder(each) / "networks" / stage).exists() for each in repeats) for stage in stages
-        }
-        to_do["measure"] = sum(bool(set(cells) - set(measured_cells(run_folder(each)))) for each in repeats)
+        to_do = {str(stage): sum(not each.folder.networks(stage).exists() for each in repeats) for stage in stages}
+        to_do["measure"] = sum(bool(set(cells) - set(measured_cells(each.folder))) for each in repeats)
         rows, whole = cost.table(cost.estimate(config, stages, cells, found), to_do)
         wholes.append(whole._replace(bytes=whole.bytes + len(request.seeds) * cost.data_bytes(config)))
         lines.append(
@@ -128,7 +127,7 @@ def describe_cost(request: Request) -> str:
 
 
 def reproduce(request: Request, account: str) -> None:
-    """Trains, measures and writes; goes on where it was stopped.
+    """Trains, measures and writes; the same call resumes what was stopped.
 
     Writes `tables/table_<n>.md` and `.csv`, `figures/figure_<n>_<reading>.png` and `.csv`, and for each experiment
     `results_<experiment>.csv` (a row for each cell, fold and seed), anew after each run, and prints the tables at the
@@ -158,16 +157,15 @@ def _reproduce(request: Request, experiment: str, account: str) -> None:
         del described[name]
     claim(request.out / experiment, described)
     done: list[Repeat] = []
-    folders: list[Path] = []
+    folders: list[RunFolder] = []
     for config in request.repeats(experiment):
         images = train(config, request.stages(experiment))
         if images is None:
             return
-        folder = run_folder(config)
-        folders.append(folder)
+        folders.append(config.folder)
         cells = request.cells(experiment)
         if cells:
-            predictions = measure_cells(config, images, cells, folder)
+            predictions = measure_cells(config, images, cells)
             done.append(Repeat(config.data.fold, config.seed, predictions, images.ordered))
             _write_results(request.out / f"results_{experiment}.csv", done)
             _write_tables(request, experiment, done, account)
@@ -193,8 +191,7 @@ def _write_tables(request: Request, experiment: str, done: Sequence[Repeat], acc
     runs += ", ".join(
         f"seed {repeat.seed}" + ("" if repeat.fold is None else f" fold {repeat.fold}") for repeat in done
     )
-    networks = {**config.networks, **config.holdouts}
-    roles = ", ".join(f"{name} is {described.backbone}" for name, described in networks.items())
+    roles = ", ".join(f"{name} is {described.backbone}" for name, described in config.all_networks.items())
     how = "mean ± standard deviation over runs" if len(done) > 1 else "with Wilson's 95 % interval"
     text = (
         f"{account}\n\n{runs}. Rates are {how}; differences between trainings are paired, with 95 % intervals. "
@@ -212,7 +209,9 @@ def _data(config: Config) -> str:
     return config.data.format if root is None else f"{config.data.format} ({Path(root).resolve().name})"
 
 
-def _draw(request: Request, experiment: str, config: Config, images: data.ImageData, folders: Sequence[Path]) -> None:
+def _draw(
+    request: Request, experiment: str, config: Config, images: data.ImageData, folders: Sequence[RunFolder]
+) -> None:
     for number, figure in request.drawn(experiment).items():
         for reading in request.readings:
             path = request.out / "figures" / f"figure_{number}_{reading}.png"

@@ -32,7 +32,7 @@ SETTLED: Mapping[str, str] = {
     "ensemble": "As the paper compares it: each network learns from the fine-tuned other one, frozen, and not from "
     "itself.",
     "digits": "The paper names structures A and B and an average over black-box attacks, no epsilon. Taken: A trained "
-    "with B; C and D as strangers; Tramèr et al.'s 0.3 at full size, 0.1 at the small scale.",
+    "with B; C and D as unseen models; Tramèr et al.'s 0.3 at full size, 0.1 at the small scale.",
     "curves": "The paper's captions name clean and adversarial rates of VGG16-Face; drawn with and without domain "
     "adaptation. The adversarial images are the partner's, as it was at that epoch.",
 }

@@ -10,7 +10,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 VGG, RESNET = "vgg16_face", "resnet50_face"
@@ -60,7 +60,7 @@ class Table:
         epsilon: What the entries' epsilon is a multiple of; None is that of the attack in training.
         against: The schemes that every other one is compared with.
         settled: Which of the points that the paper leaves open it rests on, by their names in `settled.SETTLED`.
-        error: Whether error rates are shown in the place of accuracys, as printed.
+        error: Whether errors are shown instead of accuracies, as printed.
         quoted: What is only quoted of it, in words.
     """
 
@@ -160,7 +160,7 @@ _TABLE_6 = {
     (RESNET, "resnet101_img", "satm_with_resnet50_img"): (31.61, 61.94),
     (RESNET, "inception_resnet_v2", "satm_with_resnet50_img"): (45.62, 77.54),
 }
-_STRANGERS_TO_DIGITS = ("holdout/structure_c", "holdout/structure_d")
+_UNSEEN_BY_DIGITS = ("holdout/structure_c", "holdout/structure_d")
 
 TABLES: Mapping[int, Table] = {
     1: Table(
@@ -230,7 +230,7 @@ TABLES: Mapping[int, Table] = {
         "Errors on MNIST: structure A, under examples of structures C and D, the mean of both",
         tuple(
             Entry(scheme, _own("structure_a"), sources, float(bool(sources)), 100 - error if error else None)
-            for sources, printed in ((_STRANGERS_TO_DIGITS, {"ensemble": 5.2, "satm": 5.6}), ((), {}))
+            for sources, printed in ((_UNSEEN_BY_DIGITS, {"ensemble": 5.2, "satm": 5.6}), ((), {}))
             for scheme in ("before", *_OF_OURS)
             for error in [printed.get(scheme)]
         ),
@@ -254,14 +254,12 @@ class Figure:
         networks: The networks, as `<scheme>/<network>`, that it takes.
         split: "" for curves on the training images, "val_" on the validation images; None for no curves.
         epsilons: The epsilons of the pictures.
-        settled: As `Table` has it.
     """
 
     title: str
     networks: tuple[str, ...]
     split: str | None = None
     epsilons: tuple[float, ...] = ()
-    settled: tuple[str, ...] = field(default=("reading",))
 
 
 _CURVES = (f"satm/{VGG}", f"satm_without_adaptation/{VGG}")
@@ -272,6 +270,6 @@ FIGURES: Mapping[int, Figure] = {
         (f"before/{RESNET}",),
         epsilons=(64 / 256, 32 / 256, 16 / 256, 8 / 256),
     ),
-    3: Figure("VGG16-Face on the training set while it is trained", _CURVES, "", settled=("reading", "curves")),
-    4: Figure("VGG16-Face on the validation set while it is trained", _CURVES, "val_", settled=("reading", "curves")),
+    3: Figure("VGG16-Face on the training set while it is trained", _CURVES, ""),
+    4: Figure("VGG16-Face on the validation set while it is trained", _CURVES, "val_"),
 }

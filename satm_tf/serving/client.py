@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up
 from satm_tf.serving.signatures import INPUTS, OUTPUTS
 from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, ServingError, local
 
@@ -53,14 +53,13 @@ class Client:
         retries: int = 3,
         batch_size: int = 32,
     ):
-        if transport not in _TRANSPORTS:
-            raise unknown_name("transport", transport, _TRANSPORTS)
+        make = look_up("transport", transport, _TRANSPORTS)
         if timeout <= 0 or retries < 0 or batch_size < 1:
             raise ValueError(
                 "timeout and batch_size must be positive, retries not negative. "
                 f"Received: timeout={timeout}, batch_size={batch_size}, retries={retries}"
             )
-        self._ask = _TRANSPORTS[transport](host, model, version=version, timeout=timeout, retries=retries)
+        self._ask = make(host, model, version=version, timeout=timeout, retries=retries)
         self.batch_size = batch_size
 
     @classmethod

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from satm_tf.attacks import Attack
-from satm_tf.evaluation import wilson_interval
-from satm_tf.evaluation.transfer import CLEAN
-from satm_tf.models import FromProbabilities, ImageClassifier
-from satm_tf.serving.formats import Network, load
+from satm_tf.configurable import look_up
+from satm_tf.evaluation import compare_paired, wilson_interval
+from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.models import ImageClassifier, load_model
+from satm_tf.models.runtimes import Run, RuntimeModel
+from satm_tf.serving.formats import FORMATS, convert
+from satm_tf.storage import atomic_folder
 
 _ORIGINAL = "original"
+
+
+class Classified(NamedTuple):
+    """What a network made of some images.
+
+    Attributes:
+        correct: bool `[images]`, whether each was classified correctly.
+        predicted: int `[images]`, the classes predicted.
+    """
+
+    correct: np.ndarray
+    predicted: np.ndarray
 
 
 def compare(
@@ -33,9 +48,9 @@ def compare(
 ) -> pd.DataFrame:
     """Measures converted models beside the model that they were made of, on clean and on adversarial images.
 
-    The attack's examples are crafted on the model and shown to all: a converted network has no gradient to follow, and
-    quantising must not quietly undo the defence. That its gradient is gone makes no network robust: an attack that
-    needs none is run on each by itself too.
+    The attack's examples are crafted on the model and shown to every network: a converted one has no gradient to
+    follow, and quantising must not quietly undo the defence. A network whose gradient is gone is not robust for that:
+    an attack that needs none is also run on each network by itself.
 
     Args:
         model: The classifier.
@@ -50,11 +65,12 @@ def compare(
     Returns:
         A tidy frame, one row for each network (the first is "original") and attack ("clean", then the attacks' names):
         `format`, `attack`, `crafted_on` ("", "original" or "itself"), `images`, `accuracy` with its Wilson
-        95 % interval `low` and `high`, `change` (of the rate against the original's) and `worse` (whether it fell by
-        more than the 95 % interval of a paired difference), `agreement` (share of the same images put into the
-        original's class), `megabytes`, and `milliseconds` for one image alone and `milliseconds_in_batch` for one of
-        several. Look at both rows of the query attack: the answers of eight-bit networks change in steps, which
-        starves a search on them, and where they do better on its examples than on the original's that is all it is.
+        95 % interval `low` and `high`, `change` (of the accuracy against the original's) and `worse` (whether the 95 %
+        interval of that paired difference, as `evaluation.compare_paired` gives it, lies below 0), `agreement` (share
+        of the same images put into the original's class), `megabytes`, and `milliseconds` for one image alone and
+        `milliseconds_in_batch` for one of several. Read both rows of the query attack: the answers of eight-bit
+        networks change in steps, which starves a search on them, so that a higher accuracy under its own search is no
+        robustness.
 
     Raises:
         ValueError: If there are no images, or their number is not that of the labels.
@@ -68,19 +84,21 @@ def compare(
             f"There must be a label for each image, and an image. Received: {len(images)} images, {len(labels)} labels"
         )
     predict = tf.function(lambda batch: tf.nn.softmax(model(batch, training=False)), reduce_retracing=True)
-    networks: dict[str, Network] = {_ORIGINAL: lambda batch: predict(tf.constant(batch)).numpy()}
-    networks |= {name: load(path) for name, path in files.items()}
+    converted = {name: RuntimeModel(path) for name, path in files.items()}
+    networks: dict[str, Run] = {_ORIGINAL: lambda batch: predict(tf.constant(batch)).numpy()}
+    networks |= {name: runtime.run for name, runtime in converted.items()}
     sizes = {_ORIGINAL: sum(np.asarray(weight).nbytes for weight in model.weights)}
     sizes |= {name: Path(path).stat().st_size for name, path in files.items()}
 
     given = [attack] if query_attack is None else [attack, query_attack]
     crafted = {each.name: each.craft(model, images, labels, batch_size=batch_size) for each in given}
     rows: list[dict[str, Any]] = []
-    original: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    original: dict[str, Classified] = {}
     for name, network in networks.items():
         shown = [(CLEAN, "", images), *((attack, _ORIGINAL, batch) for attack, batch in crafted.items())]
         if query_attack is not None and name != _ORIGINAL:
-            own = query_attack.craft(_as_model(network, model.num_classes), images, labels, batch_size=batch_size)
+            target = load_model(converted[name])
+            own = query_attack.craft(target, images, labels, batch_size=batch_size)
             shown.append((query_attack.name, "itself", own))
         speed = {
             "milliseconds": _milliseconds(network, images[:1]),
@@ -88,21 +106,22 @@ def compare(
         }
         for attack_name, source, batch in shown:
             predicted = _predict(network, batch, batch_size)
-            right = predicted == labels
-            first = original.setdefault(attack_name, (right, predicted))
-            low, high = wilson_interval(right.sum(), len(right))
+            correct = predicted == labels
+            reference = original.setdefault(attack_name, Classified(correct, predicted))
+            low, high = wilson_interval(correct.sum(), len(correct))
+            paired = compare_paired(reference.correct, correct)
             rows.append(
                 {
                     "format": name,
                     "attack": attack_name,
                     "crafted_on": source,
-                    "images": len(right),
-                    "accuracy": right.mean(),
+                    "images": len(correct),
+                    "accuracy": correct.mean(),
                     "low": low,
                     "high": high,
-                    "change": right.mean() - first[0].mean(),
-                    "worse": _worse(first[0], right),
-                    "agreement": math.nan if source == "itself" else (predicted == first[1]).mean(),
+                    "change": paired.difference,
+                    "worse": paired.high < 0,
+                    "agreement": math.nan if source == "itself" else (predicted == reference.predicted).mean(),
                     "megabytes": sizes[name] / 1e6,
                     **speed,
                 }
@@ -110,28 +129,53 @@ def compare(
     return pd.DataFrame(rows)
 
 
-def _as_model(network: Network, num_classes: int) -> Any:
-    """A converted network as attacks take one: within the graph, giving logits."""
+def convert_and_compare(
+    model: ImageClassifier,
+    folder: str | Path,
+    formats: Sequence[str],
+    *,
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    calibration: np.ndarray,
+    **attacks: Any,
+) -> pd.DataFrame:
+    """Writes a model in other formats, with `comparison.csv` beside them, as a whole or not at all.
 
-    def call(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        probabilities = tf.numpy_function(network, [images], tf.float32)
-        return tf.ensure_shape(probabilities, [images.shape[0], num_classes])
+    Args:
+        model: The classifier.
+        folder: The folder to write, which must not exist.
+        formats: Of `FORMATS`.
+        name: What the names of the files start with.
+        images: float32 `[images, *model.image_shape]` in [0, 1], to compare on; the first eight verify each conversion.
+        labels: int `[images]`.
+        calibration: Images for the formats that need some.
+        **attacks: `attack` and `query_attack`, as `compare` takes them.
 
-    return FromProbabilities(call)
+    Returns:
+        The frame of `compare`.
+
+    Raises:
+        FileExistsError: If the folder exists.
+        ValueError: If a format is unknown, or as `compare` raises it.
+        VerificationError: If a conversion does not answer as the model does.
+    """
+    with atomic_folder(folder) as temporary:
+        files = {}
+        for each in formats:
+            ranges = calibration if look_up("format", each, FORMATS).calibrated else None
+            files[each] = convert(model, temporary / name, each, samples=images[:8], calibration=ranges)
+        frame = compare(model, files, images, labels, **attacks)
+        frame.to_csv(temporary / "comparison.csv", index=False)
+    return frame
 
 
-def _predict(network: Network, images: np.ndarray, batch_size: int) -> np.ndarray:
+def _predict(network: Run, images: np.ndarray, batch_size: int) -> np.ndarray:
     starts = range(0, len(images), batch_size)
     return np.concatenate([network(images[start : start + batch_size]).argmax(-1) for start in starts])
 
 
-def _worse(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether a share fell, on the same images, by more than 1.96 standard errors of the paired difference."""
-    lost, won, count = int((before & ~after).sum()), int((~before & after).sum()), len(before)
-    return lost - won > 1.96 * math.sqrt(lost + won - (lost - won) ** 2 / count)
-
-
-def _milliseconds(network: Network, images: np.ndarray, repeats: int = 10) -> float:
+def _milliseconds(network: Run, images: np.ndarray, repeats: int = 10) -> float:
     """For one image, the median of some calls after a first that is not counted."""
     network(images)
     times = []

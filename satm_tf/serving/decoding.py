@@ -42,8 +42,8 @@ def decode_batch(contents: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor,
 def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Decodes a JPEG or PNG as `satm_tf.data` does for training: turned upright, RGB, 8 bits, resized, first frame.
 
-    GIF and BMP, which TensorFlow would decode too, are refused: what an animation unpacks to cannot be told from its
-    header, and nobody means to be served from a bitmap.
+    GIF and BMP, which TensorFlow would decode too, are refused: the header of an animation does not say
+    how large it unpacks, and bitmaps are not worth the risk.
 
     Args:
         contents: The bytes of the file, str scalar.

@@ -1,16 +1,16 @@
-"""The files beside the models with which a server is started: written anew whenever a model is exported."""
+"""The files beside the models with which a server starts, updated by every export."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
-_HEADER = "# Every model of this folder. Written at each export; a server that polls it takes up what is new.\n"
+from satm_tf.storage import atomic_file, write_text
+
+_HEADER = "# Every model of this folder. Rewritten by every export; a server that polls it loads what is new.\n"
 
 _BATCHING = """\
-# How requests that arrive together become one batch. Written once and then yours to change.
+# How requests that arrive together become one batch. Written once; edit it as you like.
 max_batch_size { value: 32 }
 batch_timeout_micros { value: 2000 }
 max_enqueued_batches { value: 100 }
@@ -18,7 +18,7 @@ max_enqueued_batches { value: 100 }
 
 _SERVE = """\
 #!/bin/sh
-# Serves every model of this folder: gRPC on port 8500, REST on port 8501. Written once and then yours to change.
+# Serves every model of this folder: gRPC on port 8500, REST on port 8501. Written once; edit it as you like.
 exec docker run --rm -p 8500:8500 -p 8501:8501 -v "$(cd "$(dirname "$0")" && pwd):/models:ro" tensorflow/serving \\
     --model_config_file=/models/models.config --model_config_file_poll_wait_seconds=60 \\
     --enable_batching --batching_parameters_file=/models/batching.config
@@ -38,13 +38,14 @@ def write_configuration(folder: str | Path) -> None:
         https://www.tensorflow.org/tfx/serving/serving_config
     """
     folder = Path(folder)
-    for name, text, mode in (("batching.config", _BATCHING, 0o644), ("serve.sh", _SERVE, 0o755)):
+    for name, text, mode in (("batching.config", _BATCHING, 0o666), ("serve.sh", _SERVE, 0o777)):
         if not (folder / name).exists():
-            _write(folder / name, text, mode)
+            with atomic_file(folder / name, mode=mode) as temporary:
+                temporary.write_text(text)
     models = None
     # Another export may end between the look at the folder and the writing: then the file is behind, so look again.
     while models != (models := exported_models(folder)):
-        _write(folder / "models.config", _HEADER + _model_configurations(models), 0o644)
+        write_text(folder / "models.config", _HEADER + _model_configurations(models))
 
 
 def exported_models(folder: str | Path) -> list[str]:
@@ -60,11 +61,3 @@ def _model_configurations(models: list[str]) -> str:
         for name in models
     ]
     return f"model_config_list {{\n{''.join(entries)}}}\n"
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    os.chmod(temporary, mode)
-    os.replace(temporary, path)

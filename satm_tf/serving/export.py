@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -20,6 +19,7 @@ from satm_tf.serving.deployment import write_configuration
 from satm_tf.serving.signatures import INPUTS, OUTPUTS, write
 from satm_tf.serving.verification import tolerance, verify
 from satm_tf.serving.warmup import write_warmup
+from satm_tf.storage import atomic_folder
 
 _SAMPLES = 4
 
@@ -49,16 +49,16 @@ def export_saved_model(
         labels: A name for each class, in the order of the logits: a line of text each.
         version: A positive number; None takes one more than the highest there is.
         samples: Images to compare on and to warm up with, floats `[samples, *model.image_shape]` in [0, 1]; the first
-            four are used, at 8 bits. They are stored with the model: give none that must not be handed on. None takes
+            four are used, at 8 bits. They are stored with the model: give none that you may not pass on. None takes
             random ones.
-        card: More facts for the model card, such as `card.from_run` gathers.
+        card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` gathers.
 
     Returns:
         The folder of the version.
 
     Raises:
         ValueError: If the labels do not fit the classes, the samples not the model, or the version is not positive.
-        FileExistsError: If the version exists, also if it came to exist meanwhile: a server may have it loaded.
+        FileExistsError: If the version exists, or another process wrote it meanwhile: a server may have it loaded.
         VerificationError: If what was written does not answer as the model does. No version appears then.
 
     Example:
@@ -77,48 +77,34 @@ def export_saved_model(
     if final.exists():
         raise FileExistsError(_taken(final))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    # A sibling whose name is no number: on the same disk, and invisible to a server that polls the folder.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder))
     try:
-        label_file = temporary / "labels.txt"
-        label_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        written = temporary / "saved_model"
-        write(model, label_file, written)
-        differences = verify(written, model, labels, images)
-        write_warmup(written, folder.name, _warmup_requests(images))
-        facts = _facts(model, folder.name, version, labels, differences)
-        model_card.write_card(written / "assets.extra", {**facts, **(card or {})})
-        written.chmod(0o755)
-        _rename(written, final)
-    finally:
-        shutil.rmtree(temporary)
+        with atomic_folder(final) as written:
+            with tempfile.TemporaryDirectory() as scratch:
+                label_file = Path(scratch) / "labels.txt"
+                label_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+                write(model, label_file, written)
+            differences = verify(written, model, labels, images)
+            write_warmup(written, folder.name, _warmup_requests(images))
+            facts = _facts(model, folder.name, version, labels, differences)
+            model_card.write_card(written / "assets.extra", {**facts, **(card or {})})
+    except FileExistsError as error:
+        raise FileExistsError(_taken(final)) from error
     write_configuration(folder.parent)
     return final
 
 
-def _rename(written: Path, final: Path) -> None:
-    try:
-        written.rename(final)
-    except OSError as error:
-        # A rename takes the place of no folder that holds something.
-        if final.exists():
-            raise FileExistsError(_taken(final)) from error
-        raise
-
-
 def _taken(final: Path) -> str:
-    return f"{final} exists; choose another version, or none for the next free one."
+    return f"{final} exists; choose another version, or none to take the next free one. Received: {final.name}"
 
 
 def _check_labels(labels: Sequence[str], num_classes: int) -> None:
     if len(labels) != num_classes:
         raise ValueError(f"There must be a label for each of {num_classes} classes. Received: {list(labels)}")
-    odd = [label for label in labels if not label or label != label.strip() or len(label.splitlines()) > 1]
-    if odd or len(set(labels)) < len(labels):
+    unfit = [label for label in labels if not label or label != label.strip() or len(label.splitlines()) > 1]
+    if unfit or len(set(labels)) < len(labels):
         raise ValueError(
             "A label is a line of text without blanks around it, and each class has its own. "
-            f"Received: {odd or list(labels)}"
+            f"Received: {unfit or list(labels)}"
         )
 
 

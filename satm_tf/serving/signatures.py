@@ -21,7 +21,7 @@ OUTPUTS = {
 INPUTS = {"serving_default": "images", "serving_bytes": "image_bytes", "features": "images"}
 """What each takes."""
 
-# Above rounding in whoever made the pixels, below anything that could be meant as another range.
+# Above rounding in the code that made the pixels, below anything that could be meant as another range.
 _SLACK = 1e-3
 
 
@@ -71,7 +71,7 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
 
     images = tf.TensorSpec(shape, tf.float32, name="images")
     specifications = {"images": images, "image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
-    # Not keras.export.ExportArchive: that of Keras 3.8 forgets the table, though told to track it.
+    # Not keras.export.ExportArchive: that of Keras 3.8 loses the table even if it tracks it.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.labels = labels
@@ -85,7 +85,7 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
 
 
 def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The images, zeros in the place of those that are none, and which those are not."""
+    """The images, with zeros for the invalid ones, and which are valid."""
     # The signature alone does not enforce height and width at run time.
     images = tf.ensure_shape(images, shape)
     # A comparison with NaN is false.

@@ -13,7 +13,8 @@ import requests
 import tensorflow as tf
 from urllib3.util import Retry
 
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up
+from satm_tf.models.runtimes import loading, newest_version
 
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """A signature and its inputs by name, in; its outputs by name, out."""
@@ -73,8 +74,8 @@ class RestTransport:
             ) from error
         answer = _json(response)
         if response.status_code != 200 or "outputs" not in answer:
-            told = answer.get("error", response.text[:500])
-            raise ServingError(f"{self._url} refused, with status {response.status_code}. Received: {told}")
+            message = answer.get("error", response.text[:500])
+            raise ServingError(f"{self._url} refused, with status {response.status_code}. Received: {message}")
         return {name: np.asarray(value) for name, value in answer["outputs"].items()}
 
 
@@ -165,22 +166,20 @@ def local(folder: str | Path) -> Ask:
 
     Raises:
         FileNotFoundError: If there is no export.
+        ValueError: If it is damaged.
     """
-    folder = Path(folder)
-    versions = [path for path in folder.glob("*") if path.name.isdigit() and (path / "saved_model.pb").exists()]
-    if not (folder / "saved_model.pb").exists():
-        if not versions:
-            raise FileNotFoundError(
-                f"An export is a folder with a saved_model.pb, or one of versions of it. Received: {folder}"
-            )
-        folder = max(versions, key=lambda path: int(path.name))
-    # The signatures live as long as what was loaded.
-    loaded: Any = tf.saved_model.load(str(folder))
+    version = newest_version(folder)
+    if version is None:
+        raise FileNotFoundError(
+            f"An export is a folder with a saved_model.pb, or a folder of numbered versions of one. Received: {folder}"
+        )
+    with loading(version):
+        # The signatures live as long as what was loaded.
+        loaded: Any = tf.saved_model.load(str(version))
 
     def ask(signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if signature not in loaded.signatures:
-            raise unknown_name("signature", signature, loaded.signatures)
+        function = look_up("signature", signature, loaded.signatures)
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
-        return {name: value.numpy() for name, value in loaded.signatures[signature](**tensors).items()}
+        return {name: value.numpy() for name, value in function(**tensors).items()}
 
     return ask

@@ -1,7 +1,7 @@
-"""Co-training and domain adaptation."""
+"""Co-training, its schemes, domain adaptation, callbacks and replicas."""
 
-from satm_tf.training.callbacks import Checkpoint, Pictures, Progress
-from satm_tf.training.checkpoint import Interrupted
+from satm_tf.training.callbacks import Pictures, Progress
+from satm_tf.training.checkpoint import Checkpoint, Interrupted
 from satm_tf.training.co_training import CoTraining
 from satm_tf.training.distribution import STRATEGIES, devices_for, get_strategy, is_chief, wait_for_all
 from satm_tf.training.domain import (

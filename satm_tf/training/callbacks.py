@@ -1,4 +1,4 @@
-"""What people watch while a stage runs."""
+"""What to watch while a stage runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ import keras
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from satm_tf.training.checkpoint import Checkpoint
-
-__all__ = ["Checkpoint", "Pictures", "Progress"]
-
 _SECONDS_BETWEEN_FIGURES = 2.0
 
 
 class Progress(keras.callbacks.Callback):
     """One progress bar for a whole `fit`, named after its stage, with the time left and the figures worth watching.
 
-    Where there is no terminal, such as in a log, it is a line for each epoch.
+    Without a terminal, as in a log, it prints a line for each epoch.
 
     Args:
         stage: What the bar is called.
@@ -77,13 +73,13 @@ class Progress(keras.callbacks.Callback):
 class Pictures(keras.callbacks.Callback):
     """After each epoch, clean images over their adversarial twins, of each network that crafts, for TensorBoard.
 
-    Under each image of the strip stands the one that the source made of it, and under that their difference around
-    grey, magnified until its largest change is black or white.
+    Each column of the strip shows a clean image, the source's adversarial image of it, and their difference around
+    grey, magnified until the largest change is black or white.
 
     Args:
         folder: Folder of event files.
         dataset: Batches of `(images, labels)`, of which the first is shown.
-        most: How many of its images to show, the first ones.
+        most: How many images of that batch to show.
 
     Example:
         >>> trainer.fit(train, epochs=5, callbacks=[Pictures("logs/pictures", validation)])

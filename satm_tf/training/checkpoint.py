@@ -1,30 +1,28 @@
-"""Training that can be killed at any moment and ends as if it had not been."""
+"""Training that can be killed at any moment and resumes to the same result."""
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
-from satm_tf.training.distribution import greatest, is_chief, several_workers
-from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, write
+from satm_tf.training.distribution import Position, greatest, is_chief, several_workers
+from satm_tf.training.private_keras import all_layers
+from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, remove_unfinished, write
 
-_EARLY_STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
-
-
-class Position(NamedTuple):
-    """How far a training has come: epochs done, steps done in the one after, and whether it was stopped early."""
-
-    epoch: int = 0
-    step: int = 0
-    stopped: bool = False
+# What Keras's callbacks carry from epoch to epoch; the best weights of `EarlyStopping` are saved as arrays.
+_CALLBACK_STATE = {
+    keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,21 +35,23 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal_number: int, folder: Path):
         name = signal.Signals(signal_number).name
         super().__init__(
-            f"{name} received; the step was finished and saved in {folder}. The same command goes on there."
+            f"{name} received; the step was finished and saved in {folder}. Re-run the same command to resume."
         )
         self.signal_number = signal_number
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything a training depends on, and lets `CoTraining.fit` go on from there, bit for bit on a CPU.
+    """Saves everything a training depends on, and lets `CoTraining.fit` resume from there, bit for bit on a CPU.
 
     Saved are the networks, optimizers, counters, metrics, dropout's seeds, the position in the data, the figures of the
-    epochs and the state of an `EarlyStopping` among the callbacks; at the end of each epoch, after some time within
-    one, and when SIGINT or SIGTERM asks the process to end. The folder holds `last.ckpt`, `previous.ckpt`, which takes
-    over where the last one is damaged, and `best.ckpt`, that of the epoch with the lowest monitored figure.
+    epochs and the state of Keras's `EarlyStopping` and `ReduceLROnPlateau` among the callbacks; at the end of each
+    epoch, after some time within one, and when SIGINT or SIGTERM asks the process to end. The state of other callbacks
+    is not saved. The folder holds `last.ckpt`; `previous.ckpt`, which is used if the last one is damaged; and
+    `best.ckpt`, that of the epoch with the lowest monitored figure.
 
-    `fit` must be given the same networks, scheme, optimizer and data as the first time. Where several workers train
-    together, one of them writes and all read: the folder has to be on a file system that they share.
+    `fit` must be given the same networks, scheme, optimizer, metrics, callbacks and data as the first time. Where
+    several workers train together, one of them writes and all read: the folder has to be on a file system that they
+    share.
 
     Args:
         folder: Folder of this training alone; it is made.
@@ -75,7 +75,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.monitor = monitor
         self.rows: list[dict[str, float]] = []
         self._position = Position()
-        self._early_stopping: keras.callbacks.EarlyStopping | None = None
+        self._stateful: list[Any] = []
         self._received: int | None = None
         self._metric_values: list[np.ndarray] = []
         self._handlers: dict[int, Any] = {}
@@ -85,17 +85,17 @@ class Checkpoint(keras.callbacks.Callback):
 
         Args:
             model: A compiled `CoTraining`.
-            callbacks: Those of the training, whose `EarlyStopping` is to be saved too.
+            callbacks: Those of the training, whose state is saved too.
 
         Raises:
-            ValueError: If the checkpoint is of other networks or another optimizer.
+            ValueError: If the checkpoint is of other networks, another optimizer, or other metrics or callbacks.
 
         Warns:
-            UserWarning: If a damaged checkpoint was passed over.
+            UserWarning: If a checkpoint is damaged.
         """
-        self._early_stopping = next((c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping)), None)
+        self._stateful = [callback for callback in callbacks if isinstance(callback, tuple(_CALLBACK_STATE))]
         found, broken = read_first_whole([self.folder / name for name in ("last.ckpt", "previous.ckpt")])
-        instead = "There is no other, so that training begins anew" if found is None else "The one before it is taken"
+        instead = "There is no other, so training starts anew" if found is None else "The one before it is used"
         for message in broken:
             warnings.warn(f"{message}. {instead}.", stacklevel=2)
         if found is None:
@@ -104,8 +104,8 @@ class Checkpoint(keras.callbacks.Callback):
         precision = _precision(model)
         if found.facts["precision"] != precision:
             raise ValueError(
-                f"The checkpoint in {self.folder} is of networks that compute in {found.facts['precision']}, and would "
-                f"not go on as it began. Choose that precision, or another folder. Received: {precision}"
+                f"The checkpoint in {self.folder} is of networks that compute in {found.facts['precision']}. "
+                f"Choose that precision, or another folder. Received: {precision}"
             )
         variables, shapes = model.state(), [list(array.shape) for array in found.arrays]
         expected = [list(variable.shape) for variable in variables]
@@ -114,6 +114,15 @@ class Checkpoint(keras.callbacks.Callback):
                 f"The checkpoint in {self.folder} is of other networks or another optimizer; choose another folder, or "
                 f"delete it. Received: {len(shapes)} arrays for {len(expected)} variables of other shapes"
             )
+        for kind, saved, present in (
+            ("metrics", found.facts["metrics"], _names(model.metrics)),
+            ("callbacks", [name for name, *_ in found.facts["callbacks"]], _classes(self._stateful)),
+        ):
+            if saved != present:
+                raise ValueError(
+                    f"The checkpoint in {self.folder} is of other {kind}. Use these, or choose another folder: "
+                    f"{', '.join(saved) or 'none'}. Received: {', '.join(present) or 'none'}"
+                )
         for variable, array in zip(variables, found.arrays, strict=False):
             variable.assign(array)
         self.rows = found.facts["rows"]
@@ -124,6 +133,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if is_chief(self.model.distribute_strategy):
+            remove_unfinished(self.folder)
         self._saved_at = time.monotonic()
         self._epoch, self._step = self._position.epoch, self._position.step
         self._received = None
@@ -133,10 +144,13 @@ class Checkpoint(keras.callbacks.Callback):
             for key, value in row.items():
                 if key != "epoch":
                     self.model.history.history.setdefault(key, []).append(value)
-        if self._found is not None and self._early_stopping is not None and self._found.facts["early_stopping"]:
-            for key, value in self._found.facts["early_stopping"].items():
-                setattr(self._early_stopping, key, value)
-            self._early_stopping.best_weights = self._found.arrays or None
+        if self._found is not None:
+            arrays = iter(self._found.arrays)
+            for callback, (_, values, count) in zip(self._stateful, self._found.facts["callbacks"], strict=True):
+                for key, value in values.items():
+                    setattr(callback, key, value)
+                if count:
+                    callback.best_weights = list(itertools.islice(arrays, count))
         self._found = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -147,7 +161,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._step = batch + 1
         if self._epoch == self._position.epoch and self._step <= self._position.step:
-            return  # It was done before.
+            return  # Done before the interruption.
         late = int(time.monotonic() - self._saved_at >= self.every_seconds)
         late, received = greatest(self.model.distribute_strategy, [late, self._received or 0])
         self._received = received or None
@@ -177,14 +191,14 @@ class Checkpoint(keras.callbacks.Callback):
         self._leave_if_asked()
 
     def release(self) -> None:
-        """Gives the signals back to whom they belonged; `fit` does so however it ends."""
+        """Restores the handlers that the signals had before; `fit` does so however it ends."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     def _note(self, number: int, frame: Any) -> None:
         self._received = number
-        self.release()  # A second signal does what it always did.
+        self.release()  # A second signal has its usual effect.
 
     def _put_metrics_back(self) -> None:
         for variable, value in zip(_metric_variables(self.model), self._metric_values, strict=True):
@@ -197,11 +211,19 @@ class Checkpoint(keras.callbacks.Callback):
     def _save(self, position: Position, best: bool = False) -> None:
         self._saved_at = time.monotonic()
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self.model.state()]
-        facts: dict[str, Any] = {"position": position, "rows": self.rows, "early_stopping": {}}
-        facts["precision"] = _precision(self.model)
-        if self._early_stopping is not None:
-            facts["early_stopping"] = {key: _plain(getattr(self._early_stopping, key)) for key in _EARLY_STOPPING}
-            arrays += self._early_stopping.best_weights or []
+        saved = []
+        for callback, name in zip(self._stateful, _classes(self._stateful), strict=True):
+            keys = next(keys for each, keys in _CALLBACK_STATE.items() if isinstance(callback, each))
+            weights = getattr(callback, "best_weights", None) or []
+            saved.append((name, {key: _plain(getattr(callback, key)) for key in keys}, len(weights)))
+            arrays += weights
+        facts = {
+            "position": position,
+            "rows": self.rows,
+            "metrics": _names(self.model.metrics),
+            "callbacks": saved,
+            "precision": _precision(self.model),
+        }
         if is_chief(self.model.distribute_strategy):
             last = self.folder / "last.ckpt"
             write(last, Snapshot(arrays, facts), previous=self.folder / "previous.ckpt")
@@ -213,14 +235,22 @@ def _metric_variables(model: keras.Model) -> list[keras.Variable]:
     return [variable for metric in model.metrics for variable in metric.variables]
 
 
+def _names(metrics: Sequence[keras.metrics.Metric]) -> list[str]:
+    return [metric.name for metric in metrics]
+
+
+def _classes(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
+    return [type(callback).__name__ for callback in callbacks]
+
+
 def _values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
     # Copies: NumPy shares the memory of a variable on a CPU.
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def _precision(model: Any) -> str:
-    """In what the networks of a `CoTraining` compute, such as "bfloat16, float32"."""
-    layers = [layer for network in model.networks.values() for layer in network._flatten_layers()]
+    """The dtypes in which the networks of a `CoTraining` compute, such as "bfloat16, float32"."""
+    layers = [layer for network in model.networks.values() for layer in all_layers(network)]
     return ", ".join(sorted({layer.compute_dtype for layer in layers}))
 
 

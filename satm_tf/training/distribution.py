@@ -1,7 +1,7 @@
-"""Training on several devices: of one machine, of several, or one for each network.
+"""Training on several devices: of one machine, of several machines, or one for each network.
 
-Two machines train together when the same command is started on both, each with its own place, "index" 0 or 1, in the
-environment variable TF_CONFIG, and with a run folder that both reach under the same path (on a file system they share):
+Two machines train together when the same command runs on both, each with its own "index", 0 or 1, in the environment
+variable TF_CONFIG, and with a run folder on a shared file system, under the same path on both:
 
     export TF_CONFIG='{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -15,10 +15,10 @@ anything else of TensorFlow, and all else in its scope:
                 callbacks=[Checkpoint("/shared/run")])
 
 The ports have to be open between the machines, both need the same versions, data and code, and the batch size is that
-of all workers together. Each waits for the others to come. A machine with several GPUs starts a worker for each, with
-CUDA_VISIBLE_DEVICES and a port of its own. The first worker, or the "chief", writes the checkpoints. If a worker dies,
-`fit` ends with a `ConnectionError` on the others: start the same command on all of them again, and training goes on
-from the last checkpoint.
+of all workers together. Each waits until the others have connected. A machine with several GPUs starts a worker for
+each, with CUDA_VISIBLE_DEVICES and a port of its own. The first worker, or the "chief", writes the checkpoints. If a
+worker dies, `fit` ends with a `ConnectionError` on the others: re-run the same command on all of them to resume from
+the last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
-from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from satm_tf.configurable import unknown_name
-
-if TYPE_CHECKING:
-    from satm_tf.training.checkpoint import Position
+from satm_tf.training.private_keras import BuiltBeforehand, data_adapter
 
 STRATEGIES = ("none", "mirrored", "multi_worker", "network_per_device")
+
+
+class Position(NamedTuple):
+    """How far a training has come: epochs done, steps done in the one after, and whether it was stopped early."""
+
+    epoch: int = 0
+    step: int = 0
+    stopped: bool = False
 
 
 def get_strategy(name: str) -> tf.distribute.Strategy:
@@ -92,6 +97,12 @@ def devices_for(networks: Sequence[str]) -> dict[str, str]:
     return {name: devices[index % len(devices)] for index, name in enumerate(networks)}
 
 
+def on_device(devices: Mapping[str, str], name: str) -> AbstractContextManager[Any]:
+    """Within, TensorFlow works on the device of that name's network, if it has one to itself."""
+    # Not `tf.device(None)`, which would bring the work of all replicas back to the first device.
+    return tf.device(devices[name]) if name in devices else contextlib.nullcontext()
+
+
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is one of several that train together."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -119,7 +130,7 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[int]:
     """The greatest of each of these numbers over all workers, who have to ask at the same moment.
 
-    What one worker alone decides by its clock, or by a signal, the others have to do too, or all of them wait for ever.
+    What one worker decides by its clock, or on a signal, the others have to do too, or all of them wait for ever.
     """
     if not several_workers(strategy):
         return list(numbers)
@@ -144,41 +155,20 @@ def naming_lost_workers() -> Iterator[None]:
         yield
     except tf.errors.UnavailableError as error:
         raise ConnectionError(
-            "Another worker has gone, and training cannot go on without it. Start the same command on every worker "
-            f"again: it goes on from the last checkpoint. Received: {type(error).__name__}"
+            "Another worker has gone, and training cannot continue without it. Re-run the same command on every worker "
+            f"to resume from the last checkpoint. Received: {type(error).__name__}"
         ) from None
 
 
-def count_apart(metric: keras.metrics.Metric) -> None:
-    """Lets each replica add to a metric's variables by itself, to be summed when they are read, as newer Keras does.
-
-    With Keras 3.8 the replicas add up at each step what they had counted until then, and old batches weigh ever more.
-    """
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return
-    for variable in metric.variables:
-        if variable.value.synchronization != tf.VariableSynchronization.ON_READ:
-            variable._value = tf.Variable(
-                tf.zeros(variable.shape, variable.dtype),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-            )
-
-
-class DistributedFit(keras.Model):
+class DistributedFit(BuiltBeforehand):
     """What Keras 3's `fit` lacks for several replicas, for several workers, and for data that begins in the middle.
 
-    For `MultiWorkerMirroredStrategy`, Keras reduces a distributed batch eagerly to build a model, which fails, and
-    reduces logs over an axis that scalars lack. A model that is built beforehand needs the first not at all; for the
-    second, the logs of a step are this worker's own, and those of an epoch are of all.
+    For `MultiWorkerMirroredStrategy`, Keras reduces logs over an axis that scalars lack. Here the logs of a step are
+    this worker's own, and those of an epoch are of all.
     """
 
     train_function: Any
     test_function: Any
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing is left to build."""
 
     def check_compiled(self) -> None:
         """Refuses what several replicas cannot do together.
@@ -190,7 +180,6 @@ class DistributedFit(keras.Model):
             return
         optimizer: Any = self.optimizer
         refusals = {
-            "jit_compile=True": self.jit_compile,
             "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
             "steps_per_execution above 1": self._several_workers() and self.steps_per_execution > 1,
             "an optimizer made outside the strategy's scope": not all(
@@ -213,7 +202,7 @@ class DistributedFit(keras.Model):
         epoch, step = (0, 0) if position is None else (position.epoch, position.step)
         if step + epoch and not movable:
             raise ValueError(
-                "Training can go on only with data that can begin in the middle, such as that of satm_tf.data.batches. "
+                "Resuming needs data that can begin in the middle, such as that of satm_tf.data.batches. "
                 f"Received: {type(dataset).__name__}"
             )
         if self._several_workers() and not movable:
@@ -245,8 +234,7 @@ class DistributedFit(keras.Model):
         return dataset
 
     def _shared_out(self, begin: Any) -> Any:
-        # In an adapter, without which Keras 3.8 does not know this kind of data.
-        return TFDatasetAdapter(self.distribute_strategy.distribute_datasets_from_function(begin))
+        return data_adapter(self.distribute_strategy.distribute_datasets_from_function(begin))
 
     def _check_last_batch(self, dataset: Any) -> None:
         """No replica may be without images: on processors with oneDNN, TensorFlow's convolutions fail on none."""

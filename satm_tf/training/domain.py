@@ -31,8 +31,13 @@ class DomainAdaptation(Configurable, kind="domain adaptation"):
         if self.weight < 0:
             raise ValueError(f"weight must be non-negative. Received: weight={self.weight}")
 
+    @property
+    def ramps(self) -> bool:
+        """Whether what this adds follows from how much of the training is done."""
+        return False
+
     def head(self, num_sources: int, name: str) -> keras.layers.Layer | None:
-        """The domain classifier that a network with so many sources needs, if any."""
+        """The domain classifier of a network that has this number of sources, if it needs one."""
         return None
 
     def losses(
@@ -43,7 +48,7 @@ class DomainAdaptation(Configurable, kind="domain adaptation"):
         sources: tf.Tensor,
         progress: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """What this adds to the loss of each image of a batch, and what there is to watch.
+        """What this adds to the loss of each image of a batch, and the values to log.
 
         Args:
             head: What `head` gave.
@@ -94,6 +99,10 @@ class DomainAdversarial(DomainAdaptation, name="domain_adversarial"):
             )
         if self.domains not in ("two", "sources"):
             raise unknown_name("set of domains", self.domains, ("two", "sources"))
+
+    @property
+    def ramps(self) -> bool:
+        return self.strength == "ganin"
 
     def head(self, num_sources: int, name: str) -> DomainHead:
         return DomainHead(self.hidden, 1 + num_sources if self.domains == "sources" else 2, name=name)
@@ -148,7 +157,7 @@ class DomainDiscriminative(DomainAdaptation, name="domain_discriminative"):
     def losses(
         self, head: Any, clean: tf.Tensor, adversarial: tf.Tensor, sources: tf.Tensor, progress: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        told, hits = _classified(
+        discriminator, hits = _classified(
             head, tf.stop_gradient(clean), tf.stop_gradient(adversarial), tf.ones_like(sources), tf.constant(1.0)
         )
         # As constants: the discriminator must not learn to be deceived.
@@ -156,7 +165,8 @@ class DomainDiscriminative(DomainAdaptation, name="domain_discriminative"):
         with keras.StatelessScope(state_mapping=fixed):
             logits = head.classify(adversarial)
         passed = tf.reduce_mean(-tf.nn.log_softmax(logits)[..., 0], axis=0)
-        return self.weight * passed + told, {"domain_loss": passed, "domain_accuracy": hits, "discriminator_loss": told}
+        watched = {"domain_loss": passed, "domain_accuracy": hits, "discriminator_loss": discriminator}
+        return self.weight * passed + discriminator, watched
 
 
 @dataclass(frozen=True, kw_only=True)

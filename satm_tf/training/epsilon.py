@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -12,6 +13,8 @@ from satm_tf.configurable import Configurable
 @dataclass(frozen=True, kw_only=True)
 class EpsilonSchedule(Configurable, kind="epsilon schedule"):
     """Which share of its full epsilon an attack uses in a training step; validation uses all of it."""
+
+    ramps: ClassVar[bool] = False  # whether the shares follow from how much of the training is done
 
     def share(self, progress: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The shares of a batch of `count` images: a float32 scalar or `[count]`, in [0, 1].
@@ -26,7 +29,7 @@ class EpsilonSchedule(Configurable, kind="epsilon schedule"):
 
 @dataclass(frozen=True, kw_only=True)
 class UniformEpsilon(EpsilonSchedule, name="uniform"):
-    """Draws the share of each image from `[low, 1)`, so that a network does not settle on one size of perturbation.
+    """Draws the share of each image from `[low, 1)`, so that a network does not adapt to one size of perturbation.
 
     Attributes:
         low: The smallest share, in [0, 1].
@@ -66,6 +69,8 @@ class RampedEpsilon(EpsilonSchedule, name="ramped"):
     Example:
         >>> CoTraining(networks, attack=PGD(epsilon=8 / 256), epsilon_schedule=RampedEpsilon(over=0.3))
     """
+
+    ramps: ClassVar[bool] = True
 
     over: float = 0.5
     start: float = 0.0

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from satm_tf.training.private_keras import all_layers, copy_weight_decay_exclusions
+
 
 class NetworkOptimizer:
     """A copy of an optimizer for one network: it scales losses where the network computes in float16.
@@ -29,6 +31,7 @@ class NetworkOptimizer:
         # Keras clips a replica's share of the gradient and then sums: equal shares, equally clipped, make the whole.
         config.update({key: config[key] / self.replicas for key in clips})
         self.optimizer = type(original).from_config(config)
+        copy_weight_decay_exclusions(original, self.optimizer)
         self.scales = half_precision
         if half_precision:
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer, name=f"{name}_loss_scale")
@@ -56,4 +59,4 @@ class NetworkOptimizer:
 
 def in_half_precision(network: keras.Model) -> bool:
     """Whether any layer computes in float16, whose gradients underflow unless the loss is scaled."""
-    return any(layer.compute_dtype == "float16" for layer in network._flatten_layers())
+    return any(layer.compute_dtype == "float16" for layer in all_layers(network))

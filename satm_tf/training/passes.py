@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import keras
 import tensorflow as tf
+
+from satm_tf.training.private_keras import all_layers
+
+BatchNormMode = Literal["shared", "separate", "frozen", "auxiliary"]
 
 # By its identity, each variable that is to change, and what to.
 Written = dict[int, tuple[keras.Variable, tf.Tensor]]
@@ -72,7 +76,7 @@ def batch_statistics(network: keras.Model, *, frozen: bool) -> Iterator[None]:
 
 def batch_normalizations(network: keras.Model) -> list[keras.layers.BatchNormalization]:
     """The batch normalisation layers of a network, at any depth."""
-    return [layer for layer in network._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    return [layer for layer in all_layers(network) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 def synchronize(network: keras.Model) -> None:
@@ -108,7 +112,7 @@ _GROUPS: dict[str, Callable[[list[tf.Tensor]], list[list[tf.Tensor]]]] = {
     "separate": lambda batches: [[batch] for batch in batches],
     "auxiliary": lambda batches: [batches[:1], batches[1:]] if len(batches) > 1 else [batches],
 }
-BATCH_NORM_MODES = tuple(_GROUPS)
+BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 
 
 def forward(

@@ -1,57 +1,69 @@
-"""Training schemes as data: who learns from whom, by which examples, at which price."""
+"""Training schemes as data: who learns from whom, from which examples, and how the parts of the loss are weighted."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from satm_tf.attacks import KLPGD, PGD, RSFGSM, Attack, IterativeLL, RandomisedStep, StepLL
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import Configurable, unknown_name
 from satm_tf.training.domain import DomainAdaptation, DomainAdversarial, UnifiedEmbedding
 from satm_tf.training.epsilon import EpsilonSchedule
-from satm_tf.training.passes import BATCH_NORM_MODES
+from satm_tf.training.passes import BATCH_NORM_MODES, BatchNormMode
 from satm_tf.training.sources import LearnsFrom, resolve_sources
 
-ADVERSARIAL_LOSSES = ("cross_entropy", "divergence")
-CRAFTING_MODES = ("inference", "training")
+# What is made into an attack, a schedule or an adaptation: itself, its name, or a mapping with its name and options.
+# Instead of one attack, adaptation or batch normalisation mode for all, there may be a mapping from names to them.
+AttackLike = Attack | str | Mapping[str, Any]
+EpsilonScheduleLike = EpsilonSchedule | str | Mapping[str, Any]
+DomainAdaptationLike = DomainAdaptation | str | Mapping[str, Any]
+BatchNormLike = BatchNormMode | Mapping[str, BatchNormMode]
+AdversarialLoss = Literal["cross_entropy", "divergence"]
+CraftingMode = Literal["inference", "training"]
+
+ADVERSARIAL_LOSSES: tuple[AdversarialLoss, ...] = get_args(AdversarialLoss)
+CRAFTING_MODES: tuple[CraftingMode, ...] = get_args(CraftingMode)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Everything by which the ways of training differ.
+    """Everything in which the ways of training differ.
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
     + adversarial_weight * (CE(x') or KL(x || x')) + peer_weight * KL(peers on x' || x') + domain adaptation`.
 
+    Where epsilon is set in several places, the one given to `CoTraining` wins over the scheme's, and the scheme's over
+    that of each attack; `epsilon_schedule` takes its share of the winner.
+
     Attributes:
         learns_from: Whose adversarial examples each network learns from, as `resolve_sources` takes it.
         attack: What the sources craft with; or one for each, by the source's name or by "itself", "others" (another
-            network that trains) and "frozen". An attack may be given as a mapping with its name. None is the paper's,
-            R+Step-LL at 16/256.
-        all_sources: Whether a step uses every source of a network; if not, they take turns, one a step, so that half of
-            what a network sees is clean at the same cost whatever their number. The adversarial parts of the loss are
-            means over the sources of the step in either case.
-        epsilon: In place of the attacks' own; None leaves theirs.
-        epsilon_schedule: Which share of epsilon a training step uses; None is always all of it.
-        crafting_mode: "inference", or "training": with dropout and batch statistics, still without a trace. Frozen
-            sources are in inference mode in either case.
+            network that trains) and "frozen". An attack may be given by its name, or as a mapping with its name and
+            options. None is the paper's, R+Step-LL at 16/256.
+        all_sources: Whether a step uses every source of a network. If not, sources take turns, one a step, so that half
+            of what a network sees is clean, at the same cost whatever their number. The adversarial parts of the loss
+            are means over the sources of the step in either case.
+        epsilon: Replaces the epsilon of every attack; None keeps theirs.
+        epsilon_schedule: Which share of epsilon a training step uses; None, or "none", always uses all of it.
+        crafting_mode: "inference", or "training": with dropout and batch statistics, which crafting leaves unchanged.
+            Frozen sources are in inference mode in either case.
         clean_weight: Weight of the cross-entropy of clean images, non-negative.
         adversarial_weight: r_adv, weight of the adversarial loss, non-negative.
         adversarial_loss: "cross_entropy" with the labels, or "divergence": how far the answers to adversarial images
-            are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES; both answers learn from it.
+            are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES, with a gradient through both answers.
         peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
-            constants in it; 0 is none.
+            constants in it; 0 leaves it out.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
-            may be given as a mapping with its name.
+            may be given by its name, or as a mapping with its name and options. None, or "none", does without.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
             (one pass together), "separate" (a pass each), "frozen" (moving statistics, which stay) or "auxiliary" (a
             second set of scale, shift and statistics for adversarial images, AdvProp; only the first set is kept).
             Unlike in AdvProp, sources craft with the first set, which is what an attacker will meet.
 
     Raises:
-        ValueError: If a weight is negative or a name unknown.
+        ValueError: If a weight is negative, a name unknown, or an attack without an epsilon.
 
     Example:
         >>> CoTraining(networks, "trades", epsilon=8 / 256)
@@ -63,22 +75,26 @@ class Scheme:
     """
 
     learns_from: LearnsFrom = "others"
-    attack: Any = None
+    attack: AttackLike | None = None
     all_sources: bool = False
     epsilon: float | None = None
-    epsilon_schedule: Any = None
-    crafting_mode: str = "inference"
+    epsilon_schedule: EpsilonScheduleLike | None = None
+    crafting_mode: CraftingMode = "inference"
     clean_weight: float = 1.0
     adversarial_weight: float = 1.0
-    adversarial_loss: str = "cross_entropy"
+    adversarial_loss: AdversarialLoss = "cross_entropy"
     peer_weight: float = 0.0
-    domain_adaptation: Any = None
-    batch_norm: str | Mapping[str, str] = "shared"
+    domain_adaptation: DomainAdaptationLike | None = None
+    batch_norm: BatchNormLike = "shared"
 
     def __post_init__(self) -> None:
-        families = {"attack": Attack, "epsilon_schedule": EpsilonSchedule, "domain_adaptation": DomainAdaptation}
-        for field, family in families.items():
-            object.__setattr__(self, field, _made(family, getattr(self, field)))
+        epsilon = {} if self.epsilon is None else {"epsilon": self.epsilon}
+        for field, made in (
+            ("attack", _made(Attack, self.attack, **epsilon)),
+            ("epsilon_schedule", _made(EpsilonSchedule, self.epsilon_schedule)),
+            ("domain_adaptation", _made(DomainAdaptation, self.domain_adaptation)),
+        ):
+            object.__setattr__(self, field, made)
         for field in ("clean_weight", "adversarial_weight", "peer_weight"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
@@ -94,11 +110,11 @@ class Scheme:
 
     @classmethod
     def get(cls, identifier: str | Mapping[str, Any] | Scheme | None, **fields: Any) -> Scheme:
-        """A scheme from the name of a preset, a mapping of fields (which may have a `preset` to start from), or itself.
+        """A scheme from the name of a preset, or from a mapping of fields, with or without a `preset` to start from.
 
         Args:
-            identifier: What to start from; None is the default.
-            **fields: Fields in place of its own.
+            identifier: Name, mapping or scheme to start from; None is the default scheme.
+            **fields: Fields that replace its own.
 
         Raises:
             ValueError: If the preset or a field is unknown; the message gives the nearest.
@@ -118,14 +134,14 @@ class Scheme:
         return dataclasses.replace(start or cls(), **fields)
 
     def sources(self, networks: Collection[str], frozen: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
-        """The sources of each network, as `resolve_sources` gives them, once all that the scheme names is found to fit.
+        """The sources of each network, as `resolve_sources` gives them, once all names in the scheme have been checked.
 
         Args:
             networks: Names of the networks that train.
             frozen: Names of the networks that only craft.
 
         Raises:
-            ValueError: If the scheme names a network or source that there is not, lacks an attack, or needs peers.
+            ValueError: If the scheme names a network or source that does not exist, lacks an attack, or needs peers.
         """
         sources = resolve_sources(self.learns_from, networks, frozen)
         words = ["itself", "others", "frozen", *networks, *frozen]
@@ -144,7 +160,7 @@ class Scheme:
     def domain_adaptation_of(self, sources: Mapping[str, Collection[str]]) -> dict[str, DomainAdaptation]:
         """The domain adaptation of each network that has one, from the sources of all."""
         learners = [name for name, its in sources.items() if its]
-        return _by_network("domain_adaptation", self.domain_adaptation, learners, "learn from somebody")
+        return _by_network("domain_adaptation", self.domain_adaptation, learners, "have a source")
 
     def batch_norm_of(self, networks: Collection[str]) -> dict[str, str]:
         """The batch normalisation mode of each network that has one."""
@@ -159,10 +175,10 @@ class Scheme:
             trained: Whether the source trains too.
 
         Raises:
-            ValueError: If there is none, or if the scheme's epsilon is none for it.
+            ValueError: If there is none, or if the scheme's epsilon is out of its range.
         """
         relation = "itself" if source == learner else "others" if trained else "frozen"
-        attack = _PAPERS_ATTACK if self.attack is None else self.attack
+        attack: Any = _PAPERS_ATTACK if self.attack is None else self.attack
         if isinstance(attack, Mapping):
             attack = attack.get(source, attack.get(relation))
         if attack is None:
@@ -177,20 +193,27 @@ def _by_network(field: str, value: Any, names: Collection[str], which: str) -> d
     """A field of the scheme by network, from one for all or a mapping of its own."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, value) if value else {}
-    strangers = sorted(set(value) - set(names))
-    if strangers:
+    others = sorted(set(value) - set(names))
+    if others:
         raise ValueError(
             f"{field} is for networks that {which}. "
-            f"Received: {', '.join(strangers)}; networks that do: {', '.join(names) or 'none'}"
+            f"Received: {', '.join(others)}; networks that do: {', '.join(names) or 'none'}"
         )
-    return dict(value)
+    return {name: each for name, each in value.items() if each is not None}
 
 
-def _made(family: Any, value: Any) -> Any:
+def _made(family: type[Configurable], value: Any, **options: Any) -> Any:
     """A member of the family from its description, or a mapping of members from one of descriptions."""
+    if value is None or (value == "none" and family is not Attack):
+        return None
     if isinstance(value, Mapping) and "name" not in value:
-        return {key: family.get(each) for key, each in value.items()}
-    return value if value is None else family.get(value)
+        return {key: _made(family, each, **options) for key, each in value.items()}
+    try:
+        return family.get(value, **options)
+    except TypeError as error:
+        if "epsilon" not in str(error):
+            raise
+        raise ValueError(f"This {family.kind} needs an epsilon; give `epsilon`. Received: {value!r}") from None
 
 
 _EPSILON = 16 / 256  # the paper's
@@ -224,5 +247,5 @@ SCHEMES: dict[str, Scheme] = {
     "collaborative": Scheme(learns_from="itself", attack=_PGD, clean_weight=0.0, peer_weight=1.0),
     "recommended": Scheme(learns_from=("others", "itself"), attack=RSFGSM(epsilon=_EPSILON)),
 }
-"""The schemes that have a name: the paper's, its baselines, its relatives since, and the one that docs/results arrives
-at for attackers without access to the network; epsilon is the paper's 16/256."""
+"""The presets: the paper's schemes, its baselines, later relatives, and the one that docs/results recommends against
+attackers without access to the network. Epsilon is the paper's 16/256."""

@@ -1,17 +1,18 @@
-"""Arrays and facts in one file that is either whole or recognised as broken."""
+"""Arrays and facts in one file, which is either whole or recognised as damaged."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from satm_tf.storage import atomic_file
 
 _DIGEST_LENGTH = len(hashlib.sha256().hexdigest())
 
@@ -35,26 +36,28 @@ def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
     facts = np.frombuffer(json.dumps(snapshot.facts).encode(), np.uint8)
     np.savez(archive, facts=facts, **{str(index): array for index, array in enumerate(snapshot.arrays)})  # type: ignore[arg-type]
     content = archive.getbuffer()
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if previous is not None and path.exists():
-        path.replace(previous)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
+            file.write(content)
+        if previous is not None and path.exists():
+            path.replace(previous)
 
 
 def copy(path: Path, target: Path) -> None:
-    """Gives another file the content of one, as a whole or not at all."""
-    temporary = target.with_name(f".{target.name}")
-    shutil.copyfile(path, temporary)
-    temporary.replace(target)
+    """Copies a file as a whole or not at all."""
+    with atomic_file(target) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed while writing left in a folder of snapshots."""
+    for path in folder.glob(".*.ckpt-*.ckpt"):
+        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Snapshot:
-    """Reads what `write` wrote.
+    """Reads a file that `write` wrote.
 
     Raises:
         ValueError: If the file is not what was written.
@@ -71,7 +74,7 @@ def read(path: Path) -> Snapshot:
 
 
 def read_first_whole(paths: Sequence[Path]) -> tuple[Snapshot | None, list[str]]:
-    """The first of these files that is there and whole, or None; and what is wrong with those before it."""
+    """The first of these files that exists and is whole, or None; and what is wrong with those before it."""
     broken: list[str] = []
     for path in paths:
         try:

@@ -102,25 +102,6 @@ def test_a_callable_without_a_hash_is_a_model_too(network, images, labels):
     np.testing.assert_array_equal(FGSM(Scaled(), images, labels), FGSM(network, images, labels))
 
 
-def test_a_saved_model_is_attacked_like_the_model_it_was(network, images, labels, tmp_path):
-    archive = keras.export.ExportArchive()
-    archive.track(network)
-    archive.add_endpoint(
-        "serving_default",
-        lambda images: {"logits": network(images), "classes": tf.argmax(network(images), -1)},
-        input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="images")],
-    )
-    archive.write_out(tmp_path / "model", verbose=False)
-    adversarial = FGSM(models.FromSavedModel(str(tmp_path / "model"), "logits"), images, labels)
-    assert np.mean(np.isclose(adversarial, FGSM(network, images, labels), atol=1e-6)) > 0.99
-    with pytest.raises(ValueError, match=r"several outputs; choose one of classes, logits"):
-        models.FromSavedModel(str(tmp_path / "model"))
-    with pytest.raises(ValueError, match=r"Unknown output of the SavedModel. Did you mean 'logits'"):
-        models.FromSavedModel(str(tmp_path / "model"), "logit")
-    with pytest.raises(ValueError, match="Unknown signature"):
-        models.FromSavedModel(str(tmp_path / "model"), "logits", signature="serving")
-
-
 def test_a_model_without_a_gradient_is_named(images, labels):
     def rounded(images, training=False):
         return tf.reduce_sum(tf.cast(tf.cast(images * 255, tf.int32), tf.float32), [1, 2]) @ tf.ones([3, 5])

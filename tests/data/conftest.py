@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+
+from satm_tf.data import synthetic
 
 HEADER = "user_id\toriginal_image\tface_id\tage\tgender\tx\ty\tdx\tdy\ttilt_ang\tfiducial_yaw_angle\tfiducial_score\n"
 
@@ -21,6 +24,23 @@ def picture():
         return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
     return make
+
+
+@pytest.fixture
+def noise():
+    """An augmentation that is traced in no time, and in which every pixel follows from the seed."""
+
+    def add(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.clip_by_value(images + tf.random.stateless_uniform(tf.shape(images), seed, -0.2, 0.2), 0, 1)
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def synthetic_faces(tmp_path_factory):
+    """80 subjects of two images each, 32 x 32 pixels; only to be read."""
+    root = tmp_path_factory.mktemp("synthetic") / "faces"
+    return synthetic.write_adience(root, num_subjects=80, images_per_subject=2, image_size=32, progress=False)
 
 
 @pytest.fixture

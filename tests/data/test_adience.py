@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from satm_tf.data import adience, batches
 from satm_tf.data.adience import AGE_GROUPS, GENDERS, LABELS
-from satm_tf.data.synthetic import write_adience as write_synthetic
 from tests.data.conftest import HEADER
 
 # What PAPER.md says becomes of each label that the published files hold besides the eight groups.
@@ -169,10 +168,10 @@ def test_options(plain_adience, options, message):
 
 
 def test_missing_folder_or_fold_says_what_is_expected(plain_adience, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"five fold files.* Received: .*nowhere, without fold_0_data.txt"):
+    with pytest.raises(FileNotFoundError, match=r"folder of the images does not exist. Received: .*nowhere"):
         adience.load(tmp_path / "nowhere")
     (plain_adience / "fold_3_data.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"without fold_3_data.txt"):
+    with pytest.raises(FileNotFoundError, match=r"five fold files.* Received: .*, without fold_3_data.txt"):
         adience.load(plain_adience)
 
 
@@ -228,15 +227,14 @@ def test_a_table_as_large_as_the_published_one_takes_seconds(tmp_path, encode, p
     assert data.account.used == 26_580
 
 
-def test_the_synthetic_faces_read_as_adience(tmp_path):
-    write_synthetic(tmp_path / "faces", num_subjects=80, images_per_subject=2, image_size=32)
+def test_the_synthetic_faces_read_as_adience(synthetic_faces):
     seen = []
     for fold in range(5):
-        data = adience.load(tmp_path / "faces", fold=fold)
+        data = adience.load(synthetic_faces, fold=fold)
         assert (data.account.rows, data.account.used) == (160, 160)
         assert set(data.test.labels) == set(range(8))
         seen += data.test.paths.tolist()
-        (images, labels), *_ = batches(data.test, image_size=32, batch_size=8)
-        assert (images.shape, labels.shape) == ((8, 32, 32, 3), (8,))
+    (images, labels), *_ = batches(data.test, image_size=32, batch_size=8)
+    assert (images.shape, labels.shape) == ((8, 32, 32, 3), (8,))
     assert len(set(seen)) == len(seen) == 160
-    assert adience.load(tmp_path / "faces", target="gender").num_classes == 2
+    assert adience.load(synthetic_faces, target="gender").num_classes == 2

@@ -73,11 +73,11 @@ def test_what_a_camera_appends_is_not_damage_but_worth_a_look(header, encode, pi
         (b"", "empty file"),
         (b"#!/bin/sh", "not a JPEG, PNG or GIF"),
         (b"RIFF\0\0\0\0WEBP", "not a JPEG, PNG or GIF"),
-        (b"\xff\xd8\xff", "broken off"),
-        (b"\xff\xd8\xff\xe0\0\0", "broken off"),
-        (b"\xff\xd8\xff\xe1\0\1", "broken off"),
-        (b"\x89PNG\r\n\x1a\n", "broken off"),
-        (b"GIF89a", "broken off"),
+        (b"\xff\xd8\xff", "truncated header"),
+        (b"\xff\xd8\xff\xe0\0\0", "truncated header"),
+        (b"\xff\xd8\xff\xe1\0\1", "truncated header"),
+        (b"\x89PNG\r\n\x1a\n", "truncated header"),
+        (b"GIF89a", "truncated header"),
     ],
 )
 def test_refuses(header, contents, reason):

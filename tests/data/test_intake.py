@@ -39,7 +39,7 @@ def test_every_row_has_one_fate(root, encode, picture):
     assert account.unreadable == {
         "empty.jpg": "empty file",
         "text.jpg": "not a JPEG, PNG or GIF",
-        "half.jpg": "broken off before its end",
+        "half.jpg": "truncated",
         "folder.jpg": "not a file",
         "pipe.jpg": "not a file",
         "nul\0.jpg": account.unreadable["nul\0.jpg"],

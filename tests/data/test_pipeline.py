@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.data import Augmentation, Examples, batches
+from satm_tf.data import Account, Augmentation, Batches, Examples, ImageData, batches
 from satm_tf.data.pipeline import order
 
 
@@ -47,9 +47,9 @@ def test_contract(request, kind, picture):
 
 @pytest.mark.parametrize("kind", ["files", "pixels"])
 @pytest.mark.parametrize("drop_remainder", [False, True])
-def test_a_position_within_an_epoch(request, kind, drop_remainder):
+def test_a_position_within_an_epoch(request, kind, drop_remainder, noise):
     examples = request.getfixturevalue(kind)
-    options = {"batch_size": 6, "shuffle": True, "augmentation": Augmentation(), "drop_remainder": drop_remainder}
+    options = {"batch_size": 6, "shuffle": True, "augmentation": noise, "drop_remainder": drop_remainder}
     dataset = batches(examples, image_size=8, **options)
     epochs = [list(dataset) for _ in range(3)]
     moved = dataset.from_position(1, 2)
@@ -60,6 +60,35 @@ def test_a_position_within_an_epoch(request, kind, drop_remainder):
         for (images, labels), (true_images, true_labels) in zip(batches_found, expected, strict=True):
             np.testing.assert_array_equal(labels, true_labels)
             np.testing.assert_array_equal(images, true_images)
+
+
+def test_map_keeps_what_batches_know(pixels):
+    options = {"image_size": 8, "batch_size": 6, "shuffle": True, "drop_remainder": True}
+    dataset = batches(Examples(labels=pixels.labels, images=pixels.images, ordered=True), **options)
+    mapped = dataset.map(lambda images, labels: (1 - images, labels), num_parallel_calls=2).map(
+        lambda *both: both[::-1]
+    )
+    for one in (dataset, mapped, mapped.from_position(1, 0)):
+        assert isinstance(one, Batches)
+        assert (one.ordered, one.num_examples, len(one)) == (True, 18, 3)
+        assert one.options().deterministic
+    whole, moved = [list(dataset) for _ in range(3)], mapped.from_position(1, 2)
+    for expected in (whole[1][2:], whole[2]):
+        for (images, labels), (true_labels, true_images) in zip(expected, moved, strict=True):
+            np.testing.assert_array_equal(true_labels, labels)
+            np.testing.assert_array_equal(true_images, 1 - images)
+    assert mapped.element_spec[1].shape.as_list() == [6, 8, 8, 3]
+    assert [len(labels) for labels, _ in mapped.take(1)] == [6]
+
+
+def test_batches_know_whether_their_classes_are_ordered(pixels):
+    options = {"image_size": 8, "batch_size": 6}
+    assert batches(pixels, **options).ordered is None
+    for ordered in (True, False):
+        data = ImageData(pixels, pixels, pixels, ("a",) * 20, ordered, Account(20, 20))
+        for examples in (data.train, data.limit(9).test, data.validation.select([0, 3])):
+            assert batches(examples, **options).ordered is ordered
+    assert batches(data.train, **options).num_examples == 20
 
 
 def test_the_range_is_zero_to_one_to_the_bit():
@@ -105,12 +134,12 @@ def test_drop_remainder(files):
     assert len({tuple(rows) for rows in left}) > 1
 
 
-def test_cache_gives_the_same_batches(files):
+def test_cache_gives_the_same_batches(files, noise):
     options = {
         "image_size": (20, 24),
         "batch_size": 6,
         "shuffle": True,
-        "augmentation": Augmentation(rotation=0, zoom=0),
+        "augmentation": noise,
     }
     straight, cached = (batches(files, **options, cache=cache) for cache in (False, True))
     for _ in range(2):
@@ -140,12 +169,12 @@ def test_augmentation_follows_from_seed_epoch_and_step(pixels):
     assert np.abs(first[0] - first[1]).mean() > 0.01  # another image of the batch
 
 
-def test_each_pipeline_reads_its_part_of_the_very_same_batches(files):
+def test_each_pipeline_reads_its_part_of_the_very_same_batches(pixels):
     options = {"image_size": 8, "batch_size": 8, "shuffle": True, "drop_remainder": True}
-    whole = [sorted(labels) for labels in _labels(batches(files, **options))]
+    whole = [sorted(labels) for labels in _labels(batches(pixels, **options))]
     for pipelines, replicas in ((2, 4), (4, 4)):
         parts = [
-            _labels(batches(files, **options, input_context=tf.distribute.InputContext(pipelines, number, replicas)))
+            _labels(batches(pixels, **options, input_context=tf.distribute.InputContext(pipelines, number, replicas)))
             for number in range(pipelines)
         ]
         local = replicas // pipelines
@@ -217,9 +246,11 @@ def test_keras_fit_and_mirrored_strategy_see_each_epoch_once():
         def flat(batch):
             return np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch[1])]).tolist()
         with strategy.scope():
-            dataset = batches(examples, **options, augmentation=Augmentation())
+            # The layers of an augmentation make variables, here within the strategy's scope.
+            flip = Augmentation(shift=0, rotation=0, zoom=0, colour=0)
+            dataset = batches(examples, **options, augmentation=flip).map(lambda *batch: batch)
         shared = strategy.experimental_distribute_dataset(dataset)
-        own = strategy.distribute_datasets_from_function(lambda c: batches(examples, **options, input_context=c))
+        own = strategy.distribute_datasets_from_function(lambda c: dataset.from_position(0, 0, c))
         for distributed in (shared, own):
             for epoch in range(2):
                 assert sum(map(flat, distributed), []) == order(20, seed=0, epoch=epoch).tolist()
@@ -234,8 +265,11 @@ def test_keras_fit_and_mirrored_strategy_see_each_epoch_once():
         epochs = []
         model = Recorder()
         model.compile(optimizer="sgd", loss="mse")
-        model.fit(batches(examples, **options, first_epoch=3), epochs=2, verbose=0)
-        expected = [order(20, seed=0, epoch=epoch).tolist() for epoch in (3, 4)]
+        train = batches(examples, **options, first_epoch=3)
+        history = model.fit(train, validation_data=train.from_position(0, 0), epochs=2, verbose=0)
+        assert len(history.history["val_loss"]) == 2
+        # Each epoch's training images, and then its validation images.
+        expected = [order(20, seed=0, epoch=epoch).tolist() for epoch in (3, 0, 4, 1)]
         assert sum(epochs, []) == sum(expected, []), (epochs, expected)
         print("all batches were as they should be")
     """)

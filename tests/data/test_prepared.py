@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
-from satm_tf import prepare
-from satm_tf.data import Augmentation, Examples, adience, batches, folder, prepared
+from satm_tf.data import Examples, adience, batches, folder, prepared, shards
 from satm_tf.data.prepared import attach, pack
+from satm_tf.storage import lock
 
 
 @pytest.fixture
@@ -35,13 +34,13 @@ def _state(output: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_prepared_batches_are_the_straight_ones_to_the_bit(data, plain_adience, tmp_path):
+def test_prepared_batches_are_the_straight_ones_to_the_bit(data, plain_adience, tmp_path, noise):
     account = pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=(20, 24))
     assert (account.rows, account.used) == (30, 30)
-    assert len(list((tmp_path / "out").glob("*.tfrecord"))) == 4
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 4
     fast = attach(data, tmp_path / "out", root=plain_adience)
     options = {"image_size": (20, 24), "batch_size": 4, "shuffle": True}
-    for split, augmentation in (("train", Augmentation(rotation=0)), ("test", None)):
+    for split, augmentation in (("train", noise), ("test", None)):
         one, other = (batches(getattr(of, split), **options, augmentation=augmentation) for of in (data, fast))
         for _ in range(2):
             for straight, packed in zip(one, other, strict=True):
@@ -78,10 +77,10 @@ def test_again_changes_nothing_and_more_files_only_add(data, plain_adience, tmp_
 def test_a_harmed_shard_is_found_and_made_anew(data, plain_adience, tmp_path, harm):
     output = tmp_path / "out"
     pack(_splits(data), output, root=plain_adience, image_size=8)
-    shard = output / "images-00001.tfrecord"
+    shard = output / "images-00001.npy"
     whole = shard.read_bytes()
     if harm == "flip":
-        shard.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+        shard.write_bytes(whole[:199] + bytes([whole[199] ^ 1]) + whole[200:])
     elif harm == "shorten":
         shard.write_bytes(whole[:-1])
     else:
@@ -130,15 +129,24 @@ def test_what_does_not_decode_is_counted(plain_adience, tmp_path, encode, pictur
     assert _state(tmp_path / "out") == before
 
 
-def test_any_reader_of_tfrecords_reads_them(data, plain_adience, tmp_path):
+def test_numpy_alone_reads_them(data, plain_adience, tmp_path):
     pack([data.test], tmp_path / "out", root=plain_adience, image_size=(8, 10))
-    records = list(tf.data.TFRecordDataset(str(tmp_path / "out" / "images-00000.tfrecord")).as_numpy_iterator())
+    packed = np.load(tmp_path / "out" / "images-00000.npy")
     names = [path for path, _, _ in json.loads((tmp_path / "out" / "images-00000.json").read_text())["files"]]
     ((images, _),) = batches(data.test, image_size=(8, 10), batch_size=6)
     by_name = {os.path.relpath(path, plain_adience): image for path, image in zip(data.test.paths, images, strict=True)}
-    for name, record in zip(names, records, strict=True):
-        pixels = np.frombuffer(record, np.uint8).reshape(8, 10, 3)
+    for name, pixels in zip(names, packed, strict=True):
         np.testing.assert_array_equal(np.round(by_name[name] * 255), pixels)
+
+
+def test_more_shards_than_may_be_open(data, plain_adience, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "SHARD_SIZE", 2)
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 3)
+    pack(_splits(data), tmp_path / "out", root=plain_adience, image_size=8)
+    images = attach(data, tmp_path / "out", root=plain_adience).train.images
+    ((straight, _),) = batches(data.train, image_size=8, batch_size=len(data.train))
+    np.testing.assert_array_equal(images[np.arange(len(data.train))], np.round(straight * 255))
+    assert images._mapped.cache_info().currsize == 3
 
 
 def test_orientation_and_crop_are_packed_in(tmp_path, encode, picture):
@@ -177,11 +185,12 @@ def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while len(list(output.glob("*.json"))) < 4 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(output.glob("images-*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {name: state for name, state in _state(output).items() if not name.endswith(".partial")}
+    (output / ".images-00099.npy-x.npy").write_bytes(b"half of a shard")
+    done = _state(output)
     assert 3 <= len(list(output.glob("images-*.json"))) < 12, process.stderr.read().decode()[-2000:]
     data = folder.load(root)
     with pytest.raises(ValueError, match="run prepare again"):
@@ -190,6 +199,7 @@ def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
     whole = {name: state for name, state in done.items() if (output / name).with_suffix(".json").name in done}
     assert whole.items() <= _state(output).items()
     assert attach(data, output, root=root).account.used == 120
+    assert not list(output.glob(".images-*"))
 
 
 def test_refuses(data, plain_adience, tmp_path):
@@ -197,19 +207,23 @@ def test_refuses(data, plain_adience, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m satm_tf.prepare makes them. Received: .*out"):
         attach(data, output, root=plain_adience)
     pack([data.test], output, root=plain_adience, image_size=8)
-    with pytest.raises(ValueError, match=r"prepared otherwise.*\[8, 8\].* Received: .*\[9, 9\]"):
+    with pytest.raises(ValueError, match=r"prepared with other options.*\[8, 8\].* Received: .*\[9, 9\]"):
         pack([data.test], output, root=plain_adience, image_size=9)
     with pytest.raises(ValueError, match="below the root"):
         pack([data.test], output, root=tmp_path / "other", image_size=8)
+    with lock(output), pytest.raises(ValueError, match="Another process is at work"):
+        pack([data.test], output, root=plain_adience, image_size=8)
     decoded = Examples(labels=[0], images=np.zeros((1, 2, 2, 3), np.uint8))
     with pytest.raises(ValueError, match="Only image files can be prepared"):
         pack([decoded], output, root=plain_adience, image_size=8)
 
 
-def test_command_line(plain_adience, tmp_path, capsys):
-    command = ["adience", "--root", str(plain_adience), "--output", str(tmp_path / "out"), "--image_size", "8"]
-    assert prepare.main(command) == 0
-    assert capsys.readouterr().out.count("30 rows, 30 used") == 3  # the ages, the genders, the files
-    assert attach(adience.load(plain_adience), tmp_path / "out", root=plain_adience).train.images.shape[1:] == (8, 8, 3)
-    with pytest.raises(SystemExit):
-        prepare.main(["adience", "--root", str(plain_adience)])
+def test_refuses_what_an_earlier_version_prepared(data, plain_adience, tmp_path):
+    (tmp_path / "prepared.json").write_text(json.dumps({"image_size": [8, 8], "crop": None}))
+    (tmp_path / "images-00000.tfrecord").touch()
+    for use in (
+        lambda: pack([data.test], tmp_path, root=plain_adience, image_size=8),
+        lambda: attach(data, tmp_path, root=plain_adience),
+    ):
+        with pytest.raises(ValueError, match=r"earlier version prepared .*delete it and run satm_tf.prepare again"):
+            use()

@@ -132,7 +132,7 @@ def test_missing_column_table_and_folder(root, frame, tmp_path):
         tables.load(frame.rename(columns={"path": "file"}), root)
     with pytest.raises(FileNotFoundError, match=r"The table is missing. Received: .*nowhere.csv"):
         tables.load(tmp_path / "nowhere.csv", root)
-    with pytest.raises(FileNotFoundError, match=r"folder of the images is missing. Received: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"folder of the images does not exist. Received: .*nowhere"):
         tables.load(frame, tmp_path / "nowhere")
 
 

@@ -79,7 +79,7 @@ def undefended():
 
 
 @pytest.fixture(scope="session")
-def stranger():
+def unseen():
     """Trained on clean images from another start."""
     return _trained_on_clean_images(2)
 

@@ -73,7 +73,7 @@ def test_what_is_not_paired_is_refused(first, second):
 @pytest.mark.parametrize("values", [[0.02, 0.04, 0.03], [1.0, 1.0], list(range(30))])
 def test_students_interval_is_that_of_scipy(values):
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95) if len(set(values)) > 1 else (1.0, 1.0)
-    # Bisected to the last digits of the quantile.
+    # One quantile in double precision, by two routines.
     assert mean_interval(values) == pytest.approx(tuple(expected), abs=1e-9)
 
 

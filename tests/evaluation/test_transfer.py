@@ -179,10 +179,21 @@ class KilledError(Exception):
     pass
 
 
+class Weighted(Linear):
+    """A network whose weights are an array, which its fingerprint covers."""
+
+    def __init__(self, *weights):
+        self.weights = np.array(weights, np.float32)
+
+    def __call__(self, images, training=None):
+        brightness = tf.reduce_mean((images - 0.5) * self.weights, axis=(1, 2, 3))
+        return tf.stack([-brightness, brightness], axis=-1)
+
+
 @pytest.fixture
-def measured(make_network, images, labels, tmp_path):
+def measured(dataset, tmp_path):
     """A measurement of two networks at two epsilons that counts what it crafts and can be killed."""
-    a, b = make_network("a"), make_network("b", width=4)
+    a, b = Weighted(1, 2, 0), Weighted(0, 1, 1)
     calls = []
 
     def run(kill_after=None, folder=tmp_path / "blocks", **changes):
@@ -201,7 +212,7 @@ def measured(make_network, images, labels, tmp_path):
         options = {
             "sources": {"a": a, "b": b},
             "targets": {"a": a, "b": b},
-            "dataset": tf.data.Dataset.from_tensor_slices((images, labels)).batch(5),
+            "dataset": dataset,
             "attacks": {"r": Watched(epsilon=0.3)},
             "epsilons": {"r": [0.1, 0.3]},
             "folder": folder,
@@ -226,19 +237,18 @@ def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(measured, tmp
     assert not list((tmp_path / "blocks").glob(".*")), "nothing half written is left"
 
 
-def test_a_stale_block_is_not_taken_for_a_fresh_one(measured, images, labels):
+def test_a_stale_block_is_not_taken_for_a_fresh_one(measured, dataset):
     measured()
     a, _ = measured.networks
     all_blocks, of_one = 12, 6
-    dataset = tf.data.Dataset.from_tensor_slices
     assert measured(seed=1)[1] == all_blocks
-    assert measured(dataset=dataset((images[::-1].copy(), labels)).batch(5))[1] == all_blocks
-    assert measured(dataset=dataset((images, labels[::-1].copy())).batch(5))[1] == all_blocks
-    assert measured(dataset=dataset((images, labels)).batch(6))[1] == 8  # two batches, which draw otherwise
+    assert measured(dataset=dataset.map(lambda images, labels: (images[::-1], labels)))[1] == all_blocks
+    assert measured(dataset=dataset.map(lambda images, labels: (images, labels[::-1])))[1] == all_blocks
+    assert measured(dataset=dataset.unbatch().batch(5).apply(tf.data.experimental.assert_cardinality(2)))[1] == 8
     assert measured(targets={"a": a})[1] == all_blocks
     assert measured(epsilons={"r": [0.1, 0.2]})[1] == of_one
     assert measured()[1] == 0
-    a.weights[0].assign(a.weights[0] + 1e-3)
+    a.weights = a.weights + np.float32(1e-3)
     assert measured()[1] == all_blocks  # those of b show a's answers
 
 

@@ -1,10 +1,12 @@
 import dataclasses
+import re
 
 import pytest
 import yaml
 
-from satm_tf.attacks import FGSM, PGD
-from satm_tf.experiment.config import PRESETS, SchemeConfig, from_arguments, make_attack
+from satm_tf import train
+from satm_tf.experiment import config as configuration
+from satm_tf.experiment.config import PRESETS, from_arguments, make_attack
 from satm_tf.training import Scheme, UnifiedEmbedding
 
 
@@ -48,27 +50,6 @@ def test_schemes_are_added_to_those_of_a_preset():
     assert config.schemes["trades"].scheme(make_attack(config.attack)).adversarial_loss == "divergence"
 
 
-@pytest.mark.parametrize(
-    ("described", "attacks", "epsilon"),
-    [
-        ({}, FGSM(epsilon=0.1), None),
-        ({"preset": "satm"}, FGSM(epsilon=0.1), None),
-        ({"preset": "pgd"}, PGD(epsilon=16 / 256, steps=10), 0.1),
-        ({"preset": "pgd", "epsilon": 0.2}, PGD(epsilon=16 / 256, steps=10), 0.2),
-        ({"attack": {"name": "pgd", "steps": 3}}, PGD(epsilon=0.1, steps=3), None),
-        ({"attack": {"name": "pgd", "epsilon": 0.3}}, PGD(epsilon=0.3), None),
-        (
-            {"attack": {"itself": {"name": "fgsm"}, "others": {"name": "fgsm", "label_source": True}}},
-            {"itself": FGSM(epsilon=0.1), "others": FGSM(epsilon=0.1)},
-            None,
-        ),
-    ],
-)
-def test_a_scheme_takes_the_experiments_attack_or_its_epsilon(described, attacks, epsilon):
-    scheme = SchemeConfig(**described).scheme(FGSM(epsilon=0.1))
-    assert (scheme.attack, scheme.epsilon) == (attacks, epsilon)
-
-
 def test_a_file_that_was_written_from_a_configuration_gives_it_again(tmp_path):
     config = from_arguments(["--attack.epsilon", "0.03", "--schemes.satm.adversarial_weight", "0.5"])
     path = tmp_path / "config.yaml"
@@ -95,9 +76,161 @@ def test_bad_arguments_are_named(arguments, message, capsys):
 
 def test_help_describes_every_field(capsys):
     with pytest.raises(SystemExit) as stopped:
-        from_arguments(["--help"])
+        from_arguments(["--help-all"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "The one seed from which everything random follows." in text
     assert "Height and width, in pixels, that the networks see." in text
     assert "quickstart" in text
+
+
+def changed(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: changed(c, networks={}), "needs networks"),
+        (lambda c: changed(c, attack={"name": "fgms", "epsilon": 0.1}), "Did you mean 'fgsm'"),
+        (lambda c: changed(c, attack={"name": "fgsm", "epsilon": 16}), "16/256"),
+        (lambda c: changed(c, attack={"name": "fgsm", "epsilon": 0.1, "alfa": 1}), "option of attack"),
+        (lambda c: changed(c, evaluation_attacks={"x": {"name": "nothing"}}), "Unknown attack"),
+        (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
+        (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
+        (lambda c: changed(c, networks={"a": c.networks["a"], "frozen_a": c.networks["a"]}), "once it is frozen"),
+        (lambda c: changed(c, networks={"itself": c.networks["a"]}), "these are words"),
+        (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "starts with a letter"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from="other")}), "Did you mean 'others'"),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from={"a": "frozen_z", "b": "a"})}),
+            "Unknown source",
+        ),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(networks=["a", "z"])}), "Unknown network"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(starts_from="t")}), "trained before it"),
+        (
+            lambda c: changed(
+                c,
+                schemes={
+                    "s": configuration.SchemeConfig(preset="adversarial", networks=["a"]),
+                    "t": configuration.SchemeConfig(starts_from="s"),
+                },
+            ),
+            "Missing: b",
+        ),
+        (
+            lambda c: changed(c, schemes={**c.schemes, "s": configuration.SchemeConfig(epochs=0)}),
+            r"schemes\.s\.epochs must be a whole number of 1 or more",
+        ),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
+        (lambda c: changed(c, checks=configuration.ChecksConfig(schemes=["stam"])), "Did you mean 'satm'"),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(batch_norm={"aa": "frozen"})}),
+            "Received: aa; networks that do: a, b",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(attack={"z": {"name": "fgsm"}})}),
+            "Unknown source in attack",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="mutual", networks=["a"])}),
+            "'a' cannot learn from 'others'",
+        ),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="collaborative", networks=["a"])}),
+            "peer_weight needs at least two",
+        ),
+        (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
+        (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=0)), r"co_train\.epochs must be"),
+        (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
+        (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
+        (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=4)), "at least 8 x 8"),
+        *(
+            (lambda c, n=name: changed(c, networks={n: c.networks["a"]}), "starts with a letter")
+            for name in ("123", 123, "yes", True, "", "a\nb", "a" * 101, "a.b", "a\\b")
+        ),
+        (lambda c: changed(c, schemes={"no": c.schemes["satm"]}), "starts with a letter"),
+        (lambda c: changed(c, schemes={"holdout": c.schemes["satm"]}), "what results call unseen"),
+        *(
+            (lambda c, n=name: changed(c, name=n), "name becomes a folder")
+            for name in ("a\nb", "a" * 300, "", "a/b", "..")
+        ),
+        *((lambda c, s=seed: changed(c, seed=s), "seed must be") for seed in (-1, 1e20, 10**20, True, 2.5)),
+        *(
+            (
+                lambda c, r=rate: changed(c, co_train=configuration.TrainingConfig(learning_rate=r)),
+                "learning_rate must be",
+            )
+            for rate in (-1.0, 0.0, float("nan"), float("inf"))
+        ),
+        (
+            lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"learning_rate": 0.1})),
+            r"is co_train\.learning_rate",
+        ),
+        *(
+            (
+                lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)),
+                "Unknown Keras optimizer",
+            )
+            for name in ("LossScaleOptimizer", "loss_scale_optimizer", "nothing")
+        ),
+        (
+            lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"momentun": 0.9})),
+            "momentun",
+        ),
+        *(
+            (lambda c, e=epsilon: changed(c, attack={"name": "fgsm", "epsilon": e}), "epsilon|options")
+            for epsilon in (float("nan"), float("inf"), -0.1, "nan")
+        ),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(epsilon=float("nan"))}), "epsilon must be"),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(peer_weight="much")}), "peer_weight must be"),
+        *(
+            (lambda c, f=field: changed(c, data=dataclasses.replace(c.data, **{f: -3})), rf"data\.{field} must be")
+            for field in ("limit", "test_limit", "image_size", "validation_share", "fold")
+        ),
+        *(
+            (lambda c, e=effort: changed(c, checks=configuration.ChecksConfig(effort=e)), "of 1 or more")
+            for effort in ({"steps": 0}, {"queries": -1}, {"targets": 1.5})
+        ),
+        (lambda c: changed(c, checks=configuration.ChecksConfig(limit=0)), r"checks\.limit must be"),
+        (lambda c: changed(c, loss=configuration.LossConfig(label_smoothing=float("nan"))), "label_smoothing"),
+        (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vgg", dropout=1.5)}), "dropout"),
+    ],
+)
+def test_bad_configurations_are_not_made(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        change(config)
+
+
+def test_the_hostile_values_of_a_file_are_one_sentence(tmp_path, capsys):
+    path = tmp_path / "hostile.yaml"
+    for text, message in (
+        ("co_train: {learning_rate: .nan}", "learning_rate must be"),
+        ("co_train: {learning_rate: 1e999}", "learning_rate must be"),
+        ("attack: {name: fgsm, epsilon: .nan}", "epsilon"),
+        ("seed: 1e20", "seed"),
+        ("networks: {123: {backbone: compact_vgg}}", "123"),
+        ("networks: {yes: {backbone: compact_vgg}}", "yes|True"),
+        ('name: "a\\nb"', "name becomes a folder"),
+        ("checks: {limit: 0}", "checks.limit"),
+    ):
+        path.write_text(yaml.safe_dump({**yaml.safe_load(PRESETS["quickstart"].read_text())}) + text + "\n")
+        try:
+            code = train.main(["--config", str(path), "--dry-run"])
+        except SystemExit as stopped:
+            code = stopped.code
+        printed = capsys.readouterr().err
+        assert code in (1, 2), text
+        assert re.search(message, printed), printed
+        assert "Traceback" not in printed
+
+
+def test_what_a_configuration_is_printed_as_gives_it_again(tmp_path, capsys):
+    given = ["--schemes.satm.domain_adaptation", "none", "--schemes.satm.attack", "{name: pgd}", "--seed", "3"]
+    with pytest.raises(SystemExit):
+        from_arguments([*given, "--print_config"])
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert from_arguments(["--config", str(path)]) == from_arguments(given)
+    assert from_arguments(given).scheme("satm").domain_adaptation is None

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from satm_tf import train
-from satm_tf.experiment import cost
+from satm_tf.experiment import RunFolder, cost
 from satm_tf.experiment.config import from_arguments
 from satm_tf.experiment.images import Sizes, load_data, look_at_data
 
@@ -18,20 +18,10 @@ def a_second_an_image(monkeypatch):
 
 
 def test_checks_are_counted_by_gradients_and_queries(a_second_an_image):
-    """One network and one holdout, 10 steps, 100 queries, 5 images; passes are in thirds of a second."""
+    """One scheme's two networks, 10 steps, 100 queries, 5 images; ten gradients a step, half of the queries."""
     config = from_arguments(["--checks.limit", "5"])
-    config = dataclasses.replace(
-        config,
-        networks={"compact_vgg": config.networks["compact_vgg"]},
-        holdouts={"compact_densenet": config.holdouts["compact_densenet"]},
-        schemes={"satm": dataclasses.replace(config.schemes["undefended"])},
-    )
     found = cost.estimate_checks(config, Sizes(100, 10, 40))
-    # The network, what it was before, and the holdout each take FGSM and PGD twice; then unbounded PGD and AutoAttack.
-    gradients = 3 * (2 * 10 + 2) + (2 * 10 + 10)
-    # Three sources and two attacks, four attacks of its own, on two targets; noise and half of the queries.
-    passes = 2 * (3 * 2 + 4) + 100 / 2 + 10
-    assert found.seconds == pytest.approx(5 * (2 / 3 * gradients + passes / 3))
+    assert found.seconds == pytest.approx(2 * 5 * (2 / 3 * 10 * 10 + 100 / 2 / 3))
     unchecked = dataclasses.replace(config, checks=dataclasses.replace(config.checks, schemes=[]))
     assert cost.estimate_checks(unchecked, Sizes(100, 10, 40)) == cost.NOTHING
 
@@ -51,18 +41,18 @@ def test_what_is_done_costs_nothing_and_only_the_largest_passing_counts():
 
 def test_faces_that_are_not_drawn_are_counted_as_they_will_be(tmp_path):
     config = from_arguments([*FEW, "--data.image_size", "32"]).data
-    images, expected = look_at_data(config, tmp_path, seed=0)
+    images, expected = look_at_data(config, RunFolder(tmp_path), seed=0)
     assert images.num_classes == 8
     assert list(tmp_path.iterdir()) == []
     drawn = dataclasses.replace(config, root=str(tmp_path / "faces"))
-    found = load_data(drawn, tmp_path, seed=0)
+    found = load_data(drawn, RunFolder(tmp_path), seed=0)
     there = Sizes(len(found.train), len(found.validation), len(found.test))
-    assert look_at_data(drawn, tmp_path, seed=0)[1] == there
+    assert look_at_data(drawn, RunFolder(tmp_path), seed=0)[1] == there
     assert expected == pytest.approx(there, abs=2)
     limited = dataclasses.replace(drawn, limit=20, test_limit=7)
-    assert look_at_data(limited, tmp_path, seed=0)[1] == Sizes(20, 2, 7)
+    assert look_at_data(limited, RunFolder(tmp_path), seed=0)[1] == Sizes(20, 2, 7)
     undrawn = dataclasses.replace(limited, root=None)
-    assert look_at_data(undrawn, tmp_path, seed=0)[1] == Sizes(20, 2, 7)
+    assert look_at_data(undrawn, RunFolder(tmp_path), seed=0)[1] == Sizes(20, 2, 7)
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(a_second_an_image, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import only, and its layers are renamed as they are made.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
+
+from satm_tf.models import get_backbone
 
 _LAYERS = ("Conv2D", "BatchNormalization", "Activation", "Dense")
 
@@ -72,6 +75,12 @@ def keras_vggface() -> KerasVGGFace:
         setattr(models, layer, _without_slash(getattr(keras.layers, layer)))
     builders = {"vgg16_face": models.VGG16, "resnet50_face": models.RESNET50, "senet50_face": models.SENET50}
     return KerasVGGFace(utils.preprocess_input, builders)
+
+
+@pytest.fixture(scope="session")
+def vggface_backbones() -> Callable[[str], keras.Model]:
+    """The VGGFace backbones by name, for images of 224 x 224, built once: set the weights that a test needs."""
+    return functools.cache(lambda name: get_backbone(name).build((224, 224, 3)))
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,47 @@
-"""What holds for every registered backbone, at its default and at its smallest size."""
+"""What holds for every registered backbone: full sizes are built, and what runs does so on the smallest images."""
 
 import gc
+from dataclasses import replace
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.models import ImageClassifier, available_backbones, get_backbone
+from satm_tf.models import ImageClassifier, available_backbones, get_backbone, registry
 
 SMALL = ("compact_", "tramer_")
-BACKBONES = [
-    pytest.param(name, marks=() if name.startswith(SMALL) else pytest.mark.slow) for name in available_backbones()
-]
+# A network of the same layers is saved and exported for these.
+SAME_LAYERS = {
+    "compact_resnet_deep": "compact_resnet",
+    "tramer_b": "tramer_a",
+    "tramer_c": "tramer_a",
+    "vgg16_face_fc7": "vgg16_face",
+    "resnet50_face": "senet50_face",
+    "vgg16_imagenet": "vgg16_face",
+    "resnet101_imagenet": "resnet50_imagenet",
+    "efficientnet_v2_s_imagenet": "efficientnet_v2_b0_imagenet",
+}
 
 
-@pytest.fixture(autouse=True)
-def release_memory():
-    yield
+def parameters(names):
+    return [pytest.param(name, marks=() if name.startswith(SMALL) else pytest.mark.slow) for name in names]
+
+
+BACKBONES = parameters(available_backbones())
+
+
+def working_size(name):
+    """The smallest images that the backbone works on as they are."""
+    return max(get_backbone(name).minimum_size, get_backbone(name).resize_below)
+
+
+@pytest.fixture(scope="module")
+def network(request):
+    """A network for the smallest images, shared by a backbone's tests."""
+    size = working_size(request.param)
+    yield ImageClassifier.from_backbone(request.param, num_classes=3, image_shape=(size, size, 3), dropout=0.0)
     gc.collect()  # models are cyclic, and some of these are large
 
 
@@ -59,34 +83,59 @@ def assert_exports(network, images, folder):
     np.testing.assert_allclose(restored.serve(images), logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_builds_and_trains_a_step_at_its_default_size(name):
-    network = ImageClassifier.from_backbone(name, num_classes=3, dropout=0.0)
-    images = some_images(get_backbone(name).default_size)
-    assert network.features(images).shape == (2, network.feature_size)
-    train_a_step(network, images)
+def traced_features(network):
+    """What the features of two images would be: the graph is built, and not run."""
+    images = tf.TensorSpec([2, *network.image_shape], tf.float32)
+    return tf.function(network.features, autograph=False).get_concrete_function(images).structured_outputs
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_builds_trains_a_step_saves_and_exports_at_its_smallest_size(name, tmp_path):
-    size = get_backbone(name).minimum_size
-    network = ImageClassifier.from_backbone(name, num_classes=3, image_shape=(size, size, 3), dropout=0.0)
-    images = some_images(size)
-    train_a_step(network, images)
+@pytest.mark.parametrize("network", BACKBONES, indirect=True)
+def test_trains_a_step(network):
+    train_a_step(network, some_images(network.image_shape[0]))
+
+
+@pytest.mark.parametrize(
+    "network", parameters(name for name in available_backbones() if name not in SAME_LAYERS), indirect=True
+)
+def test_saves_and_exports(network, tmp_path):
+    images = some_images(network.image_shape[0])
     logits = network(images, training=False).numpy()
-
     network.save(tmp_path / "network.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "network.keras")(images), logits)
     assert_exports(network, images, tmp_path)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"], indirect=True)
 @pytest.mark.parametrize("name", BACKBONES)
+def test_builds_at_its_default_and_its_smallest_size(name):
+    """From small images, those of a backbone that cannot work on them are resized to its default size."""
+    spec = get_backbone(name)
+    default = ImageClassifier.from_backbone(name, num_classes=3)
+    assert default.image_shape == (spec.default_size, spec.default_size, 3)
+    assert traced_features(default).shape == (2, default.feature_size)
+    if spec.minimum_size < spec.resize_below:
+        with mock.patch.dict(registry._BACKBONES, {name: replace(spec, build=lambda shape: default.backbone)}):
+            small = ImageClassifier.from_backbone(name, num_classes=3, image_shape=(spec.minimum_size,) * 2 + (3,))
+        assert small.preprocessing.size == (spec.default_size,) * 2
+        assert traced_features(small).shape == (2, default.feature_size)
+    gc.collect()
+
+
+# The range of float16 is what a network may leave; bfloat16 has that of float32.
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        *(pytest.param(*each.values, "mixed_float16", marks=each.marks) for each in BACKBONES),
+        *((name, "mixed_bfloat16") for name in ("compact_resnet", "tramer_a")),
+    ],
+    indirect=["policy"],
+)
 def test_mixed_precision_ends_in_float32_logits(name, policy):
-    size = get_backbone(name).minimum_size
+    size = working_size(name)
     network = ImageClassifier.from_backbone(name, num_classes=3, image_shape=(size, size, 3))
-    images = some_images(size)
-    assert network.backbone(network.preprocessing(images)).dtype == policy.removeprefix("mixed_")
-    assert network.features(images).dtype == network(images).dtype == tf.float32
+    assert network.backbone.output.dtype == policy.removeprefix("mixed_")
+    assert traced_features(network).dtype == tf.float32
     assert {weight.dtype for weight in network.weights} == {"float32"}
-    assert np.all(np.isfinite(network(images)))
+    logits = network(some_images(size))
+    assert logits.dtype == tf.float32
+    assert np.all(np.isfinite(logits))
+    gc.collect()

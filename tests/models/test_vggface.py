@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.models import ImageClassifier, get_backbone
+from satm_tf.models import ImageClassifier, Preprocessing, get_backbone
 
 NAMES = ["vgg16_face", "resnet50_face", "senet50_face"]
 HEADS = {"vgg16_face": ("vgg16_face_fc7", 2622), "resnet50_face": ("resnet50_face", 8631),
@@ -36,10 +36,10 @@ def description(layer):
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def pair(request, keras_vggface):
+def pair(request, keras_vggface, vggface_backbones):
     """Our backbone and keras-vggface's, with the same weights."""
     reference = keras_vggface.build(request.param)
-    ours = get_backbone(request.param).build((224, 224, 3))
+    ours = vggface_backbones(request.param)
     set_sane_weights(reference)
     ours.set_weights(reference.get_weights())
     return request.param, ours, reference
@@ -61,16 +61,16 @@ def test_parameter_counts_without_top(pair):
 def test_outputs_without_top_are_those_of_keras_vggface(pair):
     _, ours, reference = pair
     images = np.random.default_rng(1).uniform(-128, 128, (1, 224, 224, 3)).astype("float32")
-    expected = reference.predict_on_batch(images)
+    expected = reference(images, training=False).numpy()
     assert 1 < expected.std() < 1e4  # neither faded away nor blown up, so that the comparison says something
-    # The same operations on the same float32 numbers; how the graph is scheduled may reorder sums, at 1e-7 a layer.
-    np.testing.assert_allclose(ours.predict_on_batch(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    # The same operations on the same float32 numbers; how they are scheduled may reorder sums, at 1e-7 a layer.
+    np.testing.assert_allclose(ours(images, training=False), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "version"), [("vgg16_face", 1), ("resnet50_face", 2), ("senet50_face", 2)])
 def test_preprocessing_is_that_of_keras_vggface(keras_vggface, name, version):
     images = np.random.default_rng(2).random((2, 197, 197, 3)).astype("float32")
-    layer = ImageClassifier.from_backbone(name, num_classes=2, image_shape=(197, 197, 3)).preprocessing
+    layer = Preprocessing(**get_backbone(name).preprocessing)
     expected = keras_vggface.preprocess_input(images * 255, "channels_last", version)
     np.testing.assert_allclose(layer(images), expected, atol=1e-4)  # float32 spacing at 255 is 1.5e-5
 
@@ -93,7 +93,7 @@ def test_a_published_network_with_its_top_is_a_classifier_of_its_identities(kera
     network.set_weights(reference.get_weights())
     images = np.random.default_rng(3).random((1, 224, 224, 3)).astype("float32")
     preprocessed = keras_vggface.preprocess_input(images * 255, "channels_last", 1 if name == "vgg16_face" else 2)
-    expected = reference.predict_on_batch(preprocessed)
+    expected = reference(preprocessed, training=False).numpy()
     probabilities = tf.nn.softmax(network(images)).numpy()
     assert expected.max() > 2 / identities  # not the uniform answer
     np.testing.assert_allclose(np.log(probabilities), np.log(expected), atol=2e-3)

@@ -1,6 +1,7 @@
 """Loading weights: the whole backbone or a refusal, from files in the exact layout of the published ones."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import h5py
@@ -29,23 +30,31 @@ def assert_loaded(backbone, values):
 
 
 @pytest.fixture(scope="module")
-def resnet():
-    return get_backbone("resnet50_face").build((224, 224, 3))
+def resnet(vggface_backbones):
+    return vggface_backbones("resnet50_face")
 
 
-@pytest.fixture
-def published(resnet, tmp_path, write_keras2):
-    """A ResNet50 file and its values, for the test to damage."""
+@pytest.fixture(scope="module")
+def intact(resnet, tmp_path_factory, write_keras2):
+    """A ResNet50 file and its values."""
     values = random_weights(resnet)
-    path = tmp_path / "rcmalli_vggface_tf_notop_resnet50.h5"
+    path = tmp_path_factory.mktemp("weights") / "rcmalli_vggface_tf_notop_resnet50.h5"
     write_keras2(path, values)
     return path, values
 
 
+@pytest.fixture
+def published(resnet, intact, tmp_path):
+    """A copy for the test to damage, and a network that holds other values."""
+    path, values = intact
+    for weight in resnet.weights:
+        weight.assign(np.zeros(weight.shape))
+    return Path(shutil.copy(path, tmp_path)), values
+
+
 @pytest.mark.parametrize(("name", "layers"), [("vgg16_face", 13), ("resnet50_face", 106), ("senet50_face", 138)])
-def test_every_weight_of_a_keras2_file_is_loaded(tmp_path, write_keras2, name, layers):
-    backbone = get_backbone(name).build((224, 224, 3))
-    values = random_weights(backbone)
+def test_every_weight_of_a_keras2_file_is_loaded(tmp_path, write_keras2, vggface_backbones, name, layers):
+    values = random_weights(vggface_backbones(name))
     write_keras2(tmp_path / "weights.h5", values)
     network = ImageClassifier.from_backbone(name, num_classes=8, weights=str(tmp_path / "weights.h5"))
     assert sum(bool(layer.weights) for layer in network.backbone.layers) == layers
@@ -75,10 +84,8 @@ def test_a_whole_model_file_is_read_too(resnet, published, tmp_path):
     assert_loaded(resnet, values)
 
 
-def test_a_file_of_other_names_is_matched_in_order(resnet, tmp_path, write_keras2):
-    values = random_weights(resnet)
-    path = tmp_path / "renamed.h5"
-    write_keras2(path, values)
+def test_a_file_of_other_names_is_matched_in_order(resnet, published):
+    path, values = published
     with h5py.File(path, "a") as file:
         names = [name.decode() for name in file.attrs["layer_names"]]
         weighted = [name for name in names if len(file[name].attrs["weight_names"])]

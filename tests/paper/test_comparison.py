@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from satm_tf.evaluation import Predictions
-from satm_tf.experiment.config import PRESETS, from_arguments
+from satm_tf.experiment.config import from_arguments
 from satm_tf.paper.comparison import Repeat, compare, markdown
 from satm_tf.paper.measuring import Cell, cells_of
 from satm_tf.paper.settled import SETTLED
@@ -234,18 +234,3 @@ def test_leaking_is_told_from_chance():
     text = markdown(4, table, rows, "")
     assert "better than clean ones: satm, vgg16_face, by +10.0 (" in text
     assert text.count("vgg16_face, by") == 1
-
-
-def test_the_scales_are_the_same_graph_and_every_settled_point_is_used():
-    for big, small in (("paper", "small"), ("paper_mnist", "small_mnist")):
-        one, two = (from_arguments(["--config", name]) for name in (big, small))
-        assert list(one.networks) == list(two.networks)
-        assert list(one.holdouts) == list(two.holdouts)
-        assert list(one.schemes) == list(two.schemes)
-        # What a small network needs another number of: steps of an attack, epochs.
-        scale = {"attack": None, "epochs": None}
-        alike = [{name: {**vars(s), **scale} for name, s in c.schemes.items()} for c in (one, two)]
-        assert alike[0] == alike[1]
-    assert {"paper", "small", "paper_mnist", "small_mnist"} <= set(PRESETS)
-    used = {name for table in TABLES.values() for name in table.settled}
-    assert used | {"curves"} == set(SETTLED)

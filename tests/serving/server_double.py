@@ -2,7 +2,7 @@
 
 It is no part of TensorFlow Serving and shares no code with it; it speaks the official protos, and REST in the row and
 column formats as https://www.tensorflow.org/tfx/serving/api_rest describes them. Like the server it polls the folder of
-each model, loads the highest version, and lets the one before go when nobody asks it any more.
+each model, loads the highest version, and releases the one before when no request uses it any more.
 
     python server_double.py FOLDER
 

@@ -132,7 +132,7 @@ def test_other_things_than_images_are_refused(server, images, message):
         server.client("rest").predict(images)
 
 
-def test_what_the_server_refuses_is_told(server, images):
+def test_what_the_server_refuses_is_an_error(server, images):
     for transport in ("rest", "grpc"):
         with pytest.raises(ServingError, match="Servable not found"):
             Client(getattr(server, transport), "nobody", transport=transport).predict(images)
@@ -192,7 +192,7 @@ def test_grpc_is_tried_again_only_where_that_helps(images, codes, retries, answe
 
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
-def test_nobody_there(images, transport):
+def test_no_server_there(images, transport):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{free.getsockname()[1]}"
@@ -202,18 +202,18 @@ def test_nobody_there(images, transport):
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_a_server_that_never_answers(images, transport):
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
         began = time.monotonic()
         with pytest.raises(ServingError, match=r"within 0.3 s|DEADLINE_EXCEEDED|UNAVAILABLE"):
-            Client(f"127.0.0.1:{deaf.getsockname()[1]}", "faces", transport=transport, timeout=0.3, retries=1).predict(
-                images
-            )
+            Client(
+                f"127.0.0.1:{silent.getsockname()[1]}", "faces", transport=transport, timeout=0.3, retries=1
+            ).predict(images)
         assert time.monotonic() - began < 5
 
 
-def test_a_model_that_is_not_ours_is_told(images, tmp_path):
+def test_a_model_that_is_not_ours_is_an_error(images, tmp_path):
     module = tf.Module()
     module.serve = tf.function(
         lambda images: {"scores": images[:, 0, 0]}, input_signature=[tf.TensorSpec([None, 16, 16, 3], name="images")]

@@ -44,9 +44,9 @@ def test_turned_upright_as_for_training(encode, tmp_path, orientation):
     exif[0x010F], exif[0x0112] = "a maker", orientation
     contents = encode(smooth(24, 40), "JPEG", exif=exif)
     (tmp_path / "image").write_bytes(contents)
-    told = image_headers.read_header(tmp_path / "image").orientation
-    assert told == orientation
-    expected = decode_for_training(tf.constant(str(tmp_path / "image")), SIZE, orientation=tf.constant(told))
+    found = image_headers.read_header(tmp_path / "image").orientation
+    assert found == orientation
+    expected = decode_for_training(tf.constant(str(tmp_path / "image")), SIZE, orientation=tf.constant(found))
     np.testing.assert_array_equal(_decode(contents), expected)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf import attacks, models
+from satm_tf import attacks
+from satm_tf.models import load_model
 from satm_tf.serving import export_saved_model
 
 from .conftest import LABELS, SHAPE, build_network
 
-STRANGER = """
+WITHOUT_SATM_TF = """
 import sys
 sys.modules.update(keras=None, satm_tf=None)  # an attempt to import either fails
 import numpy as np, tensorflow as tf
@@ -39,7 +40,7 @@ np.savez(answers, **{
 def test_a_process_without_satm_tf_and_keras_gives_the_same_answers(exported, pixels, tmp_path):
     np.save(tmp_path / "images.npy", pixels)
     subprocess.run(
-        [sys.executable, "-c", STRANGER, exported.folder, tmp_path / "images.npy", tmp_path / "answers.npz"],
+        [sys.executable, "-c", WITHOUT_SATM_TF, exported.folder, tmp_path / "images.npy", tmp_path / "answers.npz"],
         check=True,
         cwd=tmp_path,  # where satm_tf cannot be imported by accident from the checkout
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
@@ -85,7 +86,7 @@ def test_batches_of_none_one_and_many(exported, served, pixels, count):
     assert served["features"](images=images)["features"].shape == (count, exported.network.feature_size)
 
 
-def test_an_image_with_pixels_that_are_none_fails_alone(exported, served, pixels):
+def test_an_image_with_invalid_pixels_fails_alone(exported, served, pixels):
     images = np.repeat(pixels[:1] / np.float32(255), 6, 0)
     images[1, 3, 3, 0], images[2, 0, 0, 1], images[3], images[4, 5, 5, 2] = np.nan, np.inf, pixels[0], -0.5
     images[5, 0, 0, 0] = 1 + 1e-6  # rounding somewhere on the way
@@ -117,7 +118,7 @@ def test_images_of_another_size_are_refused(served):
 
 def test_an_export_can_be_attacked(exported, pixels):
     """The mask of valid images and the room made for an empty batch let the gradient through."""
-    saved = models.FromProbabilities(models.FromSavedModel(str(exported.folder), "probabilities"))
+    saved = load_model(exported.folder)
     images, labels = tf.constant(pixels / np.float32(255)), tf.zeros([6], tf.int32)
     attack = attacks.FGSM(epsilon=0.1)
     # The logarithm of a saturated probability loses the gradient's sign in a few pixels.

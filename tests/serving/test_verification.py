@@ -19,7 +19,7 @@ def test_a_faithful_export_passes(exported, samples):
     assert max(differences.values()) < 1e-6
 
 
-def test_another_network_is_told_apart(exported, samples):
+def test_another_network_is_detected(exported, samples):
     """A single weight changed by a thousandth moves a probability by more than the tolerance."""
     other = build_network()
     kernel = other._classification.kernel
@@ -28,7 +28,7 @@ def test_another_network_is_told_apart(exported, samples):
         verification.verify(exported.folder, other, LABELS, samples)
 
 
-def test_labels_in_another_order_are_told_apart(exported, samples):
+def test_labels_in_another_order_are_detected(exported, samples):
     with pytest.raises(VerificationError, match="label"):
         verification.verify(exported.folder, exported.network, LABELS[::-1], samples)
 

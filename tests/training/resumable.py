@@ -68,9 +68,9 @@ def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_ra
         attack = RandomisedStep(epsilon=0.1)
         augmentation = Augmentation()
         fields = {"scheme": "satm", "attack": attack, "epsilon_schedule": UniformEpsilon(low=0.3)}
-    trainer = CoTraining(networks, **fields)
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)
-    trainer.compile(keras.optimizers.Adam(schedule), **compiled)
+    trainer = CoTraining(networks, ordered=True, **fields)
+    decay = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)
+    trainer.compile(**{"optimizer": keras.optimizers.Adam(decay), **compiled})
     checkpoint = Checkpoint(folder, every_seconds=every_seconds)
     data = batches(examples, image_size=SIZE, batch_size=BATCH, shuffle=True, augmentation=augmentation)
     next(iter(data))  # A look at the data changes nothing.

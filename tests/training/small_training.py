@@ -41,7 +41,7 @@ def train(strategy, optimizer, *, norms=NETWORKS, dropout=0.0, epochs=2, callbac
     with strategy.scope():
         trainer = CoTraining(
             {name: make_network(name, norm, dropout) for name, norm in norms.items()},
-            **{"attack": FastGradientValue(epsilon=0.05), **options},
+            **{"attack": FastGradientValue(epsilon=0.05), "ordered": True, **options},
         )
         trainer.compile(optimizer())
     train_data = data_set or batches(data(), image_size=16, batch_size=BATCH, shuffle=True)

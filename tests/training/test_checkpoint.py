@@ -17,6 +17,7 @@ from satm_tf.training.snapshot import read
 from tests.training import resumable
 from tests.training.resumable import STEPS, At, train
 
+PLATEAUS = ("loss", "val_loss")
 SCRIPT = Path(resumable.__file__)
 
 
@@ -103,13 +104,14 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_taken(damage, 
     elif damage == "gone":  # killed between the two renames
         last.unlink()
     else:
-        (tmp_path / ".last.ckpt").write_bytes(content[:1000])
+        (tmp_path / ".last.ckpt-abc.ckpt").write_bytes(content[:1000])
     if damage in ("cut", "flip", "empty"):
-        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The one before it is taken"):
+        with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*The one before it is used"):
             result = train(tmp_path)
     else:
         result = train(tmp_path)
     assert_equal(result, uninterrupted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -135,7 +137,7 @@ def test_a_signal_during_validation_saves_the_whole_epoch_that_came_before(unint
 
 def test_if_no_checkpoint_is_whole_training_begins_anew_and_says_so(uninterrupted, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*training begins anew"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*training starts anew"):
         assert_equal(train(tmp_path), uninterrupted)
 
 
@@ -153,6 +155,34 @@ def test_early_stopping_goes_on_and_the_best_weights_come_back(tmp_path):
             run(tmp_path / "stopped", At(step, stop))
     assert_equal(run(tmp_path / "stopped"), expected)
     assert_equal(run(tmp_path / "stopped"), expected, "and once more when all is done")
+
+
+def test_a_learning_rate_that_falls_on_a_plateau_goes_on(tmp_path):
+    def run(folder, *callbacks):
+        # No loss falls by 10, so that each lowers the rate again and again.
+        plateaus = [keras.callbacks.ReduceLROnPlateau(loss, 0.1, 2, min_delta=10, cooldown=1) for loss in PLATEAUS]
+        return train(folder, callbacks=[*plateaus, *callbacks], epochs=6, optimizer=keras.optimizers.SGD(0.1))
+
+    expected = run(tmp_path / "uninterrupted")
+    assert len(set(expected["learning_rate"])) > 2, "it must have fallen more than once"
+    for step in (2 * STEPS + 2, 4 * STEPS + 1):
+        with pytest.raises(StoppedError):
+            run(tmp_path / "stopped", At(step, stop))
+    assert_equal(run(tmp_path / "stopped"), expected)
+
+
+@pytest.mark.parametrize("other", ["metrics", "callbacks"])
+def test_a_checkpoint_of_other_metrics_or_callbacks_is_refused(other, tmp_path):
+    early = keras.callbacks.EarlyStopping(patience=3)
+    first = {"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")], "callbacks": [early]}
+    second = (
+        {**first, "callbacks": []}
+        if other == "callbacks"
+        else {**first, "metrics": [keras.metrics.SparseTopKCategoricalAccuracy(2, name="other")]}
+    )
+    train(tmp_path, epochs=1, **first)
+    with pytest.raises(ValueError, match=f"is of other {other}"):
+        train(tmp_path, epochs=1, **second)
 
 
 def test_the_best_is_kept_beside_the_last(tmp_path):

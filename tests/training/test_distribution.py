@@ -29,20 +29,22 @@ def test_two_devices_of_one_process():
     assert done.returncode == 0, done.stdout[-20_000:]
 
 
-def run_workers(folder, die_at=()):
-    """Exit codes and errors of two workers on free ports of this machine; `die_at` gives each a step to die at."""
+def run_workers(*folders, die_at=(0, 0)):
+    """Exit codes and errors of two workers on free ports of this machine, which train in these folders one by one.
+
+    `die_at` gives each a step of the last training to die at.
+    """
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
             each.bind(("localhost", 0))
         addresses = [f"localhost:{each.getsockname()[1]}" for each in (first, second)]
-    folder.mkdir(exist_ok=True)
     processes, deadline = [], time.monotonic() + SECONDS
     try:
         for index in range(2):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            command = [sys.executable, "-m", "tests.training.worker", str(folder), *map(str, die_at[index : index + 1])]
+            command = [sys.executable, "-m", "tests.training.worker", str(die_at[index]), *map(str, folders)]
             environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
-            with (folder / f"{index}.err").open("w") as errors:
+            with (folders[-1] / f"{index}.err").open("w") as errors:
                 processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors))
         for each in processes:
             each.wait(max(1.0, deadline - time.monotonic()))
@@ -50,15 +52,21 @@ def run_workers(folder, die_at=()):
         for each in processes:
             each.kill()
     return [each.returncode for each in processes], [
-        (folder / f"{index}.err").read_text()[-5000:] for index in range(2)
+        (folders[-1] / f"{index}.err").read_text()[-5000:] for index in range(2)
     ]
 
 
 @pytest.mark.slow
 def test_two_workers_equal_one_process_also_after_one_was_killed(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    codes, errors = run_workers(whole)
-    assert codes == [0, 0], errors
+    for folder in (whole, broken):
+        folder.mkdir()
+    codes, errors = run_workers(whole, broken, die_at=(0, 6))  # in the second epoch of four steps
+    assert codes[1] == -9, errors[1]
+    assert codes[0] == 1, errors[0]
+    assert "ConnectionError: Another worker has gone" in errors[0]
+    assert (broken / "last.ckpt").exists()
+
     workers = [dict(np.load(whole / f"{index}.npz")) for index in range(2)]
     expected = arrays(*train_small(tf.distribute.get_strategy()))
     for worker in workers:
@@ -68,11 +76,6 @@ def test_two_workers_equal_one_process_also_after_one_was_killed(tmp_path):
             np.testing.assert_allclose(worker[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
             np.testing.assert_array_equal(worker[key], workers[0][key], err_msg=key)
 
-    codes, errors = run_workers(broken, die_at=(0, 6))  # in the second epoch of four steps
-    assert codes[1] == -9
-    assert codes[0] == 1, errors[0]
-    assert "ConnectionError: Another worker has gone" in errors[0]
-    assert (broken / "last.ckpt").exists()
     codes, errors = run_workers(broken)
     assert codes == [0, 0], errors
     for index, worker in enumerate(workers):

@@ -119,7 +119,7 @@ def test_auxiliary_gives_adversarial_images_a_second_batch_normalisation(make, i
         first.assign_sub(RATE * (g + h if shared else g))
         other.assign_sub(RATE * h)
     assert_close(network.weights, clean.weights)
-    counterparts = [copy for _, copy in trainer._auxiliary["a"]]
+    counterparts = [copy for _, copy in trainer._objectives["a"].auxiliary]
     assert_close(counterparts, norm(second).weights)
     gaps = [np.abs(np.array(a) - np.array(b)).max() for a, b in zip(counterparts, norm(network).weights, strict=True)]
     assert min(gaps) > 10 * TOLERANCE, "each of the four differs from its counterpart"
@@ -129,7 +129,7 @@ def test_auxiliary_statistics_go_on_from_step_to_step(make, images, labels):
     network = make()
     trainer = CoTraining({"a": network}, learns_from="itself", attack=ATTACK, batch_norm="auxiliary")
     trainer.compile(keras.optimizers.SGD(0.0))
-    mean, counterpart = norm(network).moving_mean, trainer._auxiliary["a"][2][1]
+    mean, counterpart = norm(network).moving_mean, trainer._objectives["a"].auxiliary[2][1]
     first = keras.Model(network.backbone.inputs, network.backbone.get_layer("first").output)
 
     def after_a_step(old, x):

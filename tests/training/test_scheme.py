@@ -48,6 +48,8 @@ def test_what_is_given_goes_before_the_mapping_and_the_mapping_before_the_preset
     [
         ("sattm", "Unknown scheme. Did you mean 'satm'"),
         ({"preset": "trade"}, "Unknown scheme. Did you mean 'trades'"),
+        ({"attack": "fgsm"}, "This attack needs an epsilon; give `epsilon`. Received: 'fgsm'"),
+        ({"domain_adaption": None}, "Unknown field of a scheme. Did you mean 'domain_adaptation'"),
         ({"peer_wieght": 1.0}, "Unknown field of a scheme. Did you mean 'peer_weight'"),
         ({"adversarial_loss": "divergense"}, "Unknown adversarial loss. Did you mean 'divergence'"),
         ({"crafting_mode": "trainign"}, "Unknown crafting mode. Did you mean 'training'"),
@@ -80,6 +82,9 @@ def test_epsilon_of_the_scheme_is_that_of_every_attack():
     scheme = Scheme(attack={"itself": PGD(epsilon=0.1, steps=3), "others": ATTACK}, epsilon=0.02)
     assert scheme.attack_on("a", "a", trained=True) == PGD(epsilon=0.02, steps=3)
     assert scheme.attack_on("b", "a", trained=True) == FGSM(epsilon=0.02)
+    named = Scheme(attack={"itself": "fgsm", "others": {"name": "pgd", "epsilon": 0.1, "steps": 3}}, epsilon=0.02)
+    assert named.attack_on("a", "a", trained=True) == FGSM(epsilon=0.02)
+    assert named.attack_on("b", "a", trained=True) == PGD(epsilon=0.02, steps=3)
 
 
 def test_no_attack_is_the_papers():
@@ -109,7 +114,7 @@ class TestCoTrainingRefuses:
             self.make(make_network, attack={"others": ATTACK, "other": ATTACK})
 
     def test_domain_adaptation_of_a_network_that_learns_from_nobody(self, make_network):
-        with pytest.raises(ValueError, match=r"networks that learn from somebody. Received: b; networks that do: a"):
+        with pytest.raises(ValueError, match=r"networks that have a source. Received: b; networks that do: a"):
             self.make(
                 make_network,
                 learns_from={"a": "b", "b": "nobody"},
@@ -117,7 +122,7 @@ class TestCoTrainingRefuses:
                 domain_adaptation={"b": DomainAdversarial()},
             )
 
-    def test_batch_normalisation_of_a_stranger(self, make_network):
+    def test_batch_normalisation_of_a_network_that_does_not_train(self, make_network):
         with pytest.raises(ValueError, match=r"networks that train. Received: o; networks that do: a, b"):
             self.make(make_network, attack=ATTACK, batch_norm={"o": "frozen"})
 
@@ -128,10 +133,6 @@ class TestCoTrainingRefuses:
     def test_a_scheme_without_its_frozen_networks(self, make_network):
         with pytest.raises(ValueError, match="'a' cannot learn from 'frozen': there is none"):
             self.make(make_network, "ensemble")
-
-    def test_a_field_that_does_not_exist(self, make_network):
-        with pytest.raises(ValueError, match=r"Unknown field of a scheme. Did you mean 'domain_adaptation'"):
-            self.make(make_network, "satm", domain_adaption=None)
 
 
 def test_each_source_crafts_with_its_own_attack(make_network, images, labels):

@@ -68,7 +68,7 @@ def test_the_steps_of_every_preset(make, images, labels, arrays, scheme):
     networks = make("".join(case.turns[0]))
     frozen = make("o") if any("o" in turn.values() for turn in case.turns) else {}
     before, untouched = copies(make, networks), [arrays(each) for each in frozen.values()]
-    trainer = CoTraining(networks, scheme, frozen=frozen, seed=5)
+    trainer = CoTraining(networks, scheme, frozen=frozen, ordered=True, seed=5)
     take(trainer, case, copies(make, networks), frozen, images, labels, steps=len(case.turns))
     for name, network in networks.items():
         with pytest.raises(AssertionError):
@@ -119,7 +119,7 @@ def test_the_steps_of_three_networks(make, images, labels, graph):
     fields, case = GRAPHS[graph]
     networks = make("abc")
     frozen = make("o") if "o" in str(case.turns) else {}
-    trainer = CoTraining(networks, frozen=frozen, attack=RANDOMISED, seed=2, **fields)
+    trainer = CoTraining(networks, frozen=frozen, attack=RANDOMISED, ordered=True, seed=2, **fields)
     steps = len(case.turns) + (len(case.turns) in (2, 3))  # a short cycle begins again
     take(trainer, case, copies(make, networks), frozen, images, labels, steps)
 
@@ -129,8 +129,7 @@ def test_ensemble_adversarial_training_is_simultaneous_training_with_the_partner
     attack = RandomisedStep(epsilon=reference.EPSILON, alpha=0.0)  # no random numbers, so that no place matters
 
     def train(networks, frozen):
-        scheme = {"learns_from": "frozen" if frozen else "others", "attack": attack}
-        trainer = CoTraining(networks, scheme, frozen=frozen)
+        trainer = CoTraining(networks, learns_from="frozen" if frozen else "others", attack=attack, frozen=frozen)
         trainer.compile(keras.optimizers.SGD(RATE))
         trainer.train_on_batch(images, labels)
 

@@ -253,7 +253,7 @@ def test_random_starts_differ_between_replicas_in_training_alone(mirrored):
     @tf.function
     def crafted(training):
         def craft():
-            return trainer._craft([("a", "b")], images, labels, tf.constant(0, tf.int64), training)["a", "b"]
+            return trainer._crafting.craft([("a", "b")], images, labels, tf.constant(0, tf.int64), training)["a", "b"]
 
         return mirrored.run(craft)
 
@@ -318,7 +318,7 @@ def test_a_network_on_each_device_equals_one_device_to_the_bit():
         np.testing.assert_array_equal(variable, other, err_msg=variable.path)
     for name, device in devices.items():
         slots = two.optimizers[name].optimizer.variables
-        auxiliary = [copy for _, copy in two._auxiliary.get(name, ())]
+        auxiliary = [copy for _, copy in two._objectives[name].auxiliary]
         for variable in (*two.networks[name].variables, *two.domain_heads[name].variables, *slots, *auxiliary):
             assert variable.value.device.endswith(device), variable.path
 

@@ -1,8 +1,9 @@
-"""What `test_distribution.py` runs in a process of its own for each worker: a training, until a step if one is given.
+"""What `test_distribution.py` runs in a process of its own for each worker: a training in each folder, one by one.
 
-    TF_CONFIG=... python -m tests.training.worker <folder> [<step to die at>]
+    TF_CONFIG=... python -m tests.training.worker DIE_AT FOLDER [FOLDER ...]
 
-It leaves what came of it in `<folder>/<place>.npz`, or prints the error that ended it.
+It leaves what came of each in `<folder>/<place>.npz`, or prints the error that ended it. At step DIE_AT of the last
+training, unless it is 0, the process dies by SIGKILL.
 """
 
 import json
@@ -50,15 +51,17 @@ def arrays(trainer, figures):
 
 
 def main():
-    folder, die_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    die_at, folders = int(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]]
     strategy = get_strategy("multi_worker")
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     assert is_chief(strategy) == (index == 0)
-    try:
-        trainer, figures = train_small(strategy, [DieAt(die_at), Checkpoint(folder, every_seconds=0.0)])
-    except ConnectionError as error:
-        sys.exit(f"ConnectionError: {error}")
-    np.savez(folder / f"{index}.npz", **arrays(trainer, figures))
+    for folder in folders:
+        dying = [DieAt(die_at)] if die_at and folder == folders[-1] else []
+        try:
+            trainer, figures = train_small(strategy, [*dying, Checkpoint(folder, every_seconds=0.0)])
+        except ConnectionError as error:
+            sys.exit(f"ConnectionError: {error}")
+        np.savez(folder / f"{index}.npz", **arrays(trainer, figures))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """Synthetic faces, written in Adience's own format: for demonstrations and tests that cannot have the real ones.
 
-The faces are described by `face_traits` and drawn by `face_renderer`, beside this file. Age shows in many cues at once,
-each of them noisy, so that a network confuses neighbouring groups and hardly ever distant ones: the one-off accuracy and
-the subject-exclusive folds mean here what they mean on Adience. What is learnt here says nothing about real people.
+The faces are described by `traits.py` and drawn by `renderer.py`, beside this file. Age shows in many cues at once,
+each of them noisy, so that a network confuses neighbouring groups and hardly ever distant ones: the one-off accuracy
+and the subject-exclusive folds mean here what they mean on Adience. What is learnt here says nothing about real people.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,23 +16,14 @@ import numpy.typing as npt
 import tensorflow as tf
 from tqdm import tqdm
 
+from satm_tf import storage
 from satm_tf.data.adience import AGE_GROUPS
 from satm_tf.data.synthetic.renderer import VERSION, draw_faces
 from satm_tf.data.synthetic.traits import Traits, age_of_stage, face_traits
 
 HEADER = (
-    "user_id",
-    "original_image",
-    "face_id",
-    "age",
-    "gender",
-    "x",
-    "y",
-    "dx",
-    "dy",
-    "tilt_ang",
-    "fiducial_yaw_angle",
-    "fiducial_score",
+    *("user_id", "original_image", "face_id", "age", "gender", "x", "y", "dx", "dy"),
+    *("tilt_ang", "fiducial_yaw_angle", "fiducial_score"),
 )
 PARAMETERS_FILE = "synthetic_faces.json"
 
@@ -129,14 +118,9 @@ def write_adience(
         _check_same(root, parameters)
         return root
 
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with storage.atomic_folder(root, durable=False) as partial:
         _write(partial, num_subjects, images_per_subject, image_size, seed, progress)
-        (partial / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n")
-        partial.replace(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        storage.write_json(partial / PARAMETERS_FILE, parameters)
     return root
 
 
@@ -152,7 +136,7 @@ def _check_same(root: Path, parameters: dict[str, int]) -> None:
     record = root / PARAMETERS_FILE
     if not record.is_file():
         raise FileExistsError(f"`root` holds no synthetic faces but other files. {advice} Received: root={str(root)!r}")
-    found = json.loads(record.read_text())
+    found = storage.read_json(record)
     if found != parameters:
         raise FileExistsError(
             f"`root` holds synthetic faces with other parameters, {found}. {advice} Received: root={str(root)!r}, "

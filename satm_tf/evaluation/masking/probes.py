@@ -1,4 +1,4 @@
-"""Is it masking? Measures what tells a defence from one that only hides its gradients."""
+"""Is it masking? Measures what distinguishes a defence from hidden gradients."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def masking_checks(
     folder: str | Path | None = None,
     stage: str = "masking checks",
 ) -> pd.DataFrame:
-    """Puts every network through every check of `verdicts.CHECKS`.
+    """Applies every check of `verdicts.CHECKS` to every network.
 
     Args:
         networks: The networks to check, by name. Each also attacks the others.
         dataset: Batches of `(images, labels)`, as `measure` takes them; a few hundred images are enough.
-        epsilon: The epsilon, in L-infinity, at which they are said to be robust.
-        undefended: Networks that nobody defended, by name: they attack, the networks' own examples are tried on them
-            (Table 3 of the paper), and their approximation ratios are those to keep up with.
-        before: What a network was before its defence, by its name; better than others to compare with.
+        epsilon: The epsilon, in L-infinity, at which they are claimed to be robust.
+        undefended: Networks without a defence, by name: they attack, the networks' own examples are shown to them
+            (Table 3 of the paper), and their approximation ratios are the reference.
+        before: What a network was before its defence, by its name; a better reference than other networks.
         steps: Steps of the iterative attack and of AutoAttack's; the unbounded one takes twice as many.
         targets: Classes that AutoAttack aims at. The standard has 100 steps, 9 targets and 5,000 queries.
-        queries: Queries of the attacks that follow no gradient.
+        queries: Queries of the query attacks.
         seed: Seed of all random numbers.
-        folder: Where finished parts are kept, as `measure` does.
-        stage: What the progress bars are called.
+        folder: Where finished parts are kept, as `measure` keeps them.
+        stage: What progress bars are called.
 
     Returns:
         A frame with a row for each check and network, with the columns `check`, `network`, `verdict` ("pass", "fail" or
-        "not applicable"), `explanation` (a sentence) and `figures` (JSON: what the verdict rests on).
+        "not applicable"), `explanation` (a sentence) and `figures` (JSON: the figures that the verdict rests on).
 
     Raises:
         ValueError: If a network is both defended and undefended, `before` names one that is not checked, or as
@@ -74,23 +74,26 @@ def masking_checks(
         Evaluating Adversarial Robustness", 2019; Tramer et al., "Ensemble Adversarial Training", ICLR 2018, section 4.
     """
     undefended, before = dict(undefended or {}), dict(before or {})
-    common, stray = set(networks) & set(undefended), set(before) - set(networks)
-    if common or stray or not networks:
+    in_both, unchecked = set(networks) & set(undefended), set(before) - set(networks)
+    if in_both or unchecked or not networks:
         raise ValueError(
-            "A network is checked or undefended, not both, and what it was before is for those checked. "
-            f"Received: {sorted(common or stray) or 'no network to check'}"
+            "A network is checked or undefended, not both, and `before` is for networks that are checked. "
+            f"Received: {sorted(in_both or unchecked) or 'no network to check'}"
         )
     earlier = {f"{name} before": network for name, network in before.items()}
-    everyone = {**networks, **undefended, **earlier}
     images = next(iter(dataset))[0]
-    followed = {name: network for name, network in everyone.items() if gradient_reaches(network, images)}
+    differentiable = {
+        name: network
+        for name, network in {**networks, **undefended, **earlier}.items()
+        if gradient_reaches(network, images)
+    }
     shared = {"dataset": dataset, "seed": seed, "folder": folder}
     gradient_attacks: dict[str, Attack] = {
         "single step": FGSM(epsilon=epsilon),
         "iterative": _iterative(epsilon, steps),
     }
     matrix = measure(
-        sources=followed,
+        sources=differentiable,
         targets={**networks, **undefended},
         attacks=gradient_attacks,
         stage=f"{stage}: gradients",
@@ -98,22 +101,22 @@ def masking_checks(
     )
     losses = {
         name: _losses(network, dataset, gradient_attacks["iterative"], seed, f"{stage}: losses of {name}")
-        for name, network in followed.items()
+        for name, network in differentiable.items()
     }
-    own: dict[str, Attack] = {
+    without_gradient: dict[str, Attack] = {
         "noise": Noise(epsilon=epsilon),
         "square": SquareAttack(epsilon=epsilon, queries=queries),
     }
-    whole = AutoAttack(epsilon=epsilon, steps=steps, targets=targets, queries=queries)
+    auto_attack = AutoAttack(epsilon=epsilon, steps=steps, targets=targets, queries=queries)
     verdicts = []
     for name, network in networks.items():
-        needed = own
-        if name in followed:
-            needed = {**own, "unbounded": _iterative(1.0, 2 * steps), "AutoAttack": whole}
+        own_attacks = without_gradient
+        if name in differentiable:
+            own_attacks = {**own_attacks, "unbounded": _iterative(1.0, 2 * steps), "AutoAttack": auto_attack}
         alone = measure(
             sources={name: network},
             targets={name: network, **undefended},
-            attacks=needed,
+            attacks=own_attacks,
             stage=f"{stage}: {name}",
             **shared,
         )
@@ -127,10 +130,10 @@ def masking_checks(
 class Noise(Attack):
     """Random signs of size epsilon; of several draws the first that fools the network.
 
-    It is for comparison, and not known by name.
+    It serves as a baseline, and is not registered.
 
     Attributes:
-        draws: How many draws.
+        draws: Number of draws.
     """
 
     draws: int = 10
@@ -145,8 +148,8 @@ class Noise(Attack):
             moved = tf.where(done[:, None, None, None], best, tf.clip_by_value(moved, 0.0, 1.0))
             return index + 1, moved, done | self.succeeds(logits_of(model, moved), labels)
 
-        nobody = tf.zeros_like(labels, tf.bool)
-        return tf.while_loop(lambda index, *_: index < self.draws, draw, (0, images, nobody))[1]
+        none_fooled = tf.zeros_like(labels, tf.bool)
+        return tf.while_loop(lambda index, *_: index < self.draws, draw, (0, images, none_fooled))[1]
 
 
 def gradient_reaches(network: Model, images: tf.Tensor) -> bool:
@@ -160,7 +163,7 @@ def gradient_reaches(network: Model, images: tf.Tensor) -> bool:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = logits_of(network, images)
-    return tape.gradient(logits, images) is not None
+    return _gradient(tape, logits, images) is not None
 
 
 def loss_surface(
@@ -172,8 +175,8 @@ def loss_surface(
         network: The network.
         images: Floats `[batch, height, width, channels]` in [0, 1].
         labels: Integers `[batch]`.
-        epsilon: How far to go along either, to both sides, in units of images in [0, 1].
-        points: How many points along each.
+        epsilon: How far to go along each direction, to both sides, in units of images in [0, 1].
+        points: Number of points along each.
         seed: Seed of the random signs.
 
     Returns:
@@ -190,12 +193,13 @@ def loss_surface(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         total = tf.reduce_sum(cross_entropy(labels, logits_of(network, images)))
-    gradient = tape.gradient(total, images, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    directions = tf.sign(gradient), _random_signs(images, tf.constant([seed, 0]))
+    gradient = _gradient(tape, total, images)
+    along_gradient = tf.zeros_like(images) if gradient is None else tf.sign(gradient)
+    along_random = _random_signs(images, tf.constant([seed, 0]))
 
     @tf.function
     def loss_at(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-        moved = tf.clip_by_value(images + first * directions[0] + second * directions[1], 0.0, 1.0)
+        moved = tf.clip_by_value(images + first * along_gradient + second * along_random, 0.0, 1.0)
         return tf.reduce_mean(cross_entropy(labels, logits_of(network, moved)))
 
     places = np.linspace(-epsilon, epsilon, points)
@@ -203,6 +207,13 @@ def loss_surface(
         (x, y, float(loss_at(tf.constant(x, tf.float32), tf.constant(y, tf.float32)))) for x in places for y in places
     ]
     return pd.DataFrame(rows, columns=["along_gradient", "along_random", "loss"])
+
+
+def _gradient(tape: tf.GradientTape, outputs: tf.Tensor, images: tf.Tensor) -> tf.Tensor | None:
+    try:
+        return tape.gradient(outputs, images)
+    except LookupError:  # an operation without a gradient, such as another runtime's
+        return None
 
 
 def _iterative(epsilon: float, steps: int) -> PGD:
@@ -215,7 +226,7 @@ def _random_signs(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def _losses(network: Model, dataset: tf.data.Dataset, iterative: Attack, seed: int, stage: str) -> Losses:
     @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
-    def look(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
+    def probe(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
         images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
 
         def loss(x: tf.Tensor) -> tf.Tensor:
@@ -232,10 +243,10 @@ def _losses(network: Model, dataset: tf.data.Dataset, iterative: Attack, seed: i
             "single_step": loss(images + iterative.epsilon * tf.sign(gradient)),
             "iterative": loss(iterative(network, images, labels, seed=key)),
             "random": loss(images + iterative.epsilon * _random_signs(images, _fold_in(key, 1))),
-            "blind": ~(tf.math.is_finite(size) & (size > 0)),
+            "zero_gradient": ~(tf.math.is_finite(size) & (size > 0)),
         }
 
-    compiled, found = look.get_concrete_function(), []
+    compiled, found = probe.get_concrete_function(), []
     batches = tqdm(dataset, desc=stage, unit="batch", total=len(dataset), dynamic_ncols=True, disable=None)
     for index, (images, labels) in enumerate(batches):
         found.append(compiled(images, labels, tf.constant([seed, index])))
@@ -251,17 +262,17 @@ def _facts(
     attackers: list[str],
     undefended: list[str],
 ) -> Facts:
-    """Sorts what was measured by what it means to one network."""
-    follows = name in losses
+    """The measurements, by what they mean to one network."""
+    has_gradient = name in losses
     before = f"{name} before"
     attacks = ("single step", "iterative")
-    # Not what networks were before: as an attacker of its later self, that would be half a white box.
+    # Without networks before their defence: such an attacker of the defended network would be half a white box.
     others = [other for other in attackers if other != name and other in losses]
 
     def under(attack: str, source: str, target: str = name) -> np.ndarray:
         return matrix.correct(attack, epsilon, source, target)
 
-    def itself(attack: str, radius: float = epsilon, target: str = name) -> np.ndarray:
+    def on_itself(attack: str, radius: float = epsilon, target: str = name) -> np.ndarray:
         return alone.correct(attack, radius, name, target)
 
     references = [before] if before in losses else [other for other in undefended if other in losses]
@@ -269,22 +280,22 @@ def _facts(
         network=name,
         clean=matrix.correct(CLEAN, 0.0, "", name),
         losses=losses.get(name),
-        single_step=under("single step", name) if follows else None,
-        iterative=under("iterative", name) if follows else None,
-        unbounded=itself("unbounded", 1.0) if follows else None,
-        noise=itself("noise"),
-        square=itself("square"),
-        auto_attack=itself("AutoAttack") if follows else None,
+        single_step=under("single step", name) if has_gradient else None,
+        iterative=under("iterative", name) if has_gradient else None,
+        unbounded=on_itself("unbounded", 1.0) if has_gradient else None,
+        noise=on_itself("noise"),
+        square=on_itself("square"),
+        auto_attack=on_itself("AutoAttack") if has_gradient else None,
         transferred={(attack, other): under(attack, other) for attack in attacks for other in others},
         strength={
             other: Strength(
                 clean=matrix.correct(CLEAN, 0.0, "", other),
-                noise=itself("noise", target=other),
+                noise=on_itself("noise", target=other),
                 own=under("single step", name, other),
                 before=under("single step", before, other) if before in losses else None,
-                others=[under("single step", third, other) for third in others if third != other],
+                others=[under("single step", source, other) for source in others if source != other],
             )
-            for other in (undefended if follows else [])
+            for other in (undefended if has_gradient else [])
         },
         reference_ratios=[losses[reference].approximation_ratio() for reference in references],
     )

@@ -1,7 +1,7 @@
-"""What to think of a network's robustness: each check looks at the facts and gives a verdict with its figures.
+"""Verdicts on a network's robustness: each check is a function of the facts, and gives its figures too.
 
-Two attacks are compared on the same images, with McNemar's exact test, and a difference counts at p < 0.01 over the
-number of comparisons: with ten checks of a handful of networks, 0.05 would raise a false alarm in every report.
+Two attacks are compared on the same images, with McNemar's exact test; a difference counts as `statistics.SIGNIFICANCE`
+says.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from satm_tf.evaluation.leaking import against_clean
 from satm_tf.evaluation.statistics import compare_paired, wilson_interval
 
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 
-SIGNIFICANCE = 0.01
-# One image in twenty may be odd: one whose loss is flat, or which no step from it leaves.
-FEW = 0.05
+# The share of images that may be exceptions: with a flat loss, or out of reach of any step.
+TOLERATED_SHARE = 0.05
 # Croce and Hein (2020) found what was published of honestly trained networks too high by a few points, and of those
 # that hide their gradients by tens. The whole interval of the difference must lie above this.
 AUTO_ATTACK_MARGIN = 0.05
 # Tramer et al. (2018, section 4) saw the ratio fall from 19 to 7 % and from 17 to 8 % in two networks that masked.
 RATIO_KEPT = 0.5
 
-Right = NDArray[np.bool_]
+Correct = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one check says of one network.
+    """The result of one check of one network.
 
     Attributes:
         check: Name of the check.
         network: Name of the network.
         verdict: "pass", "fail" or "not applicable".
-        figures: What it rests on.
+        figures: The figures that it rests on.
         explanation: One sentence.
     """
 
@@ -57,43 +57,43 @@ class Losses:
         single_step: After one step of epsilon along the gradient's sign.
         iterative: After an iterative attack.
         random: After a step of epsilon along random signs.
-        blind: bool `[images]`: the gradient is exactly zero, or not a number.
+        zero_gradient: bool `[images]`: the gradient is exactly zero, or not a number.
     """
 
     clean: NDArray[np.floating]
     single_step: NDArray[np.floating]
     iterative: NDArray[np.floating]
     random: NDArray[np.floating]
-    blind: NDArray[np.bool_]
+    zero_gradient: NDArray[np.bool_]
 
     def approximation_ratio(self) -> float:
-        """How much of what the iterative attack adds to the loss one step adds; NaN where that adds nothing."""
+        """The loss that one step adds over what the iterative attack adds; NaN where that adds nothing."""
         whole = float(np.mean(self.iterative - self.clean))
         return float(np.mean(self.single_step - self.clean)) / whole if whole > 0 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """What an undefended network classified rightly, bool `[images]`.
+    """Which images an undefended network classified correctly, bool `[images]`.
 
     Attributes:
-        clean: Of clean images.
+        clean: On clean images.
         noise: Under noise.
         own: Under single-step examples of the network that is checked.
         before: Under those of that network as it was before its defence; None where it is not known.
         others: Under those of other networks.
     """
 
-    clean: Right
-    noise: Right
-    own: Right
-    before: Right | None
-    others: Sequence[Right]
+    clean: Correct
+    noise: Correct
+    own: Correct
+    before: Correct | None
+    others: Sequence[Correct]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that is measured of one network. `Right` is bool `[images]`: whether it was classified rightly.
+    """All that is measured about one network. `Correct` is bool `[images]`: whether each was classified correctly.
 
     Attributes:
         network: Its name.
@@ -103,109 +103,110 @@ class Facts:
         iterative: Under an iterative attack on itself; None without a gradient.
         unbounded: Under one that may change every pixel as it likes; None without a gradient.
         noise: Under the worst of several draws of random noise.
-        square: Under an attack on itself by queries alone.
+        square: Under a query attack on itself.
         auto_attack: Under AutoAttack on itself; None without a gradient.
         transferred: Under examples of other networks, by attack and source.
-        strength: What single-step examples of this network do to undefended ones, by name; none where there are no such
-            networks or no gradient.
-        reference_ratios: Approximation ratios of undefended networks: of its own earlier self, or else of the others.
+        strength: What single-step examples of this network do to undefended ones, by name; empty without such networks
+            or without a gradient.
+        reference_ratios: Approximation ratios of undefended networks: of this one before its defence, or of others.
     """
 
     network: str
-    clean: Right
+    clean: Correct
     losses: Losses | None
-    single_step: Right | None
-    iterative: Right | None
-    unbounded: Right | None
-    noise: Right
-    square: Right
-    auto_attack: Right | None
-    transferred: Mapping[tuple[str, str], Right] = field(default_factory=dict)
+    single_step: Correct | None
+    iterative: Correct | None
+    unbounded: Correct | None
+    noise: Correct
+    square: Correct
+    auto_attack: Correct | None
+    transferred: Mapping[tuple[str, str], Correct] = field(default_factory=dict)
     strength: Mapping[str, Strength] = field(default_factory=dict)
     reference_ratios: Sequence[float] = ()
 
     @property
-    def white_box(self) -> Right:
-        """Under the stronger, for each image, of the attacks that follow its gradient; clean where there is none."""
+    def white_box(self) -> Correct:
+        """Under both attacks that follow its gradient; on clean images where there is no gradient."""
         if self.single_step is None or self.iterative is None:
             return self.clean
         return self.single_step & self.iterative
 
 
 Judgement = tuple[str, dict[str, float], str]
-_BLIND = "No gradient reaches the images, so there is nothing to follow; see the check of the gradient."
+_NO_GRADIENT = "No gradient reaches the images, so no attack can follow it; see the check of the gradient."
 
 
 def gradient(facts: Facts) -> Judgement:
-    """A gradient must reach the images, and not vanish: rounding cuts it, a saturated softmax flushes it to zero."""
+    """A gradient must reach the images and not vanish: rounding cuts it off, a saturated softmax rounds it to zero."""
     if facts.losses is None:
-        return FAIL, {"blind": 1.0}, "No gradient reaches the images: some operation between cuts it off."
-    blind = facts.losses.blind
-    low, high = wilson_interval(blind.sum(), blind.size)
-    figures = {"blind": float(blind.mean()), "low": float(low), "high": float(high)}
-    verdict = FAIL if low > FEW else PASS
-    return verdict, figures, f"The loss has a zero gradient, or none, at {blind.mean():.1%} of the images."
+        return FAIL, {"zero_gradient": 1.0}, "No gradient reaches the images: some operation cuts it off."
+    zero = facts.losses.zero_gradient
+    low, high = wilson_interval(zero.sum(), zero.size)
+    figures = {"zero_gradient": float(zero.mean()), "low": float(low), "high": float(high)}
+    verdict = FAIL if low > TOLERATED_SHARE else PASS
+    return verdict, figures, f"The loss has a zero gradient, or none, for {zero.mean():.1%} of the images."
 
 
 def iterative_against_single_step(facts: Facts) -> Judgement:
     """Many steps must find at least what one finds."""
     if facts.single_step is None or facts.iterative is None:
-        return NOT_APPLICABLE, {}, _BLIND
+        return NOT_APPLICABLE, {}, _NO_GRADIENT
     compared = compare_paired(facts.single_step, facts.iterative)
-    figures = {"single_step": _rate(facts.single_step), "iterative": _rate(facts.iterative), "p": compared.p_value}
-    weaker = compared.difference > 0 and compared.p_value < SIGNIFICANCE
+    figures = {
+        "single_step": _accuracy(facts.single_step),
+        "iterative": _accuracy(facts.iterative),
+        "p": compared.p_value,
+    }
     return (
-        FAIL if weaker else PASS,
+        FAIL if compared.rises() else PASS,
         figures,
-        f"One step leaves {figures['single_step']:.1%} right, many steps {figures['iterative']:.1%}.",
+        f"One step leaves {figures['single_step']:.1%} correct, many steps {figures['iterative']:.1%}.",
     )
 
 
 def black_box_against_white_box(facts: Facts) -> Judgement:
-    """Who knows the network must do at least as well as who does not."""
+    """An attacker who knows the network must do at least as well as one who does not."""
     attacks = {"square": facts.square} | {f"{name} from {source}": x for (name, source), x in facts.transferred.items()}
-    return _strongest_of(facts, attacks, "Knowing nothing of the network")
+    return _strongest_of(facts, attacks, "Without knowledge of the network, an attack")
 
 
 def noise_against_white_box(facts: Facts) -> Judgement:
-    """Chance must not find what the gradient does not."""
+    """Random noise must not find what the gradient does not."""
     return _strongest_of(facts, {"noise": facts.noise}, "Random noise of the same size")
 
 
-def _strongest_of(facts: Facts, attacks: Mapping[str, Right], who: str) -> Judgement:
+def _strongest_of(facts: Facts, attacks: Mapping[str, Correct], attacker: str) -> Judgement:
     white_box = facts.white_box
-    compared = {name: compare_paired(white_box, right) for name, right in attacks.items()}
-    stronger = [
-        name for name, found in compared.items() if found.difference < 0 and found.p_value < SIGNIFICANCE / len(attacks)
-    ]
+    compared = {name: compare_paired(white_box, correct) for name, correct in attacks.items()}
     strongest = min(attacks, key=lambda name: attacks[name].mean())
-    figures = {"white_box": _rate(white_box)} | {name: _rate(right) for name, right in attacks.items()}
+    figures = {"white_box": _accuracy(white_box)} | {name: _accuracy(correct) for name, correct in attacks.items()}
     figures["p"] = compared[strongest].p_value
     named = f" ({strongest})" if len(attacks) > 1 else ""
     return (
-        FAIL if stronger else PASS,
+        FAIL if any(found.falls(len(attacks)) for found in compared.values()) else PASS,
         figures,
-        f"{who}{named} leaves {figures[strongest]:.1%} right, following the gradient {figures['white_box']:.1%}.",
+        f"{attacker}{named} leaves {figures[strongest]:.1%} correct, following the gradient "
+        f"{figures['white_box']:.1%}.",
     )
 
 
 def unbounded_reaches_zero(facts: Facts) -> Judgement:
-    """Where every pixel may become anything, no image must hold."""
+    """An attack that may change every pixel at will must fool the network on every image."""
     if facts.unbounded is None:
-        return NOT_APPLICABLE, {}, _BLIND
+        return NOT_APPLICABLE, {}, _NO_GRADIENT
     low, high = wilson_interval(facts.unbounded.sum(), facts.unbounded.size)
-    figures = {"rate": _rate(facts.unbounded), "low": float(low), "high": float(high)}
+    figures = {"rate": _accuracy(facts.unbounded), "low": float(low), "high": float(high)}
     return (
-        FAIL if low > FEW else PASS,
+        FAIL if low > TOLERATED_SHARE else PASS,
         figures,
-        f"With epsilon 1 the iterative attack leaves {figures['rate']:.1%} right.",
+        f"With epsilon 1 the iterative attack leaves {figures['rate']:.1%} correct.",
     )
 
 
 def loss_along_the_gradient(facts: Facts) -> Judgement:
     """Along the gradient the loss must rise faster than along a random direction, for most images."""
     if facts.losses is None:
-        return NOT_APPLICABLE, {}, _BLIND
+        return NOT_APPLICABLE, {}, _NO_GRADIENT
     losses = facts.losses
     faster = losses.single_step > losses.random
     low, high = wilson_interval(faster.sum(), faster.size)
@@ -226,7 +227,7 @@ def loss_along_the_gradient(facts: Facts) -> Judgement:
 def approximation_ratio(facts: Facts) -> Judgement:
     """One step must find about as much of the loss as it does on undefended networks."""
     if facts.losses is None:
-        return NOT_APPLICABLE, {}, _BLIND
+        return NOT_APPLICABLE, {}, _NO_GRADIENT
     ratio = facts.losses.approximation_ratio()
     if math.isnan(ratio):
         return FAIL, {}, "The iterative attack does not raise the loss at all."
@@ -243,28 +244,26 @@ def approximation_ratio(facts: Facts) -> Judgement:
 
 
 def strength_of_own_examples(facts: Facts) -> Judgement:
-    """Its own examples must harm undefended networks more than noise does, where anybody's do.
+    """Its own examples must harm undefended networks more than noise does, where other networks' examples do.
 
-    How much of their strength a defence leaves does not tell: of Tramer et al.'s masking networks (2018, Table 1) about
-    0.6 was left, and an honest network's examples lose as much when it comes to rely on other features than they.
+    The loss of strength alone is no criterion: Tramer et al.'s masking networks (2018, Table 1) kept about 0.6 of it,
+    and an honest network's examples lose as much when it relies on other features than the undefended ones.
     """
     if not facts.strength:
-        reason = _BLIND if facts.losses is None else "There is no undefended network to try its examples on."
+        reason = _NO_GRADIENT if facts.losses is None else "There is no undefended network to show its examples to."
         return NOT_APPLICABLE, {}, reason
-    limit = SIGNIFICANCE / len(facts.strength)
 
-    def weaker(first: Right, second: Right) -> bool:
-        """Whether the second examples leave more right than the first, surely."""
-        compared = compare_paired(first, second)
-        return compared.difference > 0 and compared.p_value < limit
+    def weaker(first: Correct, second: Correct) -> bool:
+        """Whether the second examples leave more images correct than the first."""
+        return compare_paired(first, second).rises(len(facts.strength))
 
-    def mean(rights: Sequence[Right]) -> float:
-        return float(np.mean([_rate(right) for right in rights]))
+    def mean(answers: Sequence[Correct]) -> float:
+        return float(np.mean([_accuracy(correct) for correct in answers]))
 
     each = list(facts.strength.values())
     figures = {name: mean([getattr(x, name) for x in each]) for name in ("clean", "noise", "own")}
     than = f"random noise {figures['noise']:.1%}"
-    # No more than noise, where another network's examples are more than that.
+    # No stronger than noise, where another network's examples are.
     fails = any(
         not weaker(x.own, x.noise) and any(weaker(other, x.own) and weaker(other, x.noise) for other in x.others)
         for x in each
@@ -272,49 +271,47 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
     known = [x.before for x in each if x.before is not None]
     if known:
         figures["before"] = mean(known)
-        than = f"its undefended self's {figures['before']:.1%}"
+        than = f"those of the network before its defence {figures['before']:.1%}"
     return (
         FAIL if fails else PASS,
         figures,
-        f"Undefended networks keep {figures['own']:.1%} right under its examples, under {than}.",
+        f"Undefended networks keep {figures['own']:.1%} correct under its examples, under {than}.",
     )
 
 
 def label_leaking(facts: Facts) -> Judgement:
-    """No perturbation that is meant to harm must help."""
+    """No adversarial perturbation may raise the accuracy."""
     attacks = dict(facts.transferred)
     if facts.single_step is not None and facts.iterative is not None:
         own = {("single step", facts.network): facts.single_step, ("iterative", facts.network): facts.iterative}
         attacks |= own
     if not attacks:
-        return NOT_APPLICABLE, {}, "There are no adversarial examples to look at."
-    compared = {key: compare_paired(facts.clean, right) for key, right in attacks.items()}
-    best = max(attacks, key=lambda key: attacks[key].mean())
-    leaks = any(x.difference > 0 and x.p_value < SIGNIFICANCE / len(attacks) for x in compared.values())
-    figures = {"clean": _rate(facts.clean), "adversarial": _rate(attacks[best]), "p": compared[best].p_value}
+        return NOT_APPLICABLE, {}, "There are no adversarial examples to test."
+    compared = against_clean(facts.clean, attacks)
+    (attack, source), best = max(compared.items(), key=lambda item: item[1].accuracy)
     return (
-        FAIL if leaks else PASS,
-        figures,
-        f"Clean images are right at {figures['clean']:.1%}, those of {best[0]} from {best[1]} "
-        f"at {figures['adversarial']:.1%}, the most of any.",
+        FAIL if any(leak.leaks for leak in compared.values()) else PASS,
+        {"clean": best.clean_accuracy, "adversarial": best.accuracy, "p": best.p_value},
+        f"Accuracy is {best.clean_accuracy:.1%} on clean images, and at most {best.accuracy:.1%} on adversarial ones "
+        f"({attack} from {source}).",
     )
 
 
 def auto_attack(facts: Facts) -> Judgement:
     """AutoAttack must not find far more than the iterative attack."""
     if facts.auto_attack is None:
-        return NOT_APPLICABLE, {}, _BLIND
+        return NOT_APPLICABLE, {}, _NO_GRADIENT
     compared = compare_paired(facts.auto_attack, facts.white_box)
     figures = {
-        "auto_attack": _rate(facts.auto_attack),
-        "white_box": _rate(facts.white_box),
+        "auto_attack": _accuracy(facts.auto_attack),
+        "white_box": _accuracy(facts.white_box),
         "low": compared.low,
         "high": compared.high,
     }
     return (
         FAIL if compared.low > AUTO_ATTACK_MARGIN else PASS,
         figures,
-        f"AutoAttack leaves {figures['auto_attack']:.1%} right, following the gradient {figures['white_box']:.1%}.",
+        f"AutoAttack leaves {figures['auto_attack']:.1%} correct, following the gradient {figures['white_box']:.1%}.",
     )
 
 
@@ -343,5 +340,5 @@ def judge(facts: Facts) -> list[Verdict]:
     return verdicts
 
 
-def _rate(right: Right) -> float:
-    return float(right.mean())
+def _accuracy(correct: Correct) -> float:
+    return float(correct.mean())

@@ -1,4 +1,4 @@
-"""From the frames of an evaluation to one page that needs nothing beside it."""
+"""From the frames of an evaluation to one self-contained page."""
 
 from satm_tf.evaluation.report.page import write_report
 

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which the colour-blind tell apart; without their yellow, too pale for a line on white.
+from satm_tf.storage import atomic_file
+
+# Okabe and Ito's colours, which colour-blind readers can distinguish; not their yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _WIDTH, _DPI = 4.6, 160
 
@@ -27,8 +29,8 @@ class Picture:
 
     Attributes:
         path: The PNG; its numbers are beside it, as CSV.
-        alt: What it shows, in words, for who cannot see it.
-        caption: What stands under it.
+        alt: What it shows, in words, for readers who cannot see it.
+        caption: The caption.
     """
 
     path: Path
@@ -37,12 +39,12 @@ class Picture:
 
 
 def heat_map(table: pd.DataFrame, path: Path, caption: str) -> Picture:
-    """Rates with sources down and targets across; white boxes are framed.
+    """Accuracies with a row a source and a column a target; white boxes are framed.
 
     Args:
         table: As `matrix_table` gives it, shares in [0, 1].
         path: The PNG to write.
-        caption: What stands under it.
+        caption: The caption.
     """
     rows, columns = table.shape
     figure = Figure(figsize=(max(_WIDTH, 2.2 + 0.5 * columns), 1.5 + 0.34 * rows), layout="constrained")
@@ -59,7 +61,7 @@ def heat_map(table: pd.DataFrame, path: Path, caption: str) -> Picture:
     axes.set(xlabel="target", ylabel="examples of")
     table.to_csv(path.with_suffix(".csv"))
     alt = (
-        f"Heat map of accuracys in percent, {rows} rows of sources and {columns} columns of targets, from "
+        f"Heat map of accuracies in percent, {rows} rows of sources and {columns} columns of targets, from "
         f"{100 * np.nanmin(table):.0f} to {100 * np.nanmax(table):.0f}. The numbers are in the table."
     )
     return _write(figure, path, alt, caption)
@@ -81,12 +83,12 @@ def lines(
     Args:
         table: A column for each line; the index is the axis.
         path: The PNG to write.
-        caption: What stands under it.
-        x: What the axis across is.
-        y: What the axis up is.
+        caption: The caption.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
         dashed: The columns that are dashed.
         rate: Whether the values are shares, drawn in percent from 0 to 100.
-        groups: The number of a column's colour, where not every line has one of its own.
+        groups: The number of each column's colour, where lines share colours.
     """
     figure = Figure(figsize=(_WIDTH, 2.9 + 0.17 * table.shape[1]), layout="constrained")
     axes = figure.subplots()
@@ -114,7 +116,7 @@ def confusion(matrix: Any, names: Sequence[str], path: Path, caption: str) -> Pi
         matrix: Integers `[classes, classes]`; rows are true classes.
         names: The classes.
         path: The PNG to write.
-        caption: What stands under it.
+        caption: The caption.
     """
     table = pd.DataFrame(matrix, index=list(names), columns=list(names))
     shares = table.div(table.sum(axis=1).clip(lower=1), axis=0).to_numpy()
@@ -140,7 +142,7 @@ def surface(table: pd.DataFrame, path: Path, caption: str) -> Picture:
     Args:
         table: As `loss_surface` gives it.
         path: The PNG to write.
-        caption: What stands under it.
+        caption: The caption.
     """
     grid = table.pivot(index="along_random", columns="along_gradient", values="loss")
     figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
@@ -165,7 +167,6 @@ def _plain(names: Iterable[Any]) -> list[str]:
 
 
 def _write(figure: Figure, path: Path, alt: str, caption: str) -> Picture:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=_DPI, format="png")
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format="png")
     return Picture(path, alt, caption)

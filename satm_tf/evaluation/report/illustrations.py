@@ -11,13 +11,14 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.attacks.gallery import write_gallery
+from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.masking import loss_surface
 from satm_tf.evaluation.transfer import Network
-from satm_tf.storage import write_text
+from satm_tf.storage import atomic_file, write_text
 
 
 def write_galleries(
-    folder: Path,
+    folder: str | Path,
     attacks: Mapping[str, Attack],
     *,
     source: str,
@@ -26,21 +27,21 @@ def write_galleries(
     class_names: Sequence[str],
     most: int = 4,
 ) -> None:
-    """Writes a picture for each attack, at its own epsilon, into `gallery/`; one that is there is not made again.
+    """Writes a picture for each attack, at its own epsilon, into `gallery/`; existing ones are kept.
 
     Args:
         folder: The folder of the report.
         attacks: The attacks, by name.
         source: Name of the network that crafts.
-        network: The network that crafts, and says what it takes the images for.
+        network: The network that crafts, and whose predictions are shown.
         dataset: Batches of `(images, labels)`; the first images of the first are shown.
         class_names: The name of each label.
         most: How many images to show.
     """
     images, labels = (part[:most] for part in next(iter(dataset)))
-    (folder / "gallery").mkdir(parents=True, exist_ok=True)
     for name, attack in attacks.items():
-        path = folder / "gallery" / f"{name}, epsilon {attack.epsilon:g}, on {source}.png".replace("/", " ")
+        picture = f"{name}, epsilon {attack.epsilon:g}, on {source}.png".replace("/", " ")
+        path = ResultsFolder(folder).gallery / picture
         if path.exists():
             continue
         adversarial = attack.compiled(network)(images, labels)
@@ -48,13 +49,12 @@ def write_galleries(
             [class_names[index] for index in np.argmax(network(shown, training=False), -1)]
             for shown in (images, adversarial)
         )
-        temporary = path.with_name(f".{path.name}")
-        write_gallery(temporary, images, adversarial, before, after, title=path.stem)
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            write_gallery(temporary, images, adversarial, before, after, title=path.stem)
 
 
 def write_surfaces(
-    folder: Path, networks: Mapping[str, Network], *, dataset: tf.data.Dataset, epsilon: float, seed: int = 0
+    folder: str | Path, networks: Mapping[str, Network], *, dataset: tf.data.Dataset, epsilon: float, seed: int = 0
 ) -> None:
     """Writes `surfaces.csv`: the frames of `loss_surface` around the first batch, with the column `network`.
 
@@ -70,4 +70,4 @@ def write_surfaces(
         loss_surface(network, images, labels, epsilon=epsilon, seed=seed).assign(network=name)
         for name, network in networks.items()
     ]
-    write_text(folder / "surfaces.csv", pd.concat(surfaces).to_csv(index=False))
+    write_text(ResultsFolder(folder).surfaces, pd.concat(surfaces).to_csv(index=False))

@@ -1,9 +1,8 @@
-"""One page on a run or an evaluation, which needs nothing beside it to be read."""
+"""One self-contained page on a run or an evaluation."""
 
 from __future__ import annotations
 
 import base64
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -13,21 +12,19 @@ from typing import Any
 import jinja2
 import markupsafe
 import pandas as pd
-import yaml
 
+from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.report import sections
 from satm_tf.evaluation.tables import read_results
-from satm_tf.storage import write_text
+from satm_tf.storage import read_config, read_json, write_text
 
 
 def write_report(folder: str | Path) -> Path:
     """Writes `report.html` into a run folder or an evaluation's, and the figures in it into `figures/`.
 
-    What the folder does not hold is left out: `checks.csv`, `results.csv`, `predictions.npz`, `surfaces.csv`,
-    `metrics.csv` (columns as `CoTraining` names them, and `stage`), `gallery/*.png`, `class_names.json`, `config.yaml`,
-    `data.txt`, `environment.json`. The page is one file, without scripts, that needs no network; every figure is also a
-    PNG, and its numbers a CSV, in `figures/`.
+    It shows what the folder holds of the files that `ResultsFolder` names. The page is one file without scripts, and
+    loads nothing. Every figure is also a PNG, and its numbers a CSV, in `figures/`.
 
     Args:
         folder: The folder.
@@ -42,35 +39,35 @@ def write_report(folder: str | Path) -> Path:
         >>> write_report("runs/quickstart")
         PosixPath('runs/quickstart/report.html')
     """
-    folder = Path(folder)
-    known = ("checks.csv", "results.csv", "metrics.csv", "config.yaml")
-    if not any((folder / name).exists() for name in known):
-        raise FileNotFoundError(f"A report is made of one of {', '.join(known)}. Received: {folder}, which has none")
-    drawings = folder / "figures"
+    files = ResultsFolder(folder)
+    known = (files.checks, files.results, files.metrics, files.config)
+    if not any(path.exists() for path in known):
+        names = ", ".join(path.name for path in known)
+        raise FileNotFoundError(f"A report is made of one of {names}. Received: {files}, which has none")
     # Drawn anew as a whole: a figure of an earlier state must not stay.
-    shutil.rmtree(drawings, ignore_errors=True)
-    drawings.mkdir()
+    shutil.rmtree(files.figures, ignore_errors=True)
+    files.figures.mkdir()
 
-    checks = _read(folder / "checks.csv", lambda path: pd.read_csv(path, keep_default_na=False))
-    results = _read(folder / "results.csv", read_results)
-    metrics = _read(folder / "metrics.csv", pd.read_csv)
-    predictions = _read(folder / "predictions.npz", Predictions.load)
-    surfaces = _read(folder / "surfaces.csv", pd.read_csv)
-    config = _read(folder / "config.yaml", lambda path: yaml.safe_load(path.read_text(encoding="utf-8"))) or {}
-    names = _read(folder / "class_names.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
+    checks = _read(files.checks, lambda path: pd.read_csv(path, keep_default_na=False))
+    results = _read(files.results, read_results)
+    metrics = _read(files.metrics, pd.read_csv)
+    predictions = _read(files.predictions, Predictions.load)
+    surfaces = _read(files.surfaces, pd.read_csv)
+    config = read_config(files.path) if files.config.exists() else {}
+    class_names = _read(files.class_names, read_json)
 
-    parts = [sections.verdicts(checks, results)]
+    parts = [sections.verdicts(checks, results, predictions)]
     if results is not None:
-        parts += [sections.rates(results), sections.matrices(results, drawings)]
+        parts += [sections.accuracies(results), sections.matrices(results, files.figures)]
     if predictions is not None:
         parts.append(sections.comparisons(predictions))
     if surfaces is not None:
-        parts.append(sections.surfaces(surfaces, drawings))
+        parts.append(sections.surfaces(surfaces, files.figures))
     if predictions is not None:
-        parts.append(sections.confusion(predictions, names, drawings))
+        parts.append(sections.confusion(predictions, class_names, files.figures))
     if metrics is not None:
-        parts.append(sections.training(metrics, drawings))
-    parts += [sections.gallery(folder), sections.every_check(checks), sections.origin(folder, config)]
+        parts.append(sections.training(metrics, files.figures))
+    parts += [sections.gallery(files), sections.every_check(checks), sections.origin(files, config)]
     shown = [part for part in parts if part.lead or part.tables or part.pictures or part.texts]
 
     environment = jinja2.Environment(
@@ -79,16 +76,16 @@ def write_report(folder: str | Path) -> Path:
     environment.filters["data_uri"] = lambda path: (
         f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
     )
-    # Names may break after what joins their parts, so that a phone's width holds more columns.
+    # Names may break after a slash or an underscore, so that a narrow screen holds more columns.
     environment.filters["breakable"] = lambda name: markupsafe.Markup(
         re.sub("([/_])", r"\1<wbr>", str(markupsafe.escape(name)))
     )
-    title = str(config.get("name") or f"Evaluation: {folder.resolve().name}")
+    title = str(config.get("name") or f"Evaluation: {files.path.resolve().name}")
     page = environment.get_template("report.html.j2").render(
         title=title, summary=sections.summary(results), sections=shown
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    write_text(files.report, page)
+    return files.report
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from satm_tf.evaluation.checks import label_leaking
+from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking.verdicts import FAIL, NOT_APPLICABLE
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.report import figures
@@ -18,12 +19,14 @@ from satm_tf.evaluation.report.figures import Picture
 from satm_tf.evaluation.tables import (
     HOLDOUT,
     compare_schemes,
+    in_schemes,
     matrix_table,
     robustness_table,
     strength_table,
     with_uncertainty,
     with_views,
 )
+from satm_tf.storage import read_json
 
 _MOST_CLASSES = 20
 _WORDS = {"accuracy": "accuracy", "one_off_accuracy": "one-off accuracy"}
@@ -34,10 +37,10 @@ class Table:
     """A table of texts.
 
     Attributes:
-        caption: What stands above it.
+        caption: The caption.
         head: The names of the columns.
         rows: The texts of the cells.
-        labels: How many columns at the left are names of rows.
+        labels: How many columns at the left are row headers.
     """
 
     caption: str
@@ -51,11 +54,11 @@ class Section:
     """A part of the page; one without content is left out.
 
     Attributes:
-        title: Its heading.
-        lead: A sentence or two to begin with.
+        title: The heading.
+        lead: A sentence or two below it.
         tables: Tables.
         pictures: Figures.
-        texts: Blocks of text as they are, each with a heading.
+        texts: Preformatted texts, each with a heading.
     """
 
     title: str
@@ -66,7 +69,7 @@ class Section:
 
 
 def summary(results: pd.DataFrame | None) -> str:
-    """What was measured on how much, and how to read the rates."""
+    """What was measured on how many images, and how to read the figures."""
     if results is None:
         return "No network has been measured yet."
     folds = results.fold.nunique() if "fold" in results else 0
@@ -77,13 +80,13 @@ def summary(results: pd.DataFrame | None) -> str:
         + (
             "± is the standard deviation over folds or seeds."
             if folds > 1
-            else "Under each rate stands its 95 % interval."
+            else "Below each figure is its 95 % interval."
         )
     )
 
 
-def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Section:
-    """What fails, before anything else."""
+def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predictions: Predictions | None) -> Section:
+    """What fails: the checks, and the cells of the transfer matrix in which labels leak."""
     section = Section("Verdicts")
     sentences = []
     if checks is not None:
@@ -97,34 +100,42 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None) -> Secti
         section.tables.append(_table(grid.fillna(NOT_APPLICABLE), "Is it masking? Each check of each network"))
         if len(failed):
             section.tables.append(_table(failed[["network", "check", "explanation"]], "What fails", labels=2))
-    if results is not None and CLEAN in set(results.attack):
-        leaking = label_leaking(results).query("leaks")
+    if predictions is not None and CLEAN in set(predictions.cells.attack):
+        leaking = label_leaking(predictions).query("leaks")
         sentences.append(
-            "Label leaking: no adversarial images are classified better than clean ones."
+            "Label leaking in the transfer matrix: in no cell are adversarial images classified better than clean ones."
             if leaking.empty
-            else f"Label leaking: in {len(leaking)} cells adversarial images are classified better than clean ones, so "
-            "that what was gained there is worth nothing against strangers."
+            else f"Label leaking in the transfer matrix: in {len(leaking)} cells adversarial images are classified "
+            "better than clean ones. What was gained there is worth nothing against an unseen model."
         )
+        if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == FAIL].check):
+            sentences.append("The checks, which make attacks of their own, do find it.")
         if len(leaking):
-            shown = leaking[["attack", "source", "target", "accuracy", "clean_accuracy"]].copy()
-            for column in ("accuracy", "clean_accuracy"):
-                shown[column] = shown[column].map("{:.1%}".format)
-            section.tables.append(_table(shown, "Where labels leak", labels=3))
+            shown = leaking[["attack", "epsilon", "source", "target", "accuracy", "clean_accuracy", "p_value"]].copy()
+            formats = {"epsilon": "{:g}".format, "accuracy": "{:.1%}".format, "clean_accuracy": "{:.1%}".format}
+            for column, to_text in (formats | {"p_value": _p_value}).items():
+                shown[column] = shown[column].map(to_text)
+            section.tables.append(_table(shown, "Where labels leak in the transfer matrix", labels=4))
+    elif results is not None:
+        sentences.append("Label leaking was not tested: that takes predictions.npz, with clean images.")
     section.lead = " ".join(sentences)
     return section
 
 
-def rates(results: pd.DataFrame) -> Section:
+def accuracies(results: pd.DataFrame) -> Section:
     """The paper's tables where networks are named by scheme, and else the matrix."""
-    section = Section("Rates")
+    section = Section("Accuracy", "The paper calls accuracy the classification rate, and one-off accuracy 1-off.")
     for value in ("accuracy", "one_off_accuracy"):
         if results[value].isna().all():
             continue
         for attack, epsilon in _attacks(results):
             here = f"{_WORDS[value]}, {attack}, epsilon {epsilon:g}"
-            views: list[tuple[Any, str]] = [(matrix_table, f"{here}: the sources down, the targets across")]
-            if _in_schemes(results):
-                views = [(robustness_table, here), (strength_table, f"{here}: the networks' own examples on holdouts")]
+            views: list[tuple[Any, str]] = [(matrix_table, f"{here}: a row a source, a column a target")]
+            if in_schemes(results):
+                views = [
+                    (robustness_table, here),
+                    (strength_table, f"{here}: the networks' own examples on unseen models"),
+                ]
             for view, caption in views:
                 chosen = functools.partial(_column, view, attack, epsilon)
                 table = with_uncertainty(results, chosen, value)
@@ -140,13 +151,9 @@ def _column(view: Any, attack: str, epsilon: float, results: pd.DataFrame, value
     return view(results, attack, value, epsilon)
 
 
-def _in_schemes(results: pd.DataFrame) -> bool:
-    return bool(results.target.str.contains("/").all()) and not with_views(results).empty
-
-
 def _related(results: pd.DataFrame) -> pd.DataFrame:
     """Where networks are named by scheme, the rows in which a target meets its own scheme or a holdout."""
-    return with_views(results) if _in_schemes(results) else results
+    return with_views(results) if in_schemes(results) else results
 
 
 def _attacks(results: pd.DataFrame) -> list[tuple[str, float]]:
@@ -156,7 +163,7 @@ def _attacks(results: pd.DataFrame) -> list[tuple[str, float]]:
 
 def matrices(results: pd.DataFrame, drawings: Path) -> Section:
     """A heat map for each attack and epsilon, and curves where there are several epsilons."""
-    section = Section("Transfer matrix", "Rates in percent; a white box is framed.")
+    section = Section("Transfer matrix", "Accuracy in percent; white boxes are framed.")
     for attack, epsilon in _attacks(results):
         path = drawings / f"{_file(f'matrix {attack} {epsilon:g}')}.png"
         table = matrix_table(results, attack, epsilon=epsilon)
@@ -177,7 +184,7 @@ def matrices(results: pd.DataFrame, drawings: Path) -> Section:
 def comparisons(predictions: Predictions) -> Section:
     """Every scheme against the first."""
     section = Section("Schemes compared on the same images")
-    if not _in_schemes(predictions.cells):
+    if not in_schemes(predictions.cells):
         return section
     cells = with_views(predictions.cells)
     schemes = list(dict.fromkeys(cells.scheme))
@@ -196,7 +203,7 @@ def comparisons(predictions: Predictions) -> Section:
                 "difference": "{:+.1f}\n{:+.1f} to {:+.1f}".format(
                     *(100 * row[name] for name in ("difference", "low", "high"))
                 ),
-                "p": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+                "p": _p_value(row["p_value"]),
             }
             for row in compared
         ]
@@ -219,10 +226,10 @@ def surfaces(surfaces: pd.DataFrame, drawings: Path) -> Section:
 
 
 def confusion(predictions: Predictions, names: list[str] | None, drawings: Path) -> Section:
-    """Of each target, on clean images and under the worst black box; of many classes there would be nothing to see."""
+    """Of each target, on clean images and under its strongest transfer attack; none with very many classes."""
     if predictions.num_classes > _MOST_CLASSES:
         return Section("")
-    section = Section("Confusion matrices", "Of each network, on clean images and under what others did worst.")
+    section = Section("Confusion matrices", "Of each network, on clean images and under the strongest transfer attack.")
     classes = names or [str(index) for index in range(predictions.num_classes)]
     frame = _related(predictions.frame())
     for target, rows in frame.groupby("target", sort=False):
@@ -238,7 +245,7 @@ def confusion(predictions: Predictions, names: list[str] | None, drawings: Path)
 
 
 def training(metrics: pd.DataFrame, drawings: Path) -> Section:
-    """Figures 3 and 4 of the paper for every stage: losses, and clean and adversarial rates."""
+    """Figures 3 and 4 of the paper for every stage: losses, and clean and adversarial accuracy."""
     section = Section("Training")
     for stage, rows in metrics.groupby("stage", sort=False) if "stage" in metrics else [("training", metrics)]:
         history = (
@@ -251,7 +258,7 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
             section.pictures.append(figures.lines(losses, path, f"{stage}: loss", x="epoch", y="loss"))
         ending = "_accuracy"
         found = [name for name in history if str(name).endswith(ending)]
-        # Validation where there is any: what a network makes of images that it learns from says little.
+        # Validation where there is any: accuracy on the images that a network learns from says little.
         prefix = "val_" if any(name.startswith("val_") for name in found) else ""
         chosen = [name for name in found if name.startswith("val_") == bool(prefix)]
         labels = {name: name.removeprefix(prefix).removesuffix(ending) for name in chosen}
@@ -261,13 +268,13 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
             name: f"{label.removesuffix('_adversarial')}, {'adversarial' if name in adversarial else 'clean'}"
             for name, label in labels.items()
         }
-        rates = history[chosen].rename(columns=lines)
-        if rates.size:
+        curves = history[chosen].rename(columns=lines)
+        if curves.size:
             which = "validation" if prefix else "training"
-            path = drawings / f"{_file(f'rates {stage}')}.png"
+            path = drawings / f"{_file(f'accuracy {stage}')}.png"
             section.pictures.append(
                 figures.lines(
-                    rates,
+                    curves,
                     path,
                     f"{stage}: accuracy on {which} images",
                     x="epoch",
@@ -280,11 +287,11 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
     return section
 
 
-def gallery(folder: Path) -> Section:
-    """The pictures that lie in `gallery/`."""
+def gallery(files: ResultsFolder) -> Section:
+    """The pictures in the gallery's folder."""
     section = Section("Adversarial images")
-    for path in sorted((folder / "gallery").glob("[!.]*.png")):
-        alt = f"Rows of a clean image, its adversarial twin and their difference magnified: {path.stem}."
+    for path in sorted(files.gallery.glob("[!.]*.png")):
+        alt = f"Rows of a clean image, its adversarial image and their difference, magnified: {path.stem}."
         section.pictures.append(Picture(path, alt, path.stem))
     return section
 
@@ -300,7 +307,7 @@ def every_check(checks: pd.DataFrame | None) -> Section:
     return section
 
 
-def origin(folder: Path, config: dict[str, Any]) -> Section:
+def origin(files: ResultsFolder, config: dict[str, Any]) -> Section:
     """Command, data, configuration and environment."""
     section = Section("How it was made")
     if config:
@@ -310,13 +317,12 @@ def origin(folder: Path, config: dict[str, Any]) -> Section:
             else "python -m satm_tf.train --config config.yaml --run_dir NEW_FOLDER"
         )
         section.texts.append(("To repeat it", command))
-    for heading, name in (("Data", "data.txt"), ("Configuration", "config.yaml")):
-        if (folder / name).exists():
-            section.texts.append((heading, (folder / name).read_text(encoding="utf-8").rstrip()))
-    recorded = folder / "environment.json"
-    if recorded.exists():
-        environment = json.loads(recorded.read_text(encoding="utf-8"))
-        lines = [f"{key}: {', '.join(x) if isinstance(x, list) else x}" for key, x in environment.items()]
+    for heading, path in (("Data", files.data), ("Configuration", files.config)):
+        if path.exists():
+            section.texts.append((heading, path.read_text(encoding="utf-8").rstrip()))
+    if files.environment.exists():
+        environment = read_json(files.environment).items()
+        lines = [f"{key}: {', '.join(value) if isinstance(value, list) else value}" for key, value in environment]
         section.texts.append(("Environment", "\n".join(lines)))
     return section
 
@@ -327,6 +333,10 @@ def _table(frame: pd.DataFrame, caption: str, labels: int = 0) -> Table:
     flat = frame.reset_index() if named else frame
     head = [str(name).replace("_", " ") if name in named else str(name) for name in flat.columns]
     return Table(caption, head, flat.astype(str).to_numpy().tolist(), labels or len(named) or 1)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _file(name: str) -> str:

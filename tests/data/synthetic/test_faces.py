@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from satm_tf.data import adience
-from satm_tf.data.synthetic import faces as synthetic_faces
+from satm_tf.data.synthetic import faces
 from satm_tf.data.synthetic import renderer as face_renderer
 from satm_tf.data.synthetic.traits import NUISANCES, age_of_stage, face_traits, stage_of_age
 
@@ -24,7 +24,7 @@ PUBLISHED_AGES = ["(0, 2)", "(4, 6)", "(8, 12)", "(15, 20)", "(25, 32)", "(38, 4
 
 
 def write(root: Path, **options) -> Path:
-    return synthetic_faces.write_adience(
+    return faces.write_adience(
         root, **{"num_subjects": SUBJECTS, "images_per_subject": EACH, "image_size": SIZE, "progress": False, **options}
     )
 
@@ -34,8 +34,8 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("faces") / "set")
+def root(synthetic_faces):
+    return synthetic_faces
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,10 @@ def test_the_adience_loader_reads_it_without_a_remark(root):
 
 def test_images_of_one_person_resemble_each_other_more_than_others():
     # All of one age and gender. Pose, light and background differ in each image, so the middle of the face is compared.
-    # Measured over four seeds: 0.52 to 0.60 times as far apart as strangers, with a standard error of 0.04.
+    # Measured over four seeds: 0.52 to 0.60 times as far apart as different people, with a standard error of 0.04.
     people = np.repeat(np.arange(60), 2)
-    faces = synthetic_faces.render([28] * 120, ["f"] * 120, identity=people, image_size=SIZE) / 255.0
-    middle = faces[:, 8:24, 8:24]
+    drawn = faces.render([28] * 120, ["f"] * 120, identity=people, image_size=SIZE) / 255.0
+    middle = drawn[:, 8:24, 8:24]
     same = np.abs(middle[0::2] - middle[1::2]).mean()
     other = np.abs(middle[0::2] - np.roll(middle[1::2], 1, axis=0)).mean()
     assert same < 0.75 * other
@@ -138,11 +138,11 @@ def test_neighbouring_groups_lie_closer_than_distant_ones():
     # Pixels of 40 people in the same 40 photographs at every age, so that age alone differs. Measured over four seeds:
     # three and more steps lie 2.2 to 2.8 times as far apart as one; beyond four, white hair nears a bald baby's scalp
     # again, so only the first four steps are asked to rise.
-    faces = [
-        synthetic_faces.render([age] * 40, ["m", "f"] * 20, identity=range(40), image_size=SIZE).mean(0)
+    means = [
+        faces.render([age] * 40, ["m", "f"] * 20, identity=range(40), image_size=SIZE).mean(0)
         for age in age_of_stage(np.arange(8))
     ]
-    distance = [np.mean([np.abs(faces[k] - faces[k + step]).mean() for k in range(8 - step)]) for step in range(1, 8)]
+    distance = [np.mean([np.abs(means[k] - means[k + step]).mean() for k in range(8 - step)]) for step in range(1, 8)]
     assert all(near < far for near, far in pairwise(distance[:4]))
     assert min(distance[2:]) > 1.6 * distance[0]
 
@@ -169,7 +169,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
         drawn.append(1)
         return face_renderer.draw_faces(*args, **options)
 
-    monkeypatch.setattr(synthetic_faces, "draw_faces", interrupted)
+    monkeypatch.setattr(faces, "draw_faces", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
@@ -178,7 +178,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_second_call_leaves_the_set_alone(tmp_path, monkeypatch):
     root = write(tmp_path / "set", num_subjects=40, images_per_subject=1)
     before = {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
-    monkeypatch.setattr(synthetic_faces, "draw_faces", lambda *args, **options: pytest.fail("drew again"))
+    monkeypatch.setattr(faces, "draw_faces", lambda *args, **options: pytest.fail("drew again"))
     assert write(root, num_subjects=40, images_per_subject=1) == root
     assert {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))} == before
 
@@ -214,7 +214,7 @@ def test_a_set_with_a_missing_image_is_refused(tmp_path):
 
 
 def test_the_parameters_are_on_record(root):
-    record = json.loads((root / synthetic_faces.PARAMETERS_FILE).read_text())
+    record = json.loads((root / faces.PARAMETERS_FILE).read_text())
     assert (
         record.items() >= {"num_subjects": SUBJECTS, "images_per_subject": EACH, "image_size": SIZE, "seed": 0}.items()
     )
@@ -251,4 +251,4 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, m
 )
 def test_bad_faces_are_refused(age, gender, identity, message):
     with pytest.raises(ValueError, match=message):
-        synthetic_faces.render(age, gender, identity=identity)
+        faces.render(age, gender, identity=identity)

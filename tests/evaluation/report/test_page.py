@@ -12,6 +12,7 @@ import yaml
 from satm_tf.attacks.gallery import write_gallery
 from satm_tf.evaluation import Predictions
 from satm_tf.evaluation.report import write_report
+from satm_tf.storage import LAYOUT
 from tests.evaluation.browser import find_browser
 
 NETWORKS = ["undefended/compact_vgg", "undefended/compact_resnet", "satm/compact_vgg", "satm/compact_resnet"]
@@ -22,10 +23,10 @@ EVIL = '<script>console.error("injected")</script> & $x_1$'
 def _predictions():
     """Two attacks, one at two epsilons, between five networks, on 200 images of three classes."""
     generator = np.random.default_rng(0)
-    everyone = [*NETWORKS, HOLDOUT]
-    cells = [("clean", 0.0, "", target) for target in everyone]
+    networks = [*NETWORKS, HOLDOUT]
+    cells = [("clean", 0.0, "", target) for target in networks]
     for attack, epsilon in (("fgsm", 0.0625), ("fgsm", 0.125), ("pgd", 0.125)):
-        cells += [(attack, epsilon, source, target) for source in everyone for target in everyone]
+        cells += [(attack, epsilon, source, target) for source in networks for target in networks]
     labels = np.arange(200, dtype=np.int32) % 3
     rates = np.where([cell[0] == "clean" for cell in cells], 0.8, generator.uniform(0, 0.75, len(cells)))
     right = generator.uniform(size=(len(cells), 200)) < rates[:, None]
@@ -72,7 +73,8 @@ def folder(tmp_path_factory):
     configuration = {"name": EVIL, "networks": {"x": "y" * 300}}
     (folder / "config.yaml").write_text(yaml.safe_dump(configuration))
     (folder / "data.txt").write_text("600 rows, 590 used\n  left out, no label: 10")
-    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "devices": ["CPU a", "CPU b"]}))
+    environment = {"layout": LAYOUT, "python": "3.11", "devices": ["CPU a", "CPU b"]}
+    (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "gallery").mkdir()
     images = np.random.default_rng(1).uniform(size=[2, 8, 8, 3])
     write_gallery(folder / "gallery" / "pgd.png", images, 1 - images, ["a", "b"], ["b", "b"], title="PGD")
@@ -89,7 +91,7 @@ def test_verdicts_lead(page):
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
         "Verdicts",
-        "Rates",
+        "Accuracy",
         "Transfer matrix",
         "Schemes compared on the same images",
         "The loss around images",
@@ -100,7 +102,7 @@ def test_verdicts_lead(page):
         "How it was made",
     ]
     assert "4 of 12 checks fail" in page
-    assert page.index("✗ fail") < page.index("<h2>Rates")
+    assert page.index("✗ fail") < page.index("<h2>Accuracy")
 
 
 def test_the_page_needs_nothing_beside_it(page):
@@ -134,7 +136,7 @@ def test_every_figure_is_a_png_with_its_numbers_beside_it(page, folder):
     rows = pd.read_csv(folder / "results.csv", keep_default_na=False)
     cell = rows[(rows.attack == "pgd") & (rows.source == NETWORKS[0]) & (rows.target == NETWORKS[3])]
     assert matrix.loc[NETWORKS[0], NETWORKS[3]] == cell.accuracy.item()
-    rates = pd.read_csv(folder / "figures" / "rates_co_train_satm.csv", index_col="epoch")
+    rates = pd.read_csv(folder / "figures" / "accuracy_co_train_satm.csv", index_col="epoch")
     assert list(rates) == ["compact_vgg, clean", "compact_vgg, adversarial"]
     assert rates["compact_vgg, adversarial"].tolist() == pytest.approx([0.2, 0.3, 0.4, 0.5])
     losses = pd.read_csv(folder / "figures" / "loss_fine_tune_vgg.csv", index_col="epoch")
@@ -153,7 +155,7 @@ def test_what_is_absent_is_left_out(folder, tmp_path, kept):
     assert (
         shown
         == {
-            "results.csv": {"Verdicts", "Rates", "Transfer matrix"},
+            "results.csv": {"Verdicts", "Accuracy", "Transfer matrix"},
             "checks.csv": {"Verdicts", "Every check, with what it rests on"},
             "metrics.csv": {"Training"},
             "config.yaml": {"How it was made"},

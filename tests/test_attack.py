@@ -1,4 +1,4 @@
-"""`python -m satm_tf.attack`, from files to files."""
+"""`satm-tf attack`, from files to files; `evaluation/test_adversarial_images.py` has what it writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from PIL import Image
 from satm_tf import attack
 
 
+def _network():
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Conv2D(6, 3, activation="tanh"), keras.layers.Flatten(), keras.layers.Dense(5)]
+    return keras.Sequential([keras.Input([8, 8, 3]), *layers])
+
+
 @pytest.fixture(scope="module")
-def files(make_network, tmp_path_factory):
+def files(tmp_path_factory):
     """A folder with a .keras file, a SavedModel that gives probabilities, and images, flat and by class."""
     folder = tmp_path_factory.mktemp("files")
-    network = make_network(1)
+    network = _network()
     network.save(folder / "network.keras")
     keras.Sequential([keras.Input([8, 8, 3]), network, keras.layers.Softmax()]).save(folder / "softmax.keras")
     archive = keras.export.ExportArchive()
@@ -67,17 +73,8 @@ def test_pngs_table_and_gallery_agree_with_each_other(files, tmp_path):
 
 
 def test_a_saved_model_of_probabilities_and_images_by_class(files, tmp_path):
-    arguments = [
-        "--model_output",
-        "probabilities",
-        "--gives",
-        "probabilities",
-        "--format",
-        "folder",
-        "--split",
-        "train",
-    ]
-    code, output = _run(files, tmp_path, *arguments, "--attack", "fgsm", images="classes", model="saved")
+    arguments = ["--format", "folder", "--split", "train"]
+    code, output = _run(files, tmp_path, *arguments, "--attack", "fgsm", images="classes", model="saved#probabilities")
     assert code == 0
     table = pd.read_csv(output / "results.csv")
     assert set(table.label) == {f"class_{index}" for index in range(5)}
@@ -97,8 +94,11 @@ def test_toward_a_target_and_without_a_cap(files, tmp_path):
     [
         (["--attack", "pdg"], "Unknown attack. Did you mean 'pgd'"),
         (["--epsilon", "[16]"], "did you mean 16/256"),
-        (["--gives", "probabilities"], "look like logits"),
         (["--options", '{"step": 3}'], "Unknown option of attack 'pgd'. Did you mean 'steps'"),
+        (["--format", "image"], "Unknown data format. Did you mean 'images'"),
+        (["--data", '{"fold": 1}'], "Unknown option of the data format 'images'"),
+        (["--split", "train"], "no images in this split"),
+        (["--image_size", "9"], "takes images of shape (8, 8, 3)"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, capsys, arguments, message):
@@ -108,12 +108,18 @@ def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, capsys, argume
     assert not output.exists()
 
 
-def test_a_softmax_that_is_not_owned_up_to_is_refused(files, tmp_path, capsys):
-    code, _ = _run(files, tmp_path, model="softmax.keras")
+def test_classes_must_agree(files, tmp_path, capsys):
+    network = keras.Sequential([keras.Input([8, 8, 3]), keras.layers.Flatten(), keras.layers.Dense(3)])
+    network.save(files / "three.keras")
+    code, output = _run(files, tmp_path, "--format", "folder", images="classes", model="three.keras")
     assert code == 1
-    assert "--gives probabilities" in capsys.readouterr().err
-    code, output = _run(files, tmp_path, "--gives", "probabilities", "--limit", "2", model="softmax.keras")
+    assert "The model has 3 classes, the images 5" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_probabilities_are_recognised_and_no_folder_is_overwritten(files, tmp_path, capsys):
+    code, output = _run(files, tmp_path, "--limit", "2", model="softmax.keras")
     assert code == 0
-    code, _ = _run(files, tmp_path, "--gives", "probabilities", model="softmax.keras")
+    code, _ = _run(files, tmp_path, model="softmax.keras")
     assert code == 1
     assert f"{output} exists" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""The formats of data that every command takes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from satm_tf.configurable import look_up, unknown_name
+from satm_tf.data import adience, folder, idx, imagenet, intake, synthetic, tables, unlabelled
+from satm_tf.data.examples import ImageData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """What a folder of images may look like, and how it is read.
+
+    Args:
+        name: As commands and configurations take it.
+        description: One line for people.
+        load: Reads a folder, given as `root`; its other parameters are the format's options.
+        needs: The options without a default, each with what it is.
+        creates: Whether the folder may be missing, because loading writes it.
+        labelled: Whether the images have labels.
+        trainable: Whether there are images to train and to validate on, and not to measure on alone.
+        packs: The options of each load that together read every file, for `satm_tf.prepare`; empty where there are no
+            image files to prepare.
+        crop: The central part that images of this format are prepared with, as `batches` takes it; None for all.
+    """
+
+    name: str
+    description: str
+    load: Callable[..., ImageData]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    creates: bool = False
+    labelled: bool = True
+    trainable: bool = True
+    packs: tuple[Mapping[str, Any], ...] = ({},)
+    crop: float | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the loader's options."""
+        return tuple(name for name in inspect.signature(self.load).parameters if name != "root")
+
+
+def _synthetic_faces(
+    root: str | os.PathLike[str],
+    *,
+    num_subjects: int = 480,
+    images_per_subject: int = 5,
+    fold: int = 0,
+    target: str = "age",
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    synthetic.write_adience(root, num_subjects=num_subjects, images_per_subject=images_per_subject, seed=seed)
+    return adience.load(root, fold=fold, target=target, validation_share=validation_share, seed=seed)
+
+
+_BOTH_TARGETS = ({"target": "age"}, {"target": "gender"})
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            Format(
+                name="synthetic_faces",
+                description="faces drawn by a program, written to the folder first unless they are there",
+                load=_synthetic_faces,
+                creates=True,
+                packs=_BOTH_TARGETS,
+            ),
+            Format(name="adience", description="Adience as it is published", load=adience.load, packs=_BOTH_TARGETS),
+            Format(name="folder", description="one sub-folder for each class", load=folder.load),
+            Format(
+                name="table",
+                description="images that a CSV file names, with the columns path and label",
+                load=tables.load,
+                needs={"table": "the CSV file"},
+            ),
+            Format(name="idx", description="MNIST and data sets like it, in IDX files", load=idx.load, packs=()),
+            Format(
+                name="imagenet",
+                description="validation images in one sub-folder for each synset",
+                load=imagenet.load,
+                needs={"synsets": "the file that numbers the synsets"},
+                trainable=False,
+                crop=imagenet.CROP,
+            ),
+            Format(
+                name="images",
+                description="image files without labels",
+                load=unlabelled.load,
+                labelled=False,
+                trainable=False,
+            ),
+        )
+    }
+)
+"""All formats, by name."""
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The names of the options that a format takes.
+
+    Raises:
+        ValueError: if there is no such format; the message gives the nearest.
+
+    Example:
+        >>> options("imagenet")
+        ('synsets', 'count', 'seed')
+    """
+    return look_up("data format", name, FORMATS).options
+
+
+def load(name: str, root: str | os.PathLike[str], **options: Any) -> ImageData:
+    """Reads a folder of images in one of the formats.
+
+    Args:
+        name: The format, one of `FORMATS`.
+        root: The folder.
+        **options: The format's options.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: if the folder, or a file that the format needs, does not exist.
+        ValueError: if the format or an option is unknown (the message gives the nearest), an option is missing, or the
+            loader refuses what it finds.
+
+    Example:
+        >>> data = load("adience", "~/adience", fold=1)
+    """
+    entry = look_up("data format", name, FORMATS)
+    if not entry.creates:
+        intake.existing_folder(root)
+    for option in options:
+        if option not in entry.options:
+            raise unknown_name(f"option of the data format {name!r}", option, entry.options)
+    for option, meaning in entry.needs.items():
+        if options.get(option) is None:
+            raise ValueError(f"Data of the format {name!r} needs `{option}`, {meaning}. Received: {options or 'none'}")
+    return entry.load(root=root, **options)

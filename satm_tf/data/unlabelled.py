@@ -1,0 +1,40 @@
+"""Image files without labels: what a model is attacked or tried on."""
+
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+
+from satm_tf.data import intake, splits
+from satm_tf.data.examples import Examples, ImageData
+from satm_tf.data.folder import SUFFIXES
+
+
+def load(root: str | os.PathLike[str]) -> ImageData:
+    """Reads all image files of a folder and of the folders below it, sorted by path.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        The data set: every image is in `test`, with the label 0, which means nothing; `train` and `validation` are
+        empty, and there are no class names.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it holds no image that can be used.
+
+    Example:
+        >>> data = unlabelled.load("pictures")
+        >>> dataset = batches(data.test, image_size=224, batch_size=32)
+    """
+    root = intake.existing_folder(root)
+    paths = sorted(
+        os.path.relpath(os.path.join(place, name), root) for place, _, names in os.walk(root) for name in names
+    )
+    table = pd.DataFrame({"path": paths, "label": 0, "raw": "", "read_as": "", "subject": paths, "side": "test"})
+    left_out = ["" if path.lower().endswith(SUFFIXES) else intake.OTHER_NAME for path in paths]
+    rows, account = intake.admit(root, table.assign(left_out=left_out))
+    none = Examples(labels=[], paths=[])
+    return ImageData(none, none, splits.examples(rows), (), False, account)

@@ -1,0 +1,339 @@
+"""One call from models, images and attacks to results, verdicts and a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf.attacks import Attack, serialize
+from satm_tf.configurable import unknown_name
+from satm_tf.evaluation.blocks import fingerprint
+from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.leaking import label_leaking
+from satm_tf.evaluation.masking import EFFORT, masking_checks
+from satm_tf.evaluation.names import NetworkName
+from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.report import write_report
+from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
+from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
+from satm_tf.evaluation.transfer import check_request, look_through, measure
+from satm_tf.models import load_model
+from satm_tf.storage import claim, read_json, write_text
+
+Model = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """What `assess` finds; printing it shows the tables, label leaking and the checks that fail.
+
+    Attributes:
+        predictions: The class predicted for every image in every cell.
+        results: A row for each attack, epsilon, source and target, as `transfer_matrix` describes them; constant
+            columns first.
+        leaking: As `label_leaking` gives it.
+        checks: As `masking_checks` gives it; None if nothing was checked.
+        left_out: Sources that crafted nothing, because no gradient reaches their images.
+        folder: Where all of it is written; None if nowhere.
+    """
+
+    predictions: Predictions
+    results: pd.DataFrame
+    leaking: pd.DataFrame
+    checks: pd.DataFrame | None = None
+    left_out: tuple[str, ...] = ()
+    folder: ResultsFolder | None = None
+
+    def report(self) -> Path:
+        """Writes `report.html` and its figures into the folder.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            ValueError: If there is no folder.
+        """
+        if self.folder is None:
+            raise ValueError("A report is made from files; give `assess` a folder. Received: folder=None")
+        return write_report(self.folder.path)
+
+    def __str__(self) -> str:
+        parts = [f"{name}: no gradient reaches the images, so it crafts none; see its checks" for name in self.left_out]
+        table = robustness_table if in_schemes(self.results) else matrix_table
+        attacked = self.results[self.results.attack != CLEAN]
+        for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):
+            for value in ("accuracy", "one_off_accuracy"):
+                if self.results[value].notna().any():
+                    rates = table(self.results, attack, value, epsilon).map("{:.1%}".format)
+                    heading = f"{value.replace('_', ' ').replace('one off', 'one-off')}, {attack}, epsilon {epsilon:g}"
+                    parts.append(f"{heading}\n{rates.to_string()}")
+        leaks = self.leaking[self.leaking.leaks]
+        found = f"Label leaking (adversarial images classified better than clean ones): {len(leaks) or 'none found'}"
+        if len(leaks):
+            found += f"\n{leaks.drop(columns='leaks').to_string(index=False)}"
+        parts.append(found)
+        if self.checks is not None:
+            failed = self.checks[self.checks.verdict == "fail"]
+            lines = [f"  {row.network}, {row.check}: {row.explanation}" for row in failed.itertuples()]
+            heading = f"Checks for masked gradients and the like: {len(failed)} of {len(self.checks)} fail"
+            parts.append("\n".join([heading, *lines]))
+        return "\n\n".join(parts)
+
+
+def assess(
+    targets: Mapping[str, Model],
+    sources: Mapping[str, Model] | None = None,
+    *,
+    dataset: tf.data.Dataset,
+    attacks: Mapping[str, Attack] | Sequence[Attack],
+    epsilons: Mapping[str, Sequence[float]] | None = None,
+    ordered: bool | None = None,
+    check_limit: int = 200,
+    check_epsilon: float | None = None,
+    checked: Sequence[str] | None = None,
+    undefended: Sequence[str] | None = None,
+    before: Mapping[str, Model] | None = None,
+    effort: Mapping[str, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    account: str = "",
+    columns: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    stage: str = "assess",
+) -> Assessment:
+    """Measures models on clean images and on each other's adversarial examples, and checks what they hide.
+
+    Models are whatever `satm_tf.models.load_model` takes: paths, Keras models or functions, with logits or
+    probabilities. Names of the form `<scheme>/<network>`, with `holdout/<network>` for models that no scheme has met,
+    give tables by scheme.
+
+    With a folder, all of it is written there (see `ResultsFolder`), and the same call resumes after an interruption:
+    what is finished is read, not made again.
+
+    Args:
+        targets: The models to measure, by name.
+        sources: The models that craft, by name; the targets if none. Those whose gradient does not reach the images
+            are left out.
+        dataset: Batches of `(images, labels)`: float32 images in [0, 1], integer labels.
+        attacks: The attacks, by the name that results show; in a sequence, each has its registered name.
+        epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
+        ordered: Whether classes have an order, so that one-off accuracy means something. None takes it from the
+            attribute `ordered` of the dataset; one without is not ordered.
+        check_limit: How many images the checks use, chosen by the seed; 0 for no checks.
+        check_epsilon: The epsilon of the checks, in L-infinity; the largest of the attacks in that norm if none.
+        checked: Which targets to check; all but the undefended if none.
+        undefended: Which targets or sources have no defence, for the checks to compare with; those named
+            `holdout/<network>` if none.
+        before: What a checked target was before its defence, by the target's name.
+        effort: How hard the checks try: `steps`, `targets` and `queries` of `masking_checks`.
+        class_names: The name of each label, for the report.
+        account: What the images are, in words, for the report.
+        columns: Columns to put in front of the results, as `DataFrame.assign` takes them, such as `{"fold": 0}`.
+        seed: What all random numbers follow from.
+        folder: The folder to write; None writes nothing.
+        config: What was asked for, kept as `config.yaml`. The folder is then claimed for it.
+        stage: What progress bars are called.
+
+    Returns:
+        The assessment.
+
+    Raises:
+        ValueError: If a name is unknown or means two models, models and images do not go together, the folder holds
+            another assessment, or as `measure` and `load_model` do. Nothing is written before that is known.
+        FileNotFoundError: If there is no model at a path.
+        FloatingPointError: If a target's logits are not finite.
+
+    Example:
+        >>> found = satm_tf.assess({"satm/vgg": vgg, "holdout/resnet": resnet}, dataset=test,
+        ...                        attacks=[satm_tf.attacks.PGD(epsilon=8 / 255)], folder="results")
+        >>> print(found)
+        >>> found.report()
+        PosixPath('results/report.html')
+
+    Source:
+        The protocol of Liao (SATM), Tables 2 to 5; the checks are those of `masking_checks`.
+    """
+    undefended, checked = check_names(targets, sources, undefended=undefended, checked=checked, before=before or {})
+    options: dict[str, Any] = dict(effort or {})
+    for option in options:
+        if option not in EFFORT:
+            raise unknown_name("option of the checks", option, EFFORT)
+    attacks = _by_name(attacks)
+    epsilons = {name: [attack.epsilon] for name, attack in attacks.items()} | {**(epsilons or {})}
+    shape: Any = tuple(dataset.element_spec[0].shape[1:])
+    models, earlier = (
+        {name: load_model(model, image_shape=shape) for name, model in given.items()}
+        for given in ({**targets, **(sources or {})}, before or {})
+    )
+    num_classes = check_request({**models, **earlier}, attacks, epsilons)
+    if class_names is not None and num_classes != len(class_names):
+        raise ValueError(
+            f"The networks distinguish {num_classes} classes, and the images have {len(class_names)}. "
+            f"Received: {', '.join(map(str, class_names[:12]))}"
+        )
+    if check_epsilon is None:
+        check_epsilon = max((max(epsilons[name]) for name in attacks if attacks[name].norm == "linf"), default=0.0)
+    checked = checked if check_limit and check_epsilon else []
+    files = None if folder is None else ResultsFolder(folder)
+    if files:
+        made_of = {
+            "models": {name: fingerprint(model) for name, model in models.items()},
+            "before": {name: fingerprint(model) for name, model in earlier.items()},
+            "sources": list(sources or targets),
+            "images": look_through(dataset, True, stage)[1],
+            "attacks": {name: serialize(attack) for name, attack in attacks.items()},
+            "epsilons": {name: list(values) for name, values in epsilons.items()},
+            "checks": [checked, undefended, check_limit, check_epsilon, options],
+            "seed": seed,
+        }
+        _claim(files, made_of, config)
+        if account:
+            _write_once(files.data, account)
+        if class_names is not None:
+            _write_once(files.class_names, json.dumps(list(class_names)))
+
+    left_out = tuple(name for name in sources or targets if not models[name].differentiable)
+    crafting = {name: models[name] for name in sources or targets if name not in left_out}
+    kept: dict[str, Any] = {"seed": seed, "folder": files.blocks if files else None}
+    if files and files.predictions.exists():
+        predictions = Predictions.load(files.predictions)
+    else:
+        predictions = measure(
+            sources=crafting,
+            targets={name: models[name] for name in targets},
+            dataset=dataset,
+            attacks=attacks,
+            epsilons=epsilons,
+            stage=stage,
+            **kept,
+        )
+        if files:
+            predictions.save(files.predictions)
+    results = predictions.frame(getattr(dataset, "ordered", False) if ordered is None else ordered)
+    for place, (column, value) in enumerate((columns or {}).items()):
+        results.insert(place, column, value(results) if callable(value) else value)
+    if files:
+        _write_once(files.results, results.to_csv(index=False))
+        # Read back in either case, so that a resumed assessment gives the very frame of one that did not stop.
+        results = read_results(files.results)
+        if crafting:
+            names = class_names or [str(index) for index in range(num_classes)]
+            source, model = next(iter(crafting.items()))
+            write_galleries(files.path, attacks, source=source, network=model, dataset=dataset, class_names=names)
+
+    checks = None
+    if files and checked and files.checks.exists():
+        checks = pd.read_csv(files.checks, keep_default_na=False)
+    elif checked:
+        some = _some(dataset, len(predictions.labels), check_limit, seed)
+        checks = masking_checks(
+            {name: models[name] for name in checked},
+            dataset=some,
+            epsilon=check_epsilon,
+            undefended={name: models[name] for name in undefended},
+            before=earlier,
+            stage=f"{stage}: checks",
+            **kept,
+            **options,
+        )
+        if files:
+            shown = {name: models[name] for name in targets if name in {*checked, *undefended}}
+            write_surfaces(files.path, shown, dataset=some, epsilon=check_epsilon, seed=seed)
+            write_text(files.checks, checks.to_csv(index=False))
+    return Assessment(predictions, results, label_leaking(predictions), checks, left_out, files)
+
+
+def check_names(
+    targets: Mapping[str, Any],
+    sources: Mapping[str, Any] | None,
+    *,
+    undefended: Sequence[str] | None = None,
+    checked: Sequence[str] | None = None,
+    before: Iterable[str] = (),
+) -> tuple[list[str], list[str]]:
+    """The undefended networks and those to check, once all names are known to be of networks that are there.
+
+    Args:
+        targets: As `assess` takes them; only the names and what is equal matter.
+        sources: Likewise.
+        undefended: Likewise.
+        checked: Likewise.
+        before: The names of targets whose earlier selves are known.
+
+    Raises:
+        ValueError: If a name is unknown, or means two networks.
+    """
+    sources = sources or {}
+    named = list({**targets, **sources})
+    for name in set(targets) & set(sources):
+        if targets[name] != sources[name]:
+            raise ValueError(
+                f"One name, {name!r}, must mean one network. Received: {targets[name]} and {sources[name]}"
+            )
+    for name in [*(undefended or []), *before]:
+        if name not in named:
+            raise unknown_name("network", name, named)
+    if undefended is None:
+        undefended = [name for name in named if NetworkName.parse(name).unseen]
+    available = [name for name in targets if name not in undefended]
+    chosen = available if checked is None else list(checked)
+    for name in chosen:
+        if name not in available:
+            raise unknown_name("network to check", name, available)
+    for name in before:
+        if name not in chosen:
+            raise unknown_name("network to check", name, chosen)
+    return list(undefended), chosen
+
+
+def _by_name(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Attack]:
+    if isinstance(attacks, Mapping):
+        return dict(attacks)
+    named = {attack.name: attack for attack in attacks}
+    if len(named) < len(attacks):
+        raise ValueError(
+            "Several attacks of one name need names of their own; give a mapping. "
+            f"Received: {[attack.name for attack in attacks]}"
+        )
+    return named
+
+
+def _claim(files: ResultsFolder, made_of: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
+    """Makes the folder that of this assessment, or finds that it is."""
+    found = read_json(files.assessment) if files.assessment.exists() else made_of
+    differing = [key for key in made_of if found.get(key) != made_of[key]]
+    if differing:
+        raise ValueError(
+            f"{files} holds another assessment; choose another folder, or delete it. "
+            f"Received: other values of {', '.join(differing)}"
+        )
+    if config is not None:
+        claim(files.path, config)
+    _write_once(files.assessment, json.dumps(made_of, indent=2))
+
+
+def _write_once(path: Path, text: str) -> None:
+    if not path.exists():
+        write_text(path, text)
+
+
+def _some(dataset: tf.data.Dataset, count: int, limit: int, seed: int) -> tf.data.Dataset:
+    """So many of `count` images, chosen by the seed, in their order and in batches of the same size."""
+    if limit >= count:
+        return dataset
+    chosen = np.zeros(count, bool)
+    chosen[np.random.default_rng(seed).permutation(count)[:limit]] = True
+    rows, start, size = [], 0, 0
+    for images, labels in dataset:
+        mask = chosen[start : start + len(labels)]
+        rows.append((images.numpy()[mask], labels.numpy()[mask]))
+        start, size = start + len(labels), max(size, len(labels))
+    return tf.data.Dataset.from_tensor_slices(tuple(map(np.concatenate, zip(*rows, strict=True)))).batch(size)

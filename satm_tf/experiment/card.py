@@ -1,0 +1,110 @@
+"""What a run says of one of its networks, for the model card of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from satm_tf.evaluation import Predictions, label_leaking, read_results
+from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
+from satm_tf.serving.card import NOT_RUN
+from satm_tf.storage import read_config, read_json
+
+
+def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
+    """Gathers what a run folder says of one of its networks.
+
+    Args:
+        folder: The run folder. Of its files `config.yaml` must be there; the record of the environment, the metrics,
+            the results and the checks are used if they are.
+        scheme: The scheme that trained the network.
+        network: Its name.
+
+    Returns:
+        The facts `training`, `checks`, `results` and `label_leaking`, for `export_saved_model(..., card=...)`. A result
+        is an accuracy with its Wilson 95 % interval, on clean images and under every attacker that is the network
+        itself, a co-trained partner or an unseen model. Without the file of the checks, or the predictions that show
+        label leaking, the card says that they were not run.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+
+    Example:
+        >>> card = facts_from_run("runs/quickstart", "satm", "compact_vgg")
+        >>> export_saved_model(network, "exported_models/compact_vgg", labels=names, card=card)
+    """
+    run, name = RunFolder(folder), NetworkName(scheme, network)
+    if not run.config.exists():
+        raise FileNotFoundError(f"A run folder has a config.yaml. Received: {folder}")
+    config = read_config(run.path)
+    schemes = config.get("schemes", {})
+    stages = [Stage(FINE_TUNE, network), *(Stage(CO_TRAIN, each) for each in _lineage(schemes, scheme))]
+    training = {
+        "run": config.get("name"),
+        "seed": config.get("seed"),
+        "data": {key: value for key, value in config.get("data", {}).items() if value is not None},
+        "scheme": {"name": scheme, **schemes.get(scheme, {})},
+        **{
+            part: config.get(part, {})
+            for part in ("networks", "holdouts", "attack", "fine_tune", "co_train", "evaluation_attacks")
+        },
+        "epochs": _epochs(run, stages),
+        "environment": read_json(run.environment) if run.environment.exists() else {},
+    }
+    facts: dict[str, Any] = {"training": training, "checks": NOT_RUN}
+    if run.checks.exists():
+        checks = pd.read_csv(run.checks, keep_default_na=False)
+        facts["checks"] = checks[checks.network == str(name)].to_dict("records")
+    if run.results.exists():
+        results = read_results(run.results)
+        rows = results[results.target == str(name)].to_dict("records")
+        facts["results"] = [_result(row, name) for row in rows if _belongs(row, scheme)]
+    if run.predictions.exists():
+        cells = label_leaking(Predictions.load(run.predictions))
+        leaking = cells[cells.leaks & (cells.target == str(name))]
+        facts["label_leaking"] = [f"{cell.attack} of {cell.source}" for cell in leaking.itertuples()]
+    return facts
+
+
+def _lineage(schemes: Mapping[str, Any], scheme: str) -> list[str]:
+    """A scheme and those that it started from, the first one first."""
+    before = schemes.get(scheme, {}).get("starts_from")
+    return [*(_lineage(schemes, before) if before else []), scheme]
+
+
+def _epochs(run: RunFolder, stages: list[Stage]) -> dict[str, int]:
+    if not run.metrics.exists():
+        return {}
+    counts = pd.read_csv(run.metrics).stage.value_counts()
+    return {str(stage): int(counts[str(stage)]) for stage in stages if str(stage) in counts}
+
+
+def _belongs(row: Mapping[str, Any], scheme: str) -> bool:
+    return row["attack"] == CLEAN or NetworkName.parse(row["source"]).scheme in (scheme, UNSEEN)
+
+
+def _result(row: Mapping[str, Any], name: NetworkName) -> dict[str, Any]:
+    source = NetworkName.parse(row["source"])
+    attackers = {CLEAN: "none", str(name): "itself (white box)"}
+    return {
+        "attack": row["attack"],
+        "epsilon": row["epsilon"],
+        "attacked_by": attackers.get(
+            row["source"] or CLEAN, f"{source.network} ({UNSEEN if source.unseen else 'partner'})"
+        ),
+        "fold": _known(row.get("fold")),
+        "images": row["images"],
+        "accuracy": row["accuracy"],
+        "low": row["accuracy_low"],
+        "high": row["accuracy_high"],
+        "one_off_accuracy": _known(row["one_off_accuracy"]),
+    }
+
+
+def _known(value: Any) -> Any:
+    return None if pd.isna(value) else value

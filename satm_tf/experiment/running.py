@@ -1,0 +1,181 @@
+"""A run: its stages one by one, then what comes of them; and what would stop it, found beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf import data
+from satm_tf.experiment.config import Config
+from satm_tf.experiment.images import Sizes, load_data, look_at_data
+from satm_tf.experiment.outcome import conclude
+from satm_tf.experiment.run_folder import Stage
+from satm_tf.experiment.stage import Job, train_stage
+from satm_tf.models import get_backbone
+from satm_tf.models.weights import find_weights
+from satm_tf.storage import check_claim, claim, lock
+from satm_tf.training import (
+    ClassificationLoss,
+    balanced_class_weights,
+    devices_for,
+    get_strategy,
+    is_chief,
+    wait_for_all,
+)
+
+
+def run(config: Config) -> pd.DataFrame:
+    """Runs an experiment stage by stage; a finished stage is not run again, an unfinished one resumes.
+
+    The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras` with a record of the weights
+    they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
+    pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
+    attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`.
+    Whatever is written appears whole or not at all, and random numbers follow from the seed and the stage's name alone.
+    So a run that was killed at any moment and resumed by the same command ends as one that was not, on CPUs to the bit.
+
+    Under the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
+    folder has to be on a file system that they share.
+
+    Args:
+        config: What to do.
+
+    Returns:
+        The frame of `results.csv`: the columns of `transfer_matrix`, with sources and targets named
+        `<scheme>/<network>` or `holdout/<network>`, and `fold` and `scheme`, the target's. Empty for a worker that does
+        not write.
+
+    Raises:
+        ValueError: If something in the configuration is wrong, or the run folder holds another configuration's run.
+        FileNotFoundError: If the data is missing.
+        FloatingPointError: If a loss is not a finite number.
+        Interrupted: If SIGINT or SIGTERM was received while a stage trained; everything is saved.
+
+    Example:
+        >>> results = run(config.from_arguments(["--config", "quickstart"]))
+    """
+    images = train(config)
+    if images is None:
+        return pd.DataFrame()
+    with lock(config.folder.path):
+        shutil.rmtree(config.folder.unfinished, ignore_errors=True)
+        return conclude(config, images)
+
+
+def train(config: Config, stages: Collection[Stage] | None = None) -> data.ImageData | None:
+    """Trains the networks of an experiment as `run` does, all or those of some stages, and stops there.
+
+    Args:
+        config: What to do. It is all of it that a run folder belongs to, so that other stages can follow later.
+        stages: The stages to train, with all that they need; None for all.
+
+    Returns:
+        The images; None for a worker that does not write.
+
+    Raises:
+        ValueError: As `run` does, and if there is no such stage.
+        FileNotFoundError: As `run` does.
+        FloatingPointError: As `run` does.
+        Interrupted: As `run` does.
+
+    Example:
+        >>> train(config, [Stage("co_train", "satm")])
+    """
+    strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
+    _check_optimizers(config)
+    chosen = config.stages() if stages is None else config.needed_stages(stages)
+    devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
+    folder = config.folder
+    with _one_after_the_other(strategy):
+        images = load_data(config.data, folder, config.seed)
+        loss = _loss(config, images)
+        claim(folder.path, _described(config))
+    job = Job(config, images, loss, strategy, devices)
+    print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
+          f"{len(images.test)} test images of {images.num_classes} classes\n{images.account}")  # fmt: skip
+    with lock(folder.path) if job.writes else contextlib.nullcontext():
+        for stage in chosen:
+            train_stage(job, stage)
+    return images if job.writes else None
+
+
+def check(config: Config) -> tuple[data.ImageData, Sizes]:
+    """Finds what would stop `run` before its first step, without writing or downloading anything.
+
+    Whether the networks' weights fit them, and whether other workers can be reached, shows only when a run starts.
+
+    Returns:
+        The images and their numbers, as `look_at_data` gives them.
+
+    Raises:
+        ValueError: As `run` does.
+        FileNotFoundError: As `run` does.
+
+    Example:
+        >>> images, sizes = check(config.from_arguments(["--config", "quickstart"]))
+    """
+    if config.strategy != "multi_worker":  # which would wait for the others
+        get_strategy(config.strategy)
+    if config.strategy == "network_per_device":
+        devices_for(tuple(config.all_networks))
+    _check_optimizers(config)
+    for network in config.all_networks.values():
+        published = get_backbone(network.backbone).published
+        if network.weights is not None and network.weights not in published:
+            find_weights(network.backbone, network.weights, published)
+    check_claim(config.folder.path, _described(config))
+    images, sizes = look_at_data(config.data, config.folder, config.seed)
+    _loss(config, images)
+    return images, sizes
+
+
+def _described(config: Config) -> dict[str, Any]:
+    """What a run folder belongs to. One that was moved, or handed to somebody, is the same run."""
+    described = dataclasses.asdict(config)
+    del described["run_dir"]
+    return described
+
+
+def _check_optimizers(config: Config) -> None:
+    for stage in config.stages():
+        training = config.training(stage)
+        try:
+            training.make_optimizer()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Keras cannot make the optimizer of {stage} ({error}). "
+                f"Received: {training.optimizer!r}, {training.optimizer_options}"
+            ) from error
+
+
+def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:
+    weights: Any = config.loss.class_weights
+    if weights == "balanced":
+        weights = balanced_class_weights(np.bincount(images.train.labels, minlength=images.num_classes).tolist())
+    if weights is not None and len(weights) != images.num_classes:
+        raise ValueError(
+            f"loss.class_weights must hold a weight for each of {images.num_classes} classes. Received: {weights}"
+        )
+    if config.loss.order_temperature is not None and not images.ordered:
+        raise ValueError(
+            "loss.order_temperature is for classes in a meaningful order (data.ordered). "
+            f"Received: {config.loss.order_temperature} for {', '.join(images.class_names)}"
+        )
+    return ClassificationLoss(**{**vars(config.loss), "class_weights": weights})
+
+
+@contextlib.contextmanager
+def _one_after_the_other(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """The worker that writes goes first, the others find what it has written."""
+    if not is_chief(strategy):
+        wait_for_all(strategy)
+    yield
+    if is_chief(strategy):
+        wait_for_all(strategy)

@@ -1,0 +1,368 @@
+"""The sections of a configuration, each of which checks itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import keras
+import yaml
+
+from satm_tf.attacks import Attack
+from satm_tf.configurable import look_up, unknown_name
+from satm_tf.data import Augmentation
+from satm_tf.evaluation.masking import EFFORT
+from satm_tf.models import get_backbone
+from satm_tf.training import ClassificationLoss, Scheme
+
+_OPTIMIZERS = {
+    name.lower(): kind
+    for name, kind in vars(keras.optimizers).items()
+    if inspect.isclass(kind)
+    and issubclass(kind, keras.optimizers.Optimizer)
+    and kind not in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)  # precision adds the latter
+}
+
+
+def check_name(kind: str, name: Any) -> None:
+    """Checks a name that becomes one of files, columns and options.
+
+    Raises:
+        ValueError: If it is not a word that every one of them can hold.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d][\w+-]{0,99}", name) or yaml.safe_load(name) != name:
+        raise ValueError(
+            f"The name of a {kind} starts with a letter, holds letters, digits, _, + and - and no others, at most 100, "
+            f"and is no word that YAML reads as a value. Received: {name!r}"
+        )
+
+
+def _check_number(
+    path: str, value: Any, minimum: float, *, above: bool = False, whole: bool = False, null: bool = False
+) -> None:
+    if value is None and null:
+        return
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < minimum or (above and value == minimum):
+        kind = "a whole number" if whole else "a finite number"
+        bound = f"above {minimum:g}" if above else f"of {minimum:g} or more"
+        raise ValueError(f"{path} must be {kind} {bound}{', or null' if null else ''}. Received: {value!r}")
+
+
+def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Attack:
+    """An attack from its name and options as YAML gives them.
+
+    Args:
+        options: `name` and options.
+        epsilon: For options that have none.
+
+    Raises:
+        ValueError: If a name is unknown, or an option is unknown or wrong.
+    """
+    try:
+        return Attack.get({**({} if epsilon is None else {"epsilon": epsilon}), **options})
+    except TypeError as error:
+        raise ValueError(f"An attack cannot be made of these options ({error}). Received: {dict(options)}") from error
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images.
+
+    Attributes:
+        format: What lies in the folder; synthetic_faces writes a set in Adience's format there first; table is a CSV
+            file with the columns path and label.
+        root: The folder. null is allowed for synthetic_faces, which then writes into the run folder.
+        image_size: Height and width, in pixels, that the networks see.
+        table: The CSV file, where the format is table.
+        prepared: Folder into which satm_tf.prepare has packed these images; null decodes the files themselves.
+        variant: Which of Adience's two crops.
+        target: What to classify, where the data has both.
+        fold: The fold that is the test set, where there are folds; null draws one by test_share.
+        class_names: The classes in their order; null takes those that are found. Adience has its own.
+        ordered: Whether the class_names given are in a meaningful order, as age groups are.
+        test_share: Share of the images to test on, where the data does not say which.
+        validation_share: Share of the training images (Adience: of the subjects) kept for validation.
+        limit: Use at most this many training images, and validation images in proportion.
+        test_limit: Use at most this many test images.
+        cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
+        augmentation: Random changes to the clean training images; null leaves them as they are.
+        num_subjects: Subjects to draw, for synthetic_faces.
+        images_per_subject: Images of each subject, for synthetic_faces.
+    """
+
+    format: Literal["synthetic_faces", "adience", "idx", "folder", "table"] = "synthetic_faces"
+    root: str | None = None
+    image_size: int = 48
+    table: str | None = None
+    prepared: str | None = None
+    variant: Literal["aligned", "faces"] = "aligned"
+    target: Literal["age", "gender"] = "age"
+    fold: int | None = 0
+    class_names: list[str] | None = None
+    ordered: bool = False
+    test_share: float = 0.1
+    validation_share: float = 0.1
+    limit: int | None = None
+    test_limit: int | None = None
+    cache: bool = False
+    augmentation: Augmentation | None = None
+    num_subjects: int = 480
+    images_per_subject: int = 5
+
+    def check(self) -> None:
+        """Finds what is wrong without looking at the data.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
+        for name in ("image_size", "num_subjects", "images_per_subject"):
+            _check_number(f"data.{name}", getattr(self, name), 1, whole=True)
+        for name in ("limit", "test_limit"):
+            _check_number(f"data.{name}", getattr(self, name), 1, whole=True, null=True)
+        _check_number("data.fold", self.fold, 0, whole=True, null=True)
+        for name in ("test_share", "validation_share"):
+            share = getattr(self, name)
+            _check_number(f"data.{name}", share, 0)
+            if share >= 1:
+                raise ValueError(f"data.{name} must be below 1. Received: {share!r}")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """One network.
+
+    Attributes:
+        backbone: One of satm_tf.models.available_backbones().
+        weights: What the backbone starts from: vggface, imagenet, the path of an HDF5 file; null is a fresh start.
+        dropout: Rate of the dropout before the classification layer; null takes the backbone's own.
+    """
+
+    backbone: str
+    weights: str | None = None
+    dropout: float | None = None
+
+    def check(self, path: str, image_size: int) -> None:
+        """Finds what is wrong before the network is built.
+
+        Args:
+            path: Where it stands in the configuration.
+            image_size: The size of the images that it takes.
+
+        Raises:
+            ValueError: If the backbone is unknown, the images are too small for it, or dropout is no rate.
+        """
+        minimum = get_backbone(self.backbone).minimum_size
+        if image_size < minimum:
+            raise ValueError(
+                f"{path} takes images of at least {minimum} x {minimum}. Received: data.image_size={image_size}"
+            )
+        _check_number(f"{path}.dropout", self.dropout, 0, null=True)
+        if self.dropout is not None and self.dropout >= 1:
+            raise ValueError(f"{path}.dropout must be below 1. Received: {self.dropout!r}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One stage of training.
+
+    Attributes:
+        epochs: Passes over the training images, at most.
+        batch_size: Clean images in a step.
+        optimizer: Name of a Keras optimizer.
+        learning_rate: Its learning rate, at the start if it decays.
+        decay: cosine lets the learning rate fall to zero over all epochs; null keeps it.
+        optimizer_options: Its other options, such as momentum.
+        patience: Stop after this many epochs without a lower validation loss; null never stops early.
+        checkpoint_seconds: How long to train before saving within an epoch, which is where a killed run resumes.
+    """
+
+    epochs: int = 5
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    decay: Literal["cosine"] | None = None
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    patience: int | None = None
+    checkpoint_seconds: float = 300.0
+
+    def check(self, path: str) -> None:
+        """Finds what is wrong before any training.
+
+        Args:
+            path: Where it stands in the configuration.
+
+        Raises:
+            ValueError: If a number is outside its range, or Keras has no such optimizer or option.
+        """
+        for name in ("epochs", "batch_size"):
+            _check_number(f"{path}.{name}", getattr(self, name), 1, whole=True)
+        _check_number(f"{path}.learning_rate", self.learning_rate, 0, above=True)
+        _check_number(f"{path}.patience", self.patience, 0, whole=True, null=True)
+        _check_number(f"{path}.checkpoint_seconds", self.checkpoint_seconds, 0)
+        if "learning_rate" in self.optimizer_options:
+            raise ValueError(
+                f"The learning rate is {path}.learning_rate and not one of the optimizer's options. "
+                f"Received: optimizer_options={self.optimizer_options}"
+            )
+        # By name alone: an optimizer has variables, and several workers must meet before TensorFlow makes any.
+        kind = look_up("Keras optimizer", str(self.optimizer).lower(), _OPTIMIZERS)
+        for option in self.optimizer_options:
+            if option not in inspect.signature(kind).parameters:
+                raise unknown_name(f"option in {path}.optimizer_options", option, inspect.signature(kind).parameters)
+
+    def make_optimizer(self, steps: int = 1) -> keras.optimizers.Optimizer:
+        """The optimizer.
+
+        Args:
+            steps: Steps of the whole stage, over which the learning rate decays if it does.
+        """
+        rate: Any = self.learning_rate
+        if self.decay == "cosine":
+            rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+        optimizer = keras.optimizers.get(self.optimizer)
+        return type(optimizer)(learning_rate=rate, **self.optimizer_options)
+
+
+@dataclass(frozen=True)
+class _SchemeConfig:
+    """One way of training the networks, from the same fine-tuned weights as every other, or from another scheme's.
+
+    Beside the attributes below it has every field of `satm_tf.training.Scheme`. What is null is as the preset has it;
+    `domain_adaptation: none` goes without.
+
+    Attributes:
+        preset: One of satm_tf.training.SCHEMES; null starts from a scheme's defaults.
+        networks: Which of the experiment's networks it trains; null is all.
+        starts_from: The scheme, trained before, whose networks it continues with; null takes the fine-tuned ones.
+        epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work.
+        frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
+    """
+
+    preset: str | None = None
+    networks: list[str] | None = None
+    starts_from: str | None = None
+    epochs: int | None = None
+    frozen_from: str | None = None
+
+    def scheme(self, attack: Attack) -> Scheme:
+        """What this describes, with an attack (and its epsilon) for what describes none.
+
+        Raises:
+            ValueError: If a name is unknown or a number out of range.
+        """
+        given = {name: getattr(self, name) for name in ("preset", *_SCHEME_FIELDS)}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in ("epsilon", "clean_weight", "adversarial_weight", "peer_weight"):
+            _check_number(name, given.get(name), 0, null=True)
+        if given.get("domain_adaptation") == "none":
+            given["domain_adaptation"] = None
+        own = given.get("attack")
+        if own is not None:
+            given["attack"] = (
+                make_attack(own, attack.epsilon)
+                if "name" in own
+                else {source: make_attack(options, attack.epsilon) for source, options in own.items()}
+            )
+        scheme = Scheme.get(given)
+        if scheme.attack is None:
+            return dataclasses.replace(scheme, attack=attack)
+        if own is None and given.get("epsilon") is None:  # A preset's own attacks have the paper's epsilon.
+            return dataclasses.replace(scheme, epsilon=attack.epsilon)
+        return scheme
+
+
+_SCHEME_FIELDS = tuple(each.name for each in dataclasses.fields(Scheme))
+
+if TYPE_CHECKING:
+
+    class SchemeConfig(_SchemeConfig):
+        """See `_SchemeConfig`."""
+
+        def __init__(self, **fields: Any) -> None: ...
+
+else:
+    # Where a mapping is in the type, the command line can set a field inside the field.
+    _MAPPINGS = {
+        "learns_from": str | list[str] | dict[str, Any] | None,
+        "attack": dict[str, Any] | None,
+        "epsilon_schedule": dict[str, Any] | None,
+        "domain_adaptation": dict[str, Any] | Literal["none"] | None,
+        "batch_norm": str | dict[str, str] | None,
+    }
+    SchemeConfig = dataclasses.make_dataclass(
+        "SchemeConfig",
+        [(name, _MAPPINGS.get(name, Any), None) for name in _SCHEME_FIELDS],
+        bases=(_SchemeConfig,),
+        frozen=True,
+        namespace={"__doc__": _SchemeConfig.__doc__, "__module__": __name__},
+    )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What a network loses on its answers.
+
+    Attributes:
+        label_smoothing: Share of the target that is spread over all classes alike.
+        class_weights: balanced lets every class of the training images count alike; or a weight for each class.
+        order_temperature: Makes a neighbouring class a lesser error, where classes are ordered; null does not.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | list[float] | None = None
+    order_temperature: float | None = None
+
+    def check(self) -> None:
+        """Finds what is wrong without looking at the data.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
+        weights = None if self.class_weights == "balanced" else self.class_weights
+        ClassificationLoss(**{**vars(self), "class_weights": weights})
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What is exported for serving.
+
+    Attributes:
+        scheme: The scheme whose networks are exported; null exports nothing.
+        folder: The folder that holds a folder for each model.
+    """
+
+    scheme: str | None = None
+    folder: str = "exported_models"
+
+
+@dataclass(frozen=True)
+class ChecksConfig:
+    """The checks of whether networks only hide their gradients.
+
+    Attributes:
+        schemes: The schemes whose networks are checked; null checks all.
+        limit: How many test images to check with.
+        effort: Options of satm_tf.evaluation.masking_checks: steps, targets, queries.
+    """
+
+    schemes: list[str] | None = None
+    limit: int = 200
+    effort: dict[str, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Finds what is wrong before any measurement.
+
+        Raises:
+            ValueError: If an option is unknown or a number outside its range.
+        """
+        _check_number("checks.limit", self.limit, 1, whole=True)
+        for option, value in self.effort.items():
+            if option not in EFFORT:
+                raise unknown_name("option in checks.effort", option, EFFORT)
+            _check_number(f"checks.effort.{option}", value, 1, whole=True)

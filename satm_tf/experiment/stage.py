@@ -1,0 +1,216 @@
+"""One stage of a run: the networks of a fine-tuning, or of a scheme, trained to the end and saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf import data, storage
+from satm_tf.experiment.config import Config
+from satm_tf.experiment.images import make_batches
+from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
+from satm_tf.models import ImageClassifier
+from satm_tf.training import (
+    Checkpoint,
+    ClassificationLoss,
+    CoTraining,
+    Pictures,
+    Progress,
+    is_chief,
+    resolve_precision,
+    wait_for_all,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every stage of a run needs.
+
+    Attributes:
+        config: The run's configuration.
+        images: Its images.
+        loss: What a network loses on its answers.
+        strategy: The devices.
+        devices: Where each network is made, if it has a device of its own.
+    """
+
+    config: Config
+    images: data.ImageData
+    loss: ClassificationLoss
+    strategy: tf.distribute.Strategy
+    devices: Mapping[str, str]
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return self.config.folder
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return is_chief(self.strategy)
+
+    def device(self, name: str) -> Any:
+        """Where a network is made."""
+        return tf.device(self.devices[name]) if name in self.devices else contextlib.nullcontext()
+
+    def load(self, stage: Stage, name: str) -> ImageClassifier:
+        """A network as a stage has left it."""
+        with self.device(name):
+            return self.folder.load(stage, name)
+
+
+@contextlib.contextmanager
+def precision(option: str) -> Iterator[None]:
+    """Keras's number formats meanwhile, as the configuration names them."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(resolve_precision(option))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def train_stage(job: Job, stage: Stage) -> None:
+    """Trains the networks of a stage and saves them, from its checkpoint if it has one; a finished one stays as it is.
+
+    Args:
+        job: What the run's stages share.
+        stage: The stage. Those that it starts from have finished.
+
+    Raises:
+        FloatingPointError: If a loss is not a finite number.
+        Interrupted: If SIGINT or SIGTERM was received; everything is saved.
+    """
+    folder = job.folder
+    final = folder.networks(stage)
+    if final.exists():
+        if job.writes:
+            print(f"{stage}: finished before")
+        return
+    began = time.monotonic()
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(zlib.crc32(f"{job.config.seed}/{stage}".encode()))
+    with precision(job.config.precision):
+        with job.strategy.scope():
+            trainer = _fine_tuning(job, stage) if stage.kind == FINE_TUNE else _co_training(job, stage)
+        rows = _fit(job, trainer, stage)
+    if job.writes:
+        with storage.atomic_folder(final) as temporary:
+            for name, network in trainer.networks.items():
+                network.save(temporary / folder.network(stage, name).name)
+            initial = {name: network.initial_weights for name, network in trainer.networks.items()}
+            storage.write_json(temporary / folder.initial_weights(stage).name, initial)
+            pd.DataFrame(rows).to_csv(temporary / folder.history(stage).name, index=False)
+        shutil.rmtree(folder.checkpoints(stage))
+        print(f"{stage}: {len(rows)} epochs in {time.monotonic() - began:.0f} s")
+        _warn_of_collapse(stage, trainer, rows)
+    wait_for_all(job.strategy)
+
+
+def _fine_tuning(job: Job, stage: Stage) -> CoTraining:
+    described = job.config.all_networks[stage.name]
+    size = job.config.data.image_size
+    with job.device(stage.name):
+        network = ImageClassifier.from_backbone(
+            described.backbone,
+            num_classes=job.images.num_classes,
+            image_shape=(size, size, 3),
+            weights=described.weights,
+            dropout=described.dropout,
+            name=stage.name,
+        )
+    return _trainer(job, stage, {stage.name: network}, learns_from="nobody")
+
+
+def _co_training(job: Job, stage: Stage) -> CoTraining:
+    config, scheme = job.config, stage.name
+    networks = {name: job.load(config.start(scheme, name), name) for name in config.networks_of(scheme)}
+    frozen = {alias: job.load(*source) for alias, source in config.frozen_sources(scheme).items()}
+    return _trainer(job, stage, networks, scheme=config.scheme(scheme), frozen=frozen)
+
+
+def _trainer(job: Job, stage: Stage, networks: dict[str, ImageClassifier], **options: Any) -> CoTraining:
+    training = job.config.training(stage)
+    trainer = CoTraining(
+        networks,
+        loss=job.loss,
+        ordered=job.images.ordered,
+        devices={name: device for name, device in job.devices.items() if name in networks},
+        seed=job.config.seed,
+        **options,
+    )
+    steps = max(1, len(job.images.train) // training.batch_size)
+    trainer.compile(optimizer=training.make_optimizer(training.epochs * steps))
+    return trainer
+
+
+def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
+    """Trains to the end; gives a row for each epoch, those before an interruption too."""
+    config, images = job.config, job.images
+    training = config.training(stage)
+    rates = {name: f"val_{name}_accuracy" for name in trainer.networks}
+    checkpoint = Checkpoint(job.folder.checkpoints(stage), every_seconds=training.checkpoint_seconds)
+    callbacks: list[keras.callbacks.Callback] = []
+    if training.patience is not None:
+        callbacks.append(keras.callbacks.EarlyStopping(patience=training.patience, restore_best_weights=True))
+    if job.writes:
+        logs = job.folder.logs(stage)
+        callbacks += [
+            Progress(str(stage), {"loss": "loss", "val_loss": "val_loss", **rates}),
+            keras.callbacks.TensorBoard(logs, write_graph=False),
+            Pictures(logs / "pictures", make_batches(images.validation, config).take(1)),
+            keras.callbacks.LambdaCallback(
+                # The checkpoint comes last, and has yet to take up this epoch.
+                on_epoch_end=lambda epoch, logs: _write_metrics(
+                    job, stage, [*checkpoint.rows, {"epoch": epoch, **logs}]
+                )
+            ),
+        ]
+    drop_remainder = len(images.train) >= training.batch_size
+    options = {"batch_size": training.batch_size, "seed": config.seed, "drop_remainder": drop_remainder}
+    trainer.fit(
+        make_batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options),
+        validation_data=make_batches(images.validation, config),
+        epochs=training.epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks, checkpoint],
+    )
+    if job.writes:
+        _write_metrics(job, stage, checkpoint.rows)
+    return checkpoint.rows
+
+
+def _write_metrics(job: Job, stage: Stage, rows: list[dict[str, float]]) -> None:
+    """`metrics.csv`: the stages that have finished, and this one's epochs so far."""
+    frames = []
+    for each in job.config.stages():
+        history = job.folder.history(each)
+        if each == stage:
+            frames.append(pd.DataFrame(rows).assign(stage=str(stage)))
+        elif history.exists():
+            frames.append(pd.read_csv(history).assign(stage=str(each)))
+    storage.write_text(job.folder.metrics, pd.concat(frames).to_csv(index=False))
+
+
+def _warn_of_collapse(stage: Stage, trainer: CoTraining, rows: list[dict[str, float]]) -> None:
+    """Says so where a network has ended at, or below, what guessing one class would give."""
+    chance = 1 / next(iter(trainer.networks.values())).num_classes
+    for name in trainer.networks:
+        rate = rows[-1].get(f"val_{name}_accuracy", 1.0)
+        if rate <= 1.1 * chance:
+            print(
+                f"warning: {name} is no better than chance after {stage}, with a validation accuracy of "
+                f"{rate:.1%}. It has not learnt, or has collapsed: a smaller learning rate, or weight of domain "
+                "adaptation, may help."
+            )

@@ -1,0 +1,281 @@
+"""The side of the trainer that Keras users know: `compile`, `fit`, `evaluate`, and what they refuse."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from satm_tf.training.checkpoint import Checkpoint
+from satm_tf.training.distribution import DistributedFit, Position, naming_lost_workers, on_device
+from satm_tf.training.figures import Figures, MetricLike
+from satm_tf.training.guards import check_callbacks, naming_bad_values
+from satm_tf.training.objective import Objective
+from satm_tf.training.optimization import NetworkOptimizer, in_half_precision
+
+
+class Fitting(DistributedFit):
+    """A model of several networks, each with an optimizer and an objective of its own.
+
+    A subclass sets what is declared here, and writes the steps.
+    """
+
+    devices: Mapping[str, str]
+    ordered: bool
+    step: keras.Variable
+    planned_steps: keras.Variable
+    optimizers: Mapping[str, NetworkOptimizer]
+    _objectives: Mapping[str, Objective]
+    _figures: Figures
+    _given_order: bool | None
+    _given_metrics: MetricLike | Sequence[MetricLike] | None
+    _skip: int
+
+    def _make_figures(self) -> Figures:
+        raise NotImplementedError
+
+    def ramps(self) -> bool:
+        """Whether a step depends on how much of the planned training is done."""
+        raise NotImplementedError
+
+    def compile(
+        self,
+        optimizer: keras.optimizers.Optimizer | str | Mapping[str, Any] = "sgd",
+        loss: None = None,
+        loss_weights: None = None,
+        metrics: MetricLike | Sequence[MetricLike] | None = None,
+        weighted_metrics: None = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = False,
+    ) -> None:
+        """As Keras's, without a loss: that is the scheme's.
+
+        Each network gets a copy of the optimizer, with a state of its own (`optimizers`), and scales its loss if it
+        computes in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
+
+        Args:
+            optimizer: Any but a `LossScaleOptimizer`.
+            loss: Refused.
+            loss_weights: Refused.
+            metrics: Metrics of integer labels `[n]` and logits `[n, classes]`, without sample weights. Each network
+                gets a copy for its answers to clean images, `<network>_<metric>`, and, if it learns from adversarial
+                examples, one for its answers to these, `<network>_adversarial_<metric>`. "accuracy" is there anyway.
+            weighted_metrics: Refused.
+            run_eagerly: Whether to run steps without compiling them, for debugging.
+            steps_per_execution: How many steps run between two calls of the callbacks.
+            jit_compile: True is refused; "auto" is off.
+
+        Raises:
+            ValueError: If something is asked for that would have no effect or cannot work; or, where there are several
+                replicas, that they cannot do together.
+        """
+        refused = {
+            "loss": (loss, "The scheme is the loss; give `loss` to the constructor for that on a network's answers"),
+            "loss_weights": (loss_weights, "Give `clean_weight`, `adversarial_weight` and so on to the constructor"),
+            "weighted_metrics": (weighted_metrics, "Sample weights scale the losses alone; give `metrics`"),
+            "jit_compile": (
+                jit_compile is True or None,
+                "XLA drops the checks of images, labels and losses, and draws other random numbers; leave it off",
+            ),
+        }
+        for option, (value, advice) in refused.items():
+            if value is not None:
+                raise ValueError(f"compile() of CoTraining takes no `{option}`. {advice}. Received: {option}={value!r}")
+        with self.distribute_strategy.scope():
+            optimizer = keras.optimizers.get(optimizer)
+            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+                raise ValueError(
+                    "CoTraining scales the loss of each network that needs it. Give the inner optimizer. "
+                    f"Received: {optimizer.name!r}"
+                )
+            super().compile(
+                optimizer=optimizer,
+                run_eagerly=run_eagerly,
+                steps_per_execution=steps_per_execution,
+                jit_compile=False,
+                auto_scale_loss=False,
+            )
+            self.optimizer.build([])
+            self.check_compiled()
+            optimizers = {}
+            for name, objective in self._objectives.items():
+                with on_device(self.devices, name):
+                    optimizers[name] = NetworkOptimizer(
+                        self.optimizer,
+                        objective.trainable_variables(),
+                        in_half_precision(objective.network),
+                        f"{name}_optimizer",
+                    )
+            self.optimizers = MappingProxyType(optimizers)
+        self._given_metrics = metrics
+        self._figures = self._make_figures()
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: int | str = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | None = None,
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+    ) -> keras.callbacks.History:
+        """As Keras's. With a `Checkpoint` among the callbacks it resumes where the last one was written.
+
+        To resume, the data has to begin in the middle, as that of `satm_tf.data.batches` can. `shuffle` is on for
+        arrays unless it is False; a data set has its own order.
+
+        Raises:
+            ValueError: If images or labels are of another type, shape or range than training takes; if a callback
+                cannot work here; or if the data cannot begin where the checkpoint does.
+            FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step,
+                network and part. No weight has been changed in that step, nor batch statistics or dropout's seeds.
+            ConnectionError: If another worker has gone.
+
+        Warns:
+            UserWarning: If what ramps up over a training cannot: the length of the data is unknown, or the steps of
+                earlier calls leave nothing of it.
+        """
+        # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.
+        given = sorted(keras.tree.flatten(callbacks or []), key=lambda callback: isinstance(callback, Checkpoint))
+        check_callbacks(given)
+        is_dataset = isinstance(x, tf.data.Dataset)
+        if is_dataset and batch_size is not None:
+            raise ValueError(f"A data set has its own batch size; leave it out. Received: batch_size={batch_size}")
+        ordered = getattr(x, "ordered", False) is True if self._given_order is None else self._given_order
+        if ordered != self.ordered:
+            self.ordered = ordered
+            self._figures = self._make_figures()
+            self.train_function = self.test_function = None  # which hold the figures that were
+        checkpoint = given[-1] if given and isinstance(given[-1], Checkpoint) else None
+        position = Position()
+        if checkpoint is not None:
+            if steps_per_epoch is not None:
+                raise ValueError(
+                    "With a Checkpoint an epoch is the whole of the data; leave out steps_per_epoch. "
+                    f"Received: steps_per_epoch={steps_per_epoch}"
+                )
+            position = checkpoint.restore(self, given)
+            initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
+        self._skip = position.step
+        try:
+            with naming_lost_workers(), naming_bad_values():
+                return super().fit(
+                    self.distributed(x, None if checkpoint is None else position),
+                    y,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=[_Plan(initial_epoch), *given],
+                    validation_split=validation_split,
+                    validation_data=self.distributed_validation(validation_data),
+                    shuffle=not is_dataset if shuffle is None else shuffle,
+                    class_weight=class_weight,
+                    sample_weight=sample_weight,
+                    initial_epoch=initial_epoch,
+                    steps_per_epoch=steps_per_epoch,
+                    validation_steps=validation_steps,
+                    validation_batch_size=validation_batch_size,
+                    validation_freq=validation_freq,
+                )
+        finally:
+            if checkpoint is not None:
+                checkpoint.release()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's; refuses the images and labels that `fit` refuses.
+
+        Raises:
+            ValueError: If images or labels are of another type, shape or range than training takes.
+        """
+        with naming_bad_values():
+            return super().evaluate(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As Keras's, but that the steps which a checkpoint had behind it are not taken again."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        step = self.train_function
+
+        def train_function(iterator: Any) -> Any:
+            if self._skip > 0:
+                self._skip -= self.steps_per_execution
+                return {} if self._skip > 0 else self.get_metrics_result()
+            return step(iterator)
+
+        self.train_function = train_function
+
+    def save(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: save each of `networks`.
+
+        Raises:
+            ValueError: Always.
+        """
+        _refuse_saving("save")
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: save each of `networks`.
+
+        Raises:
+            ValueError: Always.
+        """
+        _refuse_saving("save_weights")
+
+    def export(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: export each of `networks`.
+
+        Raises:
+            ValueError: Always.
+        """
+        _refuse_saving("export")
+
+
+class _Plan(keras.callbacks.Callback):
+    """Tells the model how many steps `fit` is going to take in all, and ends the optimizers' moving averages."""
+
+    def __init__(self, initial_epoch: int):
+        super().__init__()
+        self.initial_epoch = initial_epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        epochs, steps = self.params["epochs"], self.params["steps"]
+        planned, done = epochs * (steps or 0), int(np.asarray(self.model.step))
+        self.model.planned_steps.assign(planned)
+        if self.model.ramps() and self.initial_epoch < epochs and done >= planned:
+            reason = (
+                f"the {planned} steps planned were taken by earlier calls of fit; count their epochs in `epochs`, "
+                "with `initial_epoch`"
+                if steps
+                else "the data is of unknown length; give `steps_per_epoch`"
+            )
+            warnings.warn(
+                f"Epsilon and gradient reversal are at their full strength from the first step, because {reason}.",
+                stacklevel=2,
+            )
+
+    def on_train_end(self, logs: Any = None) -> None:
+        for optimizer in self.model.optimizers.values():
+            optimizer.finalize()
+
+
+def _refuse_saving(method: str) -> NoReturn:
+    raise ValueError(
+        f"CoTraining has no file of its own: save each of its networks, `trainer.networks[name].save(...)`, and add a "
+        f"satm_tf.Checkpoint to the callbacks of `fit` to resume training. Received: {method}()"
+    )

@@ -1,0 +1,150 @@
+"""What is refused before training and within a step, and the errors that `fit` makes of a failed step."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from satm_tf.models import ImageClassifier
+
+# What float32 rounding, such as that of a resize, may add to an image's range.
+_ROUNDING = 1e-6
+# TensorFlow quotes a message in brackets or quotation marks.
+_OUT_OF_RANGE = r"(?:Images|Labels) must be .+? Received values from \S+ to [^\s\]'\"]+"
+_NOT_FINITE = "is not a finite number at step"
+_INSTEAD = {
+    keras.callbacks.ModelCheckpoint: "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end",
+    keras.callbacks.BackupAndRestore: "Add satm_tf.Checkpoint to resume",
+    keras.callbacks.SwapEMAWeights: "Each network has an optimizer of its own, whose averages take effect after `fit`",
+}
+
+
+def check_networks(networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any]) -> None:
+    """Refuses networks that cannot train together.
+
+    Raises:
+        ValueError: If there is none, one has two names, or shapes or numbers of classes differ.
+
+    Warns:
+        UserWarning: If two networks start from equal weights.
+    """
+    if not networks:
+        raise ValueError("CoTraining needs at least one network. Received: none")
+    common = set(networks) & set(frozen)
+    if common or {id(network) for network in networks.values()} & {id(network) for network in frozen.values()}:
+        raise ValueError(
+            f"A network is either trained or frozen, not both. Received: {sorted(common) or list(networks)}"
+        )
+    for fact in ("image_shape", "num_classes"):
+        values = {name: getattr(network, fact) for name, network in networks.items()}
+        if len(set(values.values())) > 1:
+            raise ValueError(f"All networks must have the same {fact}. Received: {values}")
+    named = list(networks.items())
+    for index, (name, network) in enumerate(named):
+        for other_name, other in named[index + 1 :]:
+            if network is other:
+                raise ValueError(f"{name!r} and {other_name!r} are one network; give each name its own.")
+            if _equal_weights(network, other):
+                warnings.warn(
+                    f"{name!r} and {other_name!r} have equal architecture and weights: each would learn from its own "
+                    "white-box examples, and the paper found that this diverges (5.5).",
+                    stacklevel=3,
+                )
+
+
+def _equal_weights(network: keras.Model, other: keras.Model) -> bool:
+    pairs = list(zip(network.weights, other.weights, strict=False))
+    return (
+        len(network.weights) == len(other.weights)
+        and all(a.shape == b.shape for a, b in pairs)
+        and all(np.array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)) for a, b in pairs)
+    )
+
+
+def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Refuses callbacks of Keras that would fail after an epoch, or have no effect.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for callback in callbacks:
+        for refused, instead in _INSTEAD.items():
+            if isinstance(callback, refused):
+                raise ValueError(f"{refused.__name__} does not work with CoTraining. {instead}. Received: {callback!r}")
+
+
+def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """A batch as a step computes with it, float32 images and int32 labels, once it is found to be valid.
+
+    Args:
+        images: Floats `[batch, height, width, 3]` in [0, 1].
+        labels: Integers `[batch]` in `[0, num_classes)`.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: While the step is traced, if a type or shape is another.
+        tf.errors.InvalidArgumentError: In the step, if a value is out of range; see `naming_bad_values`.
+    """
+    images = tf.convert_to_tensor(images)
+    if not images.dtype.is_floating:
+        raise ValueError(
+            "Images must be floats in [0, 1]; convert 8-bit images to float32 and divide them by 255. "
+            f"Received: {images.dtype.name} of shape {images.shape}"
+        )
+    labels = labels if labels is None else tf.convert_to_tensor(labels)
+    if labels is None or not labels.dtype.is_integer or labels.shape.rank not in (1, None):
+        raise ValueError(
+            "Labels must be one integer for each image, of shape [batch], neither one-hot nor [batch, 1]. "
+            f"Received: {'none' if labels is None else f'{labels.dtype.name} of shape {labels.shape}'}"
+        )
+    images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+    # NaN fails both comparisons.
+    in_range = tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
+    advice = "Images must be numbers in [0, 1]; divide 8-bit images by 255."
+    checks = [
+        _check_values(in_range, advice, images),
+        _check_values(
+            tf.reduce_all((labels >= 0) & (labels < num_classes)), f"Labels must be in [0, {num_classes}).", labels
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return tf.identity(images), tf.identity(labels)
+
+
+def _check_values(condition: tf.Tensor, advice: str, values: tf.Tensor) -> tf.Operation:
+    received = [tf.reduce_min(values), tf.reduce_max(values)]
+    return tf.debugging.Assert(condition, [tf.strings.format(advice + " Received values from {} to {}", received)])
+
+
+def check_finite(name: str, part: str, values: Sequence[tf.Tensor], step: tf.Tensor) -> tf.Operation:
+    """Stops a step in which a part of a network's loss, or its gradient, is not a finite number."""
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in values])
+    return tf.debugging.Assert(finite, [f"{part} of {name} {_NOT_FINITE}", step])
+
+
+@contextlib.contextmanager
+def naming_bad_values() -> Iterator[None]:
+    """Within, a step that a check has stopped raises an error that says what to do.
+
+    Raises:
+        ValueError: If images or labels were out of range.
+        FloatingPointError: If a part of a loss, or its gradient, was not a finite number.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if out_of_range := re.search(_OUT_OF_RANGE, error.message):
+            raise ValueError(out_of_range[0]) from None
+        if not_finite := re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message):
+            raise FloatingPointError(
+                f"{not_finite[1]} {not_finite[2]}; nothing was updated in it. "
+                "Lower the learning rate, or look at the data."
+            ) from None
+        raise

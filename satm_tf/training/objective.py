@@ -1,0 +1,100 @@
+"""What one network minimises in a step, under any scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from satm_tf.attacks.losses import divergence
+from satm_tf.models import ImageClassifier
+from satm_tf.training.crafting import Crafted
+from satm_tf.training.domain import DomainAdaptation
+from satm_tf.training.losses import ClassificationLoss
+from satm_tf.training.passes import forward
+from satm_tf.training.scheme import Scheme
+
+
+class Evaluated(NamedTuple):
+    """A network's loss on a batch, and what else a step needs of it.
+
+    Attributes:
+        loss: The loss of each image, `[batch]`.
+        parts: The parts of the loss before weighting, and what the domain adaptation logs, `[batch]` each.
+        logits: `[1 + k, batch, classes]`, the clean images' first.
+        updates: Variables, such as moving statistics and dropout's seeds, with the values that the step gives them.
+    """
+
+    loss: tf.Tensor
+    parts: dict[str, tf.Tensor]
+    logits: tf.Tensor
+    updates: list[tuple[keras.Variable, tf.Tensor]]
+
+
+class Objective(NamedTuple):
+    """What a network minimises.
+
+    Attributes:
+        network: The network.
+        scheme: The scheme, whose weights the parts of the loss have.
+        classification_loss: The loss on the network's answers.
+        batch_norm: How clean and adversarial images share batch normalisation.
+        auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
+        adaptation: The domain adaptation, if any.
+        head: Its domain classifier, if it needs one.
+    """
+
+    network: ImageClassifier
+    scheme: Scheme
+    classification_loss: ClassificationLoss
+    batch_norm: str
+    auxiliary: Sequence[tuple[keras.Variable, keras.Variable]]
+    adaptation: DomainAdaptation | None
+    head: keras.layers.Layer | None
+
+    def trainable_variables(self) -> list[keras.Variable]:
+        """All that the loss has a gradient for: the network's variables and what it needs for training alone."""
+        auxiliary = [copy for own, copy in self.auxiliary if own.trainable]
+        head = self.head.trainable_variables if self.head else ()
+        return [*self.network.trainable_variables, *head, *auxiliary]
+
+    def parts(self, learns: bool) -> list[str]:
+        """Names of the loss and of its parts, for a network that learns from adversarial examples or does not."""
+        adversarial = ["adversarial_loss", *(["peer_loss"] if self.scheme.peer_weight else [])] if learns else []
+        return ["loss", "clean_loss", *adversarial, *(self.adaptation.metrics if self.adaptation else ())]
+
+    def evaluate(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor | None,
+        crafted: Crafted,
+        progress: tf.Tensor,
+        training: bool,
+    ) -> Evaluated:
+        """The loss on a clean batch and its adversarial batches; no variable changes."""
+        scheme, (adversarial, sources, peers) = self.scheme, crafted
+        features, logits, activity, updates = forward(
+            self.network, [images, *adversarial], training=training, mode=self.batch_norm, auxiliary=self.auxiliary
+        )
+        importance = 1.0 if weights is None else tf.cast(weights, tf.float32)
+        parts = {"clean_loss": importance * self.classification_loss(labels, logits[0])}
+        loss = scheme.clean_weight * parts["clean_loss"]
+        if adversarial:
+            if scheme.adversarial_loss == "divergence":
+                losses = divergence(logits[:1], logits[1:])
+            else:
+                losses = self.classification_loss(tf.tile(labels[None], [len(adversarial), 1]), logits[1:])
+            parts["adversarial_loss"] = importance * tf.reduce_mean(losses, axis=0)
+            loss += scheme.adversarial_weight * parts["adversarial_loss"]
+            if scheme.peer_weight:
+                parts["peer_loss"] = tf.reduce_mean(divergence(peers, logits[1:]), axis=[0, 1])
+                loss += scheme.peer_weight * parts["peer_loss"]
+            if self.adaptation is not None:
+                added, watched = self.adaptation.losses(self.head, features[0], features[1:], sources, progress)
+                loss += added
+                parts |= watched
+        loss += tf.add_n([activity, *self.network.losses])
+        return Evaluated(loss, parts, logits, updates)

@@ -1,0 +1,33 @@
+"""One stage: what stops it, and what it leaves. That it resumes to the bit is in test_running.py."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from satm_tf import experiment
+from satm_tf.experiment import Stage
+from satm_tf.experiment import config as configuration
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    diverging = configuration.TrainingConfig(epochs=3, batch_size=32, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"clean_loss of a is not a finite number at step [1-9]"):
+        experiment.run(dataclasses.replace(config, fine_tune=diverging))
+    assert not (tmp_path / "run" / "networks" / "fine_tune" / "a").exists()
+
+
+def test_a_finished_stage_leaves_its_networks_epochs_and_weights_and_no_checkpoint(config, capsys):
+    wanted = Stage("fine_tune", "c")
+    assert len(experiment.train(config, [wanted]).test) == 60
+    folder = config.folder
+    assert sorted(path.name for path in folder.networks(wanted).iterdir()) == [
+        folder.network(wanted, "c").name, folder.history(wanted).name, folder.initial_weights(wanted).name,
+    ]  # fmt: skip
+    assert not folder.checkpoints(wanted).exists()
+    history = pd.read_csv(folder.history(wanted))
+    pd.testing.assert_frame_equal(pd.read_csv(folder.metrics)[history.columns], history)
+    assert np.isfinite(history.loss).all()
+    assert "fine_tune/c: 2 epochs" in capsys.readouterr().out
+    assert [stage for stage in config.stages() if folder.networks(stage).exists()] == [wanted]
