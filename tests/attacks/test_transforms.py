@@ -120,6 +120,8 @@ def test_images_pass_the_parts_in_the_order_given():
         inner.append(x.shape[0])
         return tf.zeros([tf.shape(x)[0], 3])
 
+    spy.gives_logits = True  # So that it sees no probe.
+
     def first_seen(parts):
         inner.clear()
         attack = attacks.BIM(epsilon=0.1, steps=1, transforms=parts)
