@@ -18,7 +18,7 @@ IMAGE_SHAPE = (16, 16, 3)
 # begins those of few tests, they would keep one process busy after all others have ended.
 LONGEST = (
     *("test_notebooks", "test_documentation", "test_distribution", "test_running", "test_defence"),
-    *("test_every_backbone", "test_reproduce"),
+    *("test_every_backbone", "test_reproduce", "test_contract", "test_checkpoint"),
 )
 
 
