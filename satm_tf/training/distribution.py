@@ -241,7 +241,7 @@ class DistributedFit(BuiltBeforehand):
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == 1 or not hasattr(dataset, "from_position"):
             return
-        _, labels = next(iter(dataset.from_position(0, len(dataset) - 1)))
+        labels = next(iter(dataset.from_position(0, len(dataset) - 1)))[1]
         if len(labels) < replicas:
             raise ValueError(
                 "Every replica needs an image of every batch. Choose another batch size, or drop the remainder. "

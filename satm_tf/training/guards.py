@@ -18,6 +18,8 @@ from satm_tf.models import ImageClassifier
 _ROUNDING = 1e-6
 # TensorFlow quotes a message in brackets or quotation marks.
 _OUT_OF_RANGE = r"(?:Images|Labels) must be .+? Received values from \S+ to [^\s\]'\"]+"
+_OTHER_RANK = r"Shape of tensor \S+ (\[[\d,]*\]) is not compatible with expected shape \[\?\]"
+_ONE_LABEL_EACH = "Labels must be one integer for each image, of shape [batch], neither one-hot nor [batch, 1]."
 _NOT_FINITE = "is not a finite number at step"
 _INSTEAD = {
     keras.callbacks.ModelCheckpoint: "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end",
@@ -101,10 +103,11 @@ def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor
     labels = labels if labels is None else tf.convert_to_tensor(labels)
     if labels is None or not labels.dtype.is_integer or labels.shape.rank not in (1, None):
         raise ValueError(
-            "Labels must be one integer for each image, of shape [batch], neither one-hot nor [batch, 1]. "
+            f"{_ONE_LABEL_EACH} "
             f"Received: {'none' if labels is None else f'{labels.dtype.name} of shape {labels.shape}'}"
         )
-    images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+    # Where Keras traces a step again, for labels of another shape, it leaves their rank open.
+    images, labels = tf.cast(images, tf.float32), tf.ensure_shape(tf.cast(labels, tf.int32), [None])
     # NaN fails both comparisons.
     in_range = tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
     advice = "Images must be numbers in [0, 1]; divide 8-bit images by 255."
@@ -142,6 +145,8 @@ def naming_bad_values() -> Iterator[None]:
     except tf.errors.InvalidArgumentError as error:
         if out_of_range := re.search(_OUT_OF_RANGE, error.message):
             raise ValueError(out_of_range[0]) from None
+        if other_rank := re.search(_OTHER_RANK, error.message):
+            raise ValueError(f"{_ONE_LABEL_EACH} Received: integers of shape {other_rank[1]}") from None
         if not_finite := re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message):
             raise FloatingPointError(
                 f"{not_finite[1]} {not_finite[2]}; nothing was updated in it. "

@@ -20,7 +20,7 @@ class ClassificationLoss:
             the number of images, not by the sum of the weights, so weights should be 1 on average over the images.
         order_temperature: For classes in a meaningful order, such as age groups: the target of class `c` is the softmax
             of `-|c - k| / order_temperature` over the classes `k`, so that a neighbour is a lesser error than a
-            stranger. Positive; the smaller the nearer to plain cross-entropy, which None is.
+            distant class. Positive; the smaller the nearer to plain cross-entropy, which None is.
 
     Raises:
         ValueError: If a number is outside its range.

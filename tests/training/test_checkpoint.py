@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_precision_is_refused(tmp_path):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        with pytest.raises(ValueError, match=r"compute in float32, .*Received: bfloat16, float32"):
+        with pytest.raises(ValueError, match=r"compute in float32\. .*Received: bfloat16, float32"):
             train(tmp_path, epochs=1)
     finally:
         keras.config.set_dtype_policy(before)
