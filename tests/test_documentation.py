@@ -26,6 +26,11 @@ from satm_tf.experiment.config import Config, from_arguments
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNS = re.compile(r"^```(python|sh|yaml)", re.MULTILINE)
+REST_OF_A_CONFIGURATION = """
+networks: {compact_vgg: {backbone: compact_vgg}, compact_resnet: {backbone: compact_resnet}}
+attack: {name: randomised_step, epsilon: 0.1}
+schemes: {undefended: {preset: undefended}}
+"""
 SHOWN = {"text", "json", "toml", "bibtex"}  # languages that nothing runs
 
 
@@ -66,9 +71,10 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
         for command in commands_of(block.code):
             run_command(command, block)
     elif block.language == "yaml" and not yaml.safe_load(block.code).keys().isdisjoint(f.name for f in fields(Config)):
-        Path("configuration.yaml").write_text(block.code, encoding="utf-8")
-        whole = "networks" in yaml.safe_load(block.code)  # what shows some fields alone goes on top of a preset
-        from_arguments([*([] if whole else ["--config", "quickstart"]), "--config", "configuration.yaml"])
+        # What shows some fields alone has the rest from here.
+        described = {**yaml.safe_load(REST_OF_A_CONFIGURATION), **yaml.safe_load(block.code)}
+        Path("configuration.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+        from_arguments(["--config", "configuration.yaml"])
 
 
 def commands_of(code: str) -> list[list[str]]:
