@@ -73,7 +73,7 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
     elif block.language == "yaml" and not yaml.safe_load(block.code).keys().isdisjoint(f.name for f in fields(Config)):
         # What shows some fields alone has the rest from here.
         described = {**yaml.safe_load(REST_OF_A_CONFIGURATION), **yaml.safe_load(block.code)}
-        Path("configuration.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+        Path("configuration.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
         from_arguments(["--config", "configuration.yaml"])
 
 
