@@ -142,7 +142,8 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
     sides = rows[fate.eq("used")].groupby("image")["side"]
     fate[fate.eq("used") & rows["side"].ne(sides.transform("min").reindex(rows.index))] = OTHER_SIDE
     reasons = pd.concat([left_out[left_out.ne("")], fate[~fate.isin(("used", "missing", "unreadable"))]])
-    names = used.groupby("image", sort=False)["path"].unique()
+    named = used.drop_duplicates(["image", "path"])
+    named = named[named["image"].duplicated(keep=False)]
     rows, missing, unreadable = (rows[fate.eq(kind)] for kind in ("used", "missing", "unreadable"))
     changed = rows[rows["raw"].ne(rows["read_as"])]
     account = Account(
@@ -152,7 +153,7 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
         left_out=reasons.value_counts().to_dict(),
         missing=tuple(missing["path"]),
         unreadable=dict(zip(unreadable["path"], found.loc[unreadable.index, "reason"], strict=True)),
-        duplicates=tuple(tuple(paths) for paths in names if len(paths) > 1),
+        duplicates=tuple(tuple(names) for _, names in named.groupby("image", sort=False)["path"]),
     )
     if rows.empty:
         raise ValueError(f"No image under {root} can be used. Received:\n{account}")
@@ -198,5 +199,5 @@ def _look(inside: str, real_folder: Callable[[str], str], path: str) -> _Found:
 def _decode(file: str) -> None:
     try:
         tf.io.decode_image(tf.io.read_file(file), channels=3, expand_animations=False)
-    except tf.errors.InvalidArgumentError:
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # TensorFlow's message may quote the file's bytes
         raise UnreadableImageError("truncated") from None
