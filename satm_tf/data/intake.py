@@ -57,6 +57,22 @@ def files_below(root: Path, folder: str = "") -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(place, name), root) for name in sorted(files))
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not UTF-8; the message names it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text; save it as UTF-8. Received: {error}") from None
+    if "\0" in text:
+        raise ValueError(f"{path} must be UTF-8 text; save it as UTF-8. Received: zero bytes, as UTF-16 has")
+    return text
+
+
 def read_table(path: Path, **dialect: Any) -> pd.DataFrame:
     """Reads a text file with one row a line, the first of which names the columns.
 
@@ -73,13 +89,7 @@ def read_table(path: Path, **dialect: Any) -> pd.DataFrame:
         ValueError: if it is empty, no UTF-8, names a column twice, or a line has not one field for each column. The
             message names the file, and the line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8 text; save it as UTF-8. Received: {error}") from None
-    if "\0" in text:
-        raise ValueError(f"{path} must be UTF-8 text; save it as UTF-8. Received: zero bytes, as UTF-16 has")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **dialect)
     rows: list[list[str]] = []
     try:
         for row in filter(None, reader):
