@@ -1,4 +1,4 @@
-"""MobileNet of faces, against NumPy on a small network in the published layout, and against the published one's answers.
+"""MobileNet of faces: a small one in the published layout against NumPy, and the published one against its answers.
 
 The published files are 14 MB and not here: give their path in SATM_TF_FACERES to compare with what TensorFlow.js 4.22
 answered to four drawn faces (`faceres_deep_answers.json`).
