@@ -44,7 +44,7 @@ def attack(
         epsilon: One or several, in units of images in [0, 1]; 16/256 if none, or no cap for minimum-distortion attacks.
         options: The attack's other options, such as {"steps": 20, "norm": "l2"}.
         format: What the folder holds: images (files without labels, so that the attack leaves the predicted class),
-            folder, adience, idx, table, imagenet or synthetic_faces.
+            folder, adience, utkface, idx, table, imagenet or synthetic_faces.
         data: Options of the format, such as {"fold": 1}.
         split: Which split of a data set.
         target: The class to reach, for all images; without it any class but the label will do.

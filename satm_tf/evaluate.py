@@ -56,7 +56,7 @@ def evaluate(
         attacks: The attacks by name, with their options: {"pgd": {"steps": 20}, "ll": {"name": "step_ll"}}; fgsm and
             pgd if none. An attack with an epsilon of its own has only that.
         epsilon: One or several, in units of images in [0, 1]; 16/256 if none.
-        format: What the folder holds: folder (one sub-folder a class), adience, idx, table, imagenet or
+        format: What the folder holds: folder (one sub-folder a class), adience, utkface, idx, table, imagenet or
             synthetic_faces.
         data: Options of the format's loader, such as {"fold": 1} for adience or {"table": "faces.csv"} for table.
         split: Which split of the data set.

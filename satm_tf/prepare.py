@@ -21,10 +21,10 @@ def prepare(
 ) -> Account:
     """Decodes and resizes all images of a data set, and packs them. Re-run the same command to resume or to verify.
 
-    Of Adience this packs all five folds, for age and for gender.
+    Of Adience this packs all five folds, and as of UTKFace, what is used for age or for gender.
 
     Args:
-        format: adience, folder, table, imagenet, images or synthetic_faces, as for the other commands.
+        format: adience, utkface, folder, table, imagenet, images or synthetic_faces, as for the other commands.
         root: The folder of the images.
         output: The folder to write.
         image_size: Height and width of the packed images.

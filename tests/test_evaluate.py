@@ -61,10 +61,10 @@ def files(tmp_path_factory):
     serving.export_saved_model(classifier, folder / "served", labels=CLASSES)
     images, labels = _images(36, seed=9)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        for part in ("train", "test"):
+        for part, picture in (("train", image[::-1]), ("test", image)):
             place = folder / "images" / part / CLASSES[label] / f"{index}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(tf.io.encode_png(image).numpy())
+            place.write_bytes(tf.io.encode_png(picture).numpy())
     return folder
 
 

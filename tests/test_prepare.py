@@ -11,10 +11,10 @@ from satm_tf.data import formats, prepared
 @pytest.fixture
 def classes(tmp_path):
     """Two classes of five images in sub-folders, a table and a numbering of them, and other files beside the images."""
-    for name in ("a", "b"):
+    for seed, name in enumerate("ab"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         for number in range(5):
-            pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
+            pixels = np.random.default_rng((seed, number)).integers(0, 256, (20, 30, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "classes" / name / f"{number}.png")
     rows = "\n".join(f"{name}/{number}.png,{name}" for name in "ab" for number in range(5))
     (tmp_path / "table.csv").write_text(f"path,label\n{rows}\n")

@@ -1,6 +1,6 @@
 """From a folder to a `tf.data.Dataset` of images and labels."""
 
-from satm_tf.data import adience, folder, formats, idx, imagenet, prepared, synthetic, tables, unlabelled
+from satm_tf.data import adience, folder, formats, idx, imagenet, prepared, synthetic, tables, unlabelled, utkface
 from satm_tf.data.account import Account
 from satm_tf.data.augmentation import Augmentation
 from satm_tf.data.examples import Examples, ImageData
@@ -22,4 +22,5 @@ __all__ = [
     "synthetic",
     "tables",
     "unlabelled",
+    "utkface",
 ]

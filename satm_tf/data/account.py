@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Account:
         left_out: How many rows were left out on purpose, `{reason: count}`.
         missing: The files which the tables name and the folder does not hold.
         unreadable: The files that cannot be used as images, `{path: reason}`.
+        duplicates: The names of each image that has several, whatever became of them. Those that are used are in one
+            split.
 
     Raises:
         ValueError: if the counts do not add up to `rows`.
@@ -36,6 +39,7 @@ class Account:
     left_out: Mapping[str, int] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    duplicates: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         explained = self.used + sum(self.left_out.values()) + len(self.missing) + len(self.unreadable)
@@ -55,12 +59,22 @@ class Account:
         if self.unreadable:
             named = [f"{path}: {reason}" for path, reason in self.unreadable.items()]
             lines.append(f"  unreadable files: {len(self.unreadable):,} ({_some(named)})")
+        if self.duplicates:
+            named = [_some(names, shown=2, between=" = ") for names in self.duplicates]
+            lines.append(f"  images under several names: {len(self.duplicates):,} ({_some(named)})")
         return "\n".join(lines)
 
-    def without(self, unreadable: Mapping[str, str]) -> Account:
-        """The account once more files, until now among the used, have turned out to be unreadable."""
-        return replace(self, used=self.used - len(unreadable), unreadable={**self.unreadable, **unreadable})
+    def without(
+        self, unreadable: Mapping[str, str] = MappingProxyType({}), left_out: Mapping[str, int] = MappingProxyType({})
+    ) -> Account:
+        """The account once more rows, until now among the used, are unreadable (by path) or left out (by reason)."""
+        return replace(
+            self,
+            used=self.used - len(unreadable) - sum(left_out.values()),
+            unreadable={**self.unreadable, **unreadable},
+            left_out={**self.left_out, **left_out},
+        )
 
 
-def _some(names: tuple[str, ...] | list[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+def _some(names: tuple[str, ...] | list[str], shown: int = 3, between: str = ", ") -> str:
+    return between.join([*names[:shown], "..."] if len(names) > shown else names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +31,8 @@ def load(
 
     Where there are `train` and `test` folders they are the splits; a `validation` (or `val`) folder too, or else a
     part of `train` is drawn. Where there are none, both parts are drawn. Each image counts as a subject of its own: if
-    a data set shows a subject more than once, name the subjects in a table and use `tables.load`.
+    a data set shows a subject more than once, name the subjects in a table and use `tables.load`. Equal files are one
+    subject; those in two classes are left out, and of those in two given splits the one to train on.
 
     Args:
         root: The folder.
@@ -46,7 +47,8 @@ def load(
 
     Raises:
         FileNotFoundError: if the folder is missing or has no sub-folder.
-        ValueError: if the sub-folders are not `class_names`, no image can be used, or there are fewer than two classes.
+        ValueError: if the sub-folders are not `class_names`, the name of one is not UTF-8, no image can be used, or
+            there are fewer than two classes.
 
     Example:
         >>> data = folder.load("faces", class_names=("child", "adult", "elder"), ordered=True)
@@ -68,16 +70,14 @@ def load(
             (path, names.index(name), name, side)
             for top, side in given.items()
             for name in _folders(root / top)
-            for path in _files(root, Path(top, name))
+            for path in intake.files_below(root, os.path.join(top, name))
         ],
         columns=["path", "label", "raw", "side"],
     )
     named_so = table["path"].str.lower().str.endswith(SUFFIXES).astype(bool)
-    table = table.assign(
-        read_as=table["raw"], subject=table["path"], left_out=named_so.map({True: "", False: intake.OTHER_NAME})
-    )
+    table = table.assign(read_as=table["raw"], left_out=named_so.map({True: "", False: intake.OTHER_NAME}))
     rows, account = intake.admit(root, table)
-    rows["subject"] = rows["file"]  # two names for one file, by a link, are one subject
+    rows["subject"] = splits.joined(rows["file"], rows["image"])
     shares = {"test": test_share, "validation": validation_share}
     sides = splits.carve(
         rows["side"], rows["subject"], {side: shares[side] for side in shares if side not in given.values()}, seed
@@ -89,10 +89,7 @@ def _folders(root: Path) -> list[str]:
     names = [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
     if not names:
         raise FileNotFoundError(f"A folder of images needs one sub-folder a class. Received: {root}, which has none")
+    for name in names:
+        if intake.printable(name) != name:
+            raise ValueError(f"The name of a class must be UTF-8; rename its folder. Received: {root}, {name!a}")
     return sorted(names)
-
-
-def _files(root: Path, folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(root / folder):
-        folders.sort()
-        yield from (os.path.relpath(os.path.join(place, name), root) for name in sorted(files))

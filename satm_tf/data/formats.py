@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from satm_tf.configurable import look_up, unknown_name
-from satm_tf.data import adience, folder, idx, imagenet, intake, synthetic, tables, unlabelled
+from satm_tf.data import adience, folder, idx, imagenet, intake, synthetic, tables, unlabelled, utkface
 from satm_tf.data.examples import ImageData
 
 
@@ -75,6 +75,12 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 packs=_BOTH_TARGETS,
             ),
             Format(name="adience", description="Adience as it is published", load=adience.load, packs=_BOTH_TARGETS),
+            Format(
+                name="utkface",
+                description="UTKFace, whose file names hold age and gender",
+                load=utkface.load,
+                packs=_BOTH_TARGETS,
+            ),
             Format(name="folder", description="one sub-folder for each class", load=folder.load),
             Format(
                 name="table",

@@ -21,7 +21,18 @@ from typing import BinaryIO
 MAX_PIXELS = 2**26
 """The most pixels that an image may have, all frames together: 67 million, 200 MB once decoded."""
 
+MAX_SCANNED = 2**29
+"""The most pixels times scans of a JPEG: ten scans, as progressive JPEGs have, of 53 million pixels.
+
+A scan may be as short as 33 bytes and is decoded over the whole image, at about a nanosecond for each pixel.
+"""
+
+MAX_SEGMENTS = 1000
+"""The most segments before the pixels of a JPEG. A colour profile or extended metadata may take some hundreds."""
+
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_INTERLEAVED_AT_ONCE = {0xC0, 0xC1}
+_START_OF_SCAN = b"\xff\xda"
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 
 
@@ -58,7 +69,8 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader:
         Its header.
 
     Raises:
-        UnreadableImageError: if the file is empty, of another format, damaged, or larger than `MAX_PIXELS`.
+        UnreadableImageError: if the file is empty, of another format, damaged, larger than `MAX_PIXELS`, or a JPEG of
+            more than `MAX_SEGMENTS`, or whose scans have more than `MAX_SCANNED` pixels together.
         OSError: if it cannot be opened.
 
     Source:
@@ -88,10 +100,12 @@ def _ends_with(file: BinaryIO, ending: bytes) -> bool:
 def _jpeg(file: BinaryIO) -> ImageHeader:
     file.seek(2)
     orientation = 1
-    while True:
+    frame = None
+    for _ in range(MAX_SEGMENTS):
         fill, marker = struct.unpack("BB", file.read(2))
-        while marker == 0xFF:
-            marker = file.read(1)[0]
+        if fill == marker == 0xFF:  # a marker may be preceded by any number of these
+            file.seek(-1, os.SEEK_CUR)
+            continue
         if fill != 0xFF:
             raise UnreadableImageError("truncated header")
         if marker in _STANDALONE:
@@ -100,12 +114,30 @@ def _jpeg(file: BinaryIO) -> ImageHeader:
         if length < 2:
             raise UnreadableImageError("truncated header")
         if marker in _START_OF_FRAME:
-            height, width = struct.unpack(">xHH", file.read(5))
-            return ImageHeader(height, width, orientation, _ends_with(file, b"\xff\xd9"), height * width)
-        if marker == 0xE1:
+            height, width, components = struct.unpack(">xHHB", file.read(6))
+            frame = frame or (marker, height, width, components)
+            file.seek(length - 8, os.SEEK_CUR)
+        elif marker == 0xDA and frame:
+            return _jpeg_header(file, orientation, *frame)
+        elif marker == 0xE1 and not frame:
             orientation = _exif_orientation(file.read(length - 2)) or orientation
         else:
             file.seek(length - 2, os.SEEK_CUR)
+    raise UnreadableImageError(f"more than {MAX_SEGMENTS:,} segments before the pixels")
+
+
+def _jpeg_header(
+    file: BinaryIO, orientation: int, marker: int, height: int, width: int, components: int
+) -> ImageHeader:
+    # Of a sequential JPEG whose first scan holds all components, no other is decoded. Else all of the file has to be
+    # searched: the marker cannot be among the pixels, but a thumbnail or an appended image counts too.
+    if marker not in _INTERLEAVED_AT_ONCE or file.read(1)[0] < components:
+        scans = 1 + file.read().count(_START_OF_SCAN)
+        if scans * height * width > MAX_SCANNED:
+            raise UnreadableImageError(
+                f"{scans:,} scans of {width} x {height} pixels; must be at most {MAX_SCANNED:,} in all"
+            )
+    return ImageHeader(height, width, orientation, _ends_with(file, b"\xff\xd9"), height * width)
 
 
 def _exif_orientation(segment: bytes) -> int | None:

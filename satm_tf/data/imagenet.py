@@ -98,15 +98,20 @@ def top_errors(
 
 
 def _read_synsets(path: Path) -> list[tuple[str, str]]:
-    text = path.read_text("utf-8")
-    if path.suffix == ".json":
-        entries = {int(number): (synset, name) for number, (synset, name) in json.loads(text).items()}
-    else:
-        lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
-        if all(line[-1].isdecimal() for line in lines):
-            entries = {int(number): (synset, synset) for synset, number in lines}
-        else:
-            entries = {number: (line[0], line[-1]) for number, line in enumerate(lines)}
+    text = intake.read_text(path)
+    try:
+        entries = _number_synsets(text, json_file=path.suffix == ".json")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, or numbers no synsets. Received: {error}") from None
     if not entries or set(entries) != set(range(len(entries))):
         raise ValueError(f"{path} must number synsets from 0 on, without a gap. Received: {len(entries)} numbers")
     return [entries[number] for number in range(len(entries))]
+
+
+def _number_synsets(text: str, json_file: bool) -> dict[int, tuple[str, str]]:
+    if json_file:
+        return {int(number): (synset, name) for number, (synset, name) in json.loads(text).items()}
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    if all(line[-1].isdecimal() for line in lines):
+        return {int(number): (synset, synset) for synset, number in lines}
+    return {number: (line[0], line[-1]) for number, line in enumerate(lines)}

@@ -1,23 +1,30 @@
-"""From a table that names image files to the rows that can be used, each of the others accounted for."""
+"""From the names of image files to the rows that can be used, each of the others accounted for."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
+from satm_tf import storage
 from satm_tf.data.account import Account
 from satm_tf.data.image_headers import UnreadableImageError, read_header
 
 OUTSIDE = "outside the data folder"
 OTHER_NAME = "no image by its name"
+NAMED_BEFORE = "named before"
+OTHER_LABEL = "the same image has another label too"
+OTHER_SIDE = "the same image is in another split or fold"
+NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 class _Found(NamedTuple):
@@ -25,6 +32,7 @@ class _Found(NamedTuple):
     reason: str = ""
     file: str = ""
     orientation: int = 1
+    size: int = 0
 
 
 def existing_folder(root: str | os.PathLike[str]) -> Path:
@@ -42,30 +50,93 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
     return path
 
 
-def admit(root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
+def files_below(root: Path, folder: str = "") -> Iterator[str]:
+    """The paths, relative to `root`, of all files of one of its folders and of the folders below that, sorted."""
+    for place, folders, files in os.walk(root / folder):
+        folders.sort()
+        yield from (os.path.relpath(os.path.join(place, name), root) for name in sorted(files))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not UTF-8; the message names it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text; save it as UTF-8. Received: {error}") from None
+    if "\0" in text:
+        raise ValueError(f"{path} must be UTF-8 text; save it as UTF-8. Received: zero bytes, as UTF-16 has")
+    return text
+
+
+def read_table(path: Path, **dialect: Any) -> pd.DataFrame:
+    """Reads a text file with one row a line, the first of which names the columns.
+
+    Line ends of any system, a missing last one, empty lines and a byte order mark make no difference.
+
+    Args:
+        path: The file.
+        **dialect: What separates and quotes the fields, as `csv.reader` takes it.
+
+    Returns:
+        The rows, str.
+
+    Raises:
+        ValueError: if it is empty, no UTF-8, names a column twice, or a line has not one field for each column. The
+            message names the file, and the line.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **dialect)
+    rows: list[list[str]] = []
+    try:
+        for row in filter(None, reader):
+            rows.append(row)
+            if len(row) != len(rows[0]):
+                raise csv.Error(f"{len(row)} fields")
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} must have {len(rows[0]) if rows else 'its'} fields on each line; it may be cut off, so compare it "
+            f"with its source. Received: {error} on line {reader.line_num}"
+        ) from None
+    if not rows or len(set(rows[0])) < len(rows[0]):
+        received = rows[0] if rows else "an empty file"
+        raise ValueError(f"The first line of {path} must name each column once. Received: {received}")
+    return pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
+
+
+def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tuple[pd.DataFrame, Account]:
     """Looks at every file that a table names and keeps the rows whose image can be used.
 
-    Nothing outside `root` is opened, whether the table points there (`../`) or a symbolic link does. An image that is
-    named twice on one side is used once. A file that does not end as its format ends is decoded, once, to see whether
-    it is whole; nothing else is decoded here.
+    Nothing outside `root` is opened, whether the table points there (`../`) or a symbolic link does. A path that is
+    named twice with one label on one side is used once. A file that does not end as its format ends is decoded, once,
+    to see whether it is whole; nothing else is decoded here.
+
+    Two names may be of one image: links, `a/../a/0.png`, or files of equal bytes, which are found by their size and
+    then by their SHA-256. Such an image is left out if its labels differ. If it is on several sides it stays on the one
+    whose name sorts first: on "test" rather than "train", or in the first of several folds.
 
     Args:
         root: The folder that holds all images.
         table: One row an image: `path` (relative to `root`), `label` (int), `left_out` (a reason, or ""), `raw` and
-            `read_as` (the label as written, and the name of the class it was read as), `subject`, `side`.
+            `read_as` (the label as written, and the name of the class it was read as), `side`. Other columns stay.
+        keep_repeats: Whether a path that is named several times is used as often.
 
     Returns:
-        The rows to use, with `file` (the real path) and `orientation` added, and the account of all rows.
+        The rows to use, with `file` (the real path), `orientation` and `image` (equal for all names of one image)
+        added, and the account of all rows.
 
     Raises:
         ValueError: if no row can be used.
     """
     if table.empty:
         raise ValueError(f"No image under {root} can be used. Received: no file")
-    left_out = table["left_out"].mask(
-        table["left_out"].eq("") & table.assign(open=table["left_out"].eq("")).duplicated(["path", "side", "open"]),
-        "named before",
-    )
+    left_out = table["left_out"]
+    if not keep_repeats:
+        named = table.assign(open=left_out.eq("")).duplicated(["path", "label", "side", "open"])
+        left_out = left_out.mask(left_out.eq("") & named, NAMED_BEFORE)
     wanted = table[left_out.eq("")]
     inside = os.path.join(os.path.realpath(root), "")
     real_folder = lru_cache(maxsize=None)(os.path.realpath)
@@ -73,21 +144,42 @@ def admit(root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
         _look(inside, real_folder, path) for path in tqdm(wanted["path"], "checking images", disable=None, delay=2)
     ]
     found = pd.DataFrame(looks, wanted.index, _Found._fields)
-    outside, missing, unreadable, used = (found["fate"].eq(fate) for fate in (OUTSIDE, "missing", "unreadable", "used"))
-    reasons = pd.concat([left_out[left_out.ne("")], found.loc[outside, "fate"]])
-    rows = wanted[used].join(found.loc[used, ["file", "orientation"]])
+    fate = found["fate"].mask(found["fate"].eq("unreadable") & wanted["path"].duplicated(), NAMED_BEFORE)
+    rows = wanted.assign(path=wanted["path"].map(printable)).join(found[["file", "orientation"]])
+    rows["image"] = _same(found["file"], found["size"])
+    used = rows[fate.eq("used")]
+    fate[used.index[used.groupby("image")["label"].transform("nunique").gt(1)]] = OTHER_LABEL
+    sides = rows[fate.eq("used")].groupby("image")["side"]
+    fate[fate.eq("used") & rows["side"].ne(sides.transform("min").reindex(rows.index))] = OTHER_SIDE
+    reasons = pd.concat([left_out[left_out.ne("")], fate[~fate.isin(("used", "missing", "unreadable"))]])
+    named = used.drop_duplicates(["image", "path"])
+    named = named[named["image"].duplicated(keep=False)]
+    rows, missing, unreadable = (rows[fate.eq(kind)] for kind in ("used", "missing", "unreadable"))
     changed = rows[rows["raw"].ne(rows["read_as"])]
     account = Account(
         rows=len(table),
         used=len(rows),
         mapped=changed.groupby(["raw", "read_as"]).size().to_dict(),
         left_out=reasons.value_counts().to_dict(),
-        missing=tuple(wanted.loc[missing, "path"]),
-        unreadable=found.loc[unreadable, "reason"].set_axis(wanted.loc[unreadable, "path"]).to_dict(),
+        missing=tuple(missing["path"]),
+        unreadable=dict(zip(unreadable["path"], found.loc[unreadable.index, "reason"], strict=True)),
+        duplicates=tuple(tuple(names) for _, names in named.groupby("image", sort=False)["path"]),
     )
     if rows.empty:
         raise ValueError(f"No image under {root} can be used. Received:\n{account}")
     return rows, account
+
+
+def _same(files: pd.Series, sizes: pd.Series) -> pd.Series:
+    """One text for all files of the same bytes: the path of a file whose size no other has, or else the digest."""
+    shared = files[sizes.duplicated(keep=False) & files.ne("")]
+    digests = {file: storage.sha256(file) for file in tqdm(shared.unique(), "comparing images", disable=None, delay=2)}
+    return files.map(lambda file: digests.get(file, file))
+
+
+def printable(path: str) -> str:
+    """The path with bytes that are no UTF-8 escaped, so that it can be printed and stored."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _look(inside: str, real_folder: Callable[[str], str], path: str) -> _Found:
@@ -102,6 +194,8 @@ def _look(inside: str, real_folder: Callable[[str], str], path: str) -> _Found:
             return _Found(OUTSIDE)
         if not stat.S_ISREG(status.st_mode):
             return _Found("unreadable", "not a file")
+        if printable(file) != file:
+            return _Found("unreadable", NOT_UTF8)
         header = read_header(file)
         if not header.whole:
             _decode(file)
@@ -109,11 +203,11 @@ def _look(inside: str, real_folder: Callable[[str], str], path: str) -> _Found:
         return _Found("missing")
     except (OSError, ValueError) as error:
         return _Found("unreadable", str(error))
-    return _Found("used", file=file, orientation=header.orientation)
+    return _Found("used", file=file, orientation=header.orientation, size=status.st_size)
 
 
 def _decode(file: str) -> None:
     try:
         tf.io.decode_image(tf.io.read_file(file), channels=3, expand_animations=False)
-    except tf.errors.InvalidArgumentError:
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # TensorFlow's message may quote the file's bytes
         raise UnreadableImageError("truncated") from None

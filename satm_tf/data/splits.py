@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from satm_tf.data.account import Account
 from satm_tf.data.examples import Examples, ImageData
@@ -69,6 +71,26 @@ def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], se
     return sides
 
 
+def joined(subjects: pd.Series, images: pd.Series) -> pd.Series:
+    """What a split must not tear apart: rows that have a subject or an image in common, also by way of other rows.
+
+    Args:
+        subjects: The subject of each row, str `[n]`.
+        images: The image of each row, as `intake.admit` gives it, str `[n]`.
+
+    Returns:
+        The name of one of the subjects of each row's group, str `[n]`: its own where no image has two.
+
+    Example:
+        >>> joined(pd.Series(["a", "b", "c"]), pd.Series(["1", "1", "2"])).to_list()
+        ['a', 'a', 'c']
+    """
+    who, what = (pd.factorize(column)[0] for column in (subjects, images))
+    links = coo_array((np.ones(len(who), bool), (who, len(who) + what)), shape=(2 * len(who),) * 2)
+    group = connected_components(links, directed=False)[1][who]
+    return subjects.groupby(group).transform("min")
+
+
 def check_exclusive(sides: NDArray[Any] | pd.Series, **columns: NDArray[Any] | pd.Series) -> None:
     """Refuses a table in which one subject, or one image, is on two sides.
 
@@ -95,7 +117,7 @@ def assemble(
     """Puts the rows that `intake.admit` kept on their sides.
 
     Args:
-        rows: `file`, `orientation`, `label`, `subject` of each image.
+        rows: `file`, `orientation`, `image`, `label`, `subject` of each row.
         account: What became of every row.
         sides: "train", "validation" or "test" for each row, str `[n]`.
         class_names: The name of each label.
@@ -108,7 +130,7 @@ def assemble(
         ValueError: if a subject or an image is on two sides, a side is empty, or there are fewer than two classes to
             learn.
     """
-    check_exclusive(sides, subject=rows["subject"], image=rows["file"])
+    check_exclusive(sides, subject=rows["subject"], image=rows["image"])
     sizes = {name: int(np.sum(sides == name)) for name in ("train", "validation", "test")}
     if not all(sizes.values()):
         raise ValueError(f"Every split needs images. Received: {sizes}\n{account}")

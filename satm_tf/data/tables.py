@@ -1,18 +1,7 @@
-"""Any table of images: for data sets whose labels are in a file, or in the names of the images.
+"""Any table of images: for data sets whose labels are in a file.
 
-UTKFace, for instance, writes age, gender and ethnicity into the names, `<age>_<gender>_<race>_<time>.jpg.chip.jpg`:
-
-    names = pd.Series(sorted(os.listdir("UTKFace")))
-    ages = pd.to_numeric(names.str.extract(r"^(\\d+)_\\d_", expand=False))
-    last_years = [-1, 2, 6, 12, 20, 32, 43, 53, 116]
-    groups = pd.cut(ages, last_years, labels=list(adience.LABELS))
-    data = tables.load(
-        pd.DataFrame({"path": names, "label": groups}), "UTKFace", class_names=adience.LABELS, ordered=True
-    )
-
-A few of its names lack a part; their label is empty, and the account says how many were left out. FairFace comes with a
-table whose columns `file` and `age` are to be renamed `path` and `label`; IMDB-WIKI exports have the person's name,
-which belongs into `subject`.
+FairFace comes with a table whose columns `file` and `age` are to be renamed `path` and `label`; IMDB-WIKI exports have
+the person's name, which belongs into `subject`.
 """
 
 from __future__ import annotations
@@ -47,7 +36,7 @@ def load(
         table: A CSV file or a data frame with the columns `path` (below `root`) and `label` (a class name, or the
             place of one in `class_names`, from 0), and, where they are known, `subject` (who or what the image shows)
             and `fold`. Other columns are ignored. A row without label, or subject where there is that column, is left
-            out and counted.
+            out and counted. A CSV file is UTF-8 text.
         root: The folder of the images.
         class_names: The classes in the order of their labels; None for those in the table, in order of number or
             alphabet.
@@ -58,12 +47,13 @@ def load(
         seed: What the draws follow from.
 
     Returns:
-        The data set; no subject is in two of its splits.
+        The data set; no subject and no image is in two of its splits. An image that is in two folds, under whatever
+        names, is used in the first; one that has two labels is left out.
 
     Raises:
         FileNotFoundError: if the CSV file or the folder is missing.
-        ValueError: if a column is missing, a label is no class, the fold is unknown, a subject or an image is in two
-            folds, no image can be used, or there are fewer than two classes.
+        ValueError: if the table is damaged or a column is missing, a label is no class, the fold is unknown, a subject
+            is in two folds, no image can be used, or there are fewer than two classes.
 
     Example:
         >>> data = tables.load("labels.csv", "images", class_names=("young", "old"), ordered=True)
@@ -93,13 +83,13 @@ def load(
         ),
     )
     if "subject" not in frame:
-        rows["subject"] = rows["file"]  # two names for one file, by a link, are one subject
-    splits.check_exclusive(rows["side"], subject=rows["subject"], image=rows["file"])
+        rows["subject"] = splits.joined(rows["file"], rows["image"])
+    splits.check_exclusive(rows["side"], subject=rows["subject"])
     sides = rows["side"].eq(str(fold)).map({True: "test", False: "train"})
     shares = (
         {"validation": validation_share} if "fold" in frame else {"test": test_share, "validation": validation_share}
     )
-    sides = splits.carve(sides, rows["subject"], shares, seed)
+    sides = splits.carve(sides, splits.joined(rows["subject"], rows["image"]), shares, seed)
     return splits.assemble(rows, account, sides, names, ordered)
 
 
@@ -107,7 +97,7 @@ def _read(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         frame = table.astype(object).where(table.notna(), "").astype(str)
     elif Path(table).expanduser().is_file():
-        frame = pd.read_csv(Path(table).expanduser(), dtype=str, keep_default_na=False)
+        frame = intake.read_table(Path(table).expanduser())
     else:
         raise FileNotFoundError(f"The table is missing. Received: {table}")
     for column in ("path", "label"):

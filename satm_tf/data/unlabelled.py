@@ -30,9 +30,7 @@ def load(root: str | os.PathLike[str]) -> ImageData:
         >>> dataset = batches(data.test, image_size=224, batch_size=32)
     """
     root = intake.existing_folder(root)
-    paths = sorted(
-        os.path.relpath(os.path.join(place, name), root) for place, _, names in os.walk(root) for name in names
-    )
+    paths = sorted(intake.files_below(root))
     table = pd.DataFrame({"path": paths, "label": 0, "raw": "", "read_as": "", "subject": paths, "side": "test"})
     left_out = ["" if path.lower().endswith(SUFFIXES) else intake.OTHER_NAME for path in paths]
     rows, account = intake.admit(root, table.assign(left_out=left_out))

@@ -76,18 +76,20 @@ class DataConfig:
 
     Attributes:
         format: What lies in the folder; synthetic_faces writes a set in Adience's format there first; table is a CSV
-            file with the columns path and label.
+            file with the columns path and label; utkface has age and gender in the file names.
         root: The folder. null is allowed for synthetic_faces, which then writes into the run folder.
         image_size: Height and width, in pixels, that the networks see.
         table: The CSV file, where the format is table.
         prepared: Folder into which satm_tf.prepare has packed these images; null decodes the files themselves.
         variant: Which of Adience's two crops.
+        exact_labels: Whether to use only the labels of Adience's eight groups as written, as most published rates do.
         target: What to classify, where the data has both.
         fold: The fold that is the test set, where there are folds; null draws one by test_share.
         class_names: The classes in their order; null takes those that are found. Adience has its own.
         ordered: Whether the class_names given are in a meaningful order, as age groups are.
         test_share: Share of the images to test on, where the data does not say which.
-        validation_share: Share of the training images (Adience: of the subjects) kept for validation.
+        validation_share: Share of the training images kept for validation, drawn by subject; in Adience by the
+            photographs' owner.
         limit: Use at most this many training images, and validation images in proportion.
         test_limit: Use at most this many test images.
         cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
@@ -96,12 +98,13 @@ class DataConfig:
         images_per_subject: Images of each subject, for synthetic_faces.
     """
 
-    format: Literal["synthetic_faces", "adience", "idx", "folder", "table"] = "synthetic_faces"
+    format: Literal["synthetic_faces", "adience", "utkface", "idx", "folder", "table"] = "synthetic_faces"
     root: str | None = None
     image_size: int = 48
     table: str | None = None
     prepared: str | None = None
     variant: Literal["aligned", "faces"] = "aligned"
+    exact_labels: bool = False
     target: Literal["age", "gender"] = "age"
     fold: int | None = 0
     class_names: list[str] | None = None

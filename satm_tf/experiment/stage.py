@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 
@@ -18,7 +19,7 @@ from satm_tf import data, storage
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
 from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
-from satm_tf.models import ImageClassifier
+from satm_tf.models import ImageClassifier, get_backbone, restore_batch_norm
 from satm_tf.training import (
     Checkpoint,
     ClassificationLoss,
@@ -29,6 +30,9 @@ from satm_tf.training import (
     resolve_precision,
     wait_for_all,
 )
+
+# On which folded batch normalisation is measured before fine-tuning: each gives thousands of pixels to every layer.
+_STATISTICS_IMAGES = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +133,10 @@ def _fine_tuning(job: Job, stage: Stage) -> CoTraining:
             dropout=described.dropout,
             name=stage.name,
         )
+        if described.weights is not None and get_backbone(described.backbone).folded:
+            some = job.images.train.limit(_STATISTICS_IMAGES, job.config.seed)
+            images = np.concatenate([images for images, _ in make_batches(some, job.config).as_numpy_iterator()])
+            restore_batch_norm(network, images)
     return _trainer(job, stage, {stage.name: network}, learns_from="nobody")
 
 

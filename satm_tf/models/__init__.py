@@ -10,6 +10,7 @@ linear classification layer. The features, which feed that layer and which domai
 | `vgg16_face` | 512 | means of `pool5` | 224, from 32 | "vggface" |
 | `vgg16_face_fc7` | 4,096 | `fc7.relu` | 224, smaller ones resized | "vggface" |
 | `resnet50_face`, `senet50_face` | 2,048 | means of `avg_pool` | 224, resized if under 197 | "vggface" |
+| `mobilenet_face` | 1,024 | means of `conv_pw_13_relu` | 224, from 32 | "vggface2" |
 | `vgg16_imagenet` | 512 | means of `block5_pool` | 224, from 32 | "imagenet" |
 | `resnet50_imagenet`, `resnet101_imagenet` | 2,048 | means of `conv5_block3_out` | 224, from 32 | "imagenet" |
 | `inception_v3_imagenet` | 2,048 | means of `mixed10` | 299, resized if under 75 | "imagenet" |
@@ -24,6 +25,8 @@ linear classification layer. The features, which feed that layer and which domai
 Between features and classification layer is dropout: 0.5 for Tramèr's networks, as published, 0 for the others, or what
 the user says. `weights` may always be the path of an HDF5 file of the backbone's weights instead, or None.
 
+`mobilenet_face_classifier("gender")` is a whole trained network, with the published head for gender or age.
+
 An own backbone is a Keras model from images to a feature map or to features, passed to `ImageClassifier` as it is:
 
     backbone = keras.applications.MobileNetV2(include_top=False, weights="imagenet", input_shape=(96, 96, 3))
@@ -36,9 +39,11 @@ or registered, so that configurations can name it:
         return keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=input_shape)
 """
 
-from satm_tf.models import compact, imagenet, mnist, vggface  # noqa: F401  (they register their backbones)
+from satm_tf.models import compact, imagenet, mnist, mobilenet_face, vggface  # noqa: F401  (they register their backbones)
 from satm_tf.models.classifier import ImageClassifier
 from satm_tf.models.files import FromProbabilities, LoadedModel, load_classifier, load_model
+from satm_tf.models.mobilenet_face import mobilenet_face_classifier
+from satm_tf.models.normalization import restore_batch_norm
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import Backbone, available_backbones, get_backbone, register_backbone
 
@@ -52,5 +57,7 @@ __all__ = [
     "get_backbone",
     "load_classifier",
     "load_model",
+    "mobilenet_face_classifier",
     "register_backbone",
+    "restore_batch_norm",
 ]

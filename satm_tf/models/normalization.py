@@ -1,11 +1,14 @@
-"""Batch normalisation in one kernel."""
+"""Batch normalisation in one kernel, and its statistics measured anew."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from satm_tf.models.classifier import ImageClassifier
 
 # TensorFlow's kernel silently takes a smaller epsilon for this one.
 _SMALLEST_EPSILON = 1.001e-5
@@ -62,3 +65,61 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
         return kind.from_config(layer.get_config())
 
     return keras.models.clone_model(model, clone_function=replace)
+
+
+def restore_batch_norm(network: ImageClassifier, images: np.ndarray, *, batch_size: int = 32) -> None:
+    """Sets batch normalisation to the statistics of some images, without changing what the network computes.
+
+    Published weights are often folded for inference: moving means of 0 and variances of 1, with the real statistics
+    multiplied into the layers around. In training such a layer normalises by its batch instead, which is another
+    function from the first step on. Here each layer's statistics are measured, and its scale and shift are set so that
+    its outputs in inference stay what they were; training then starts from that function. Call it before `fit`; a
+    network that has right statistics already is not harmed. An experiment's fine-tuning stage calls it where the
+    backbone's published weights are folded.
+
+    Args:
+        network: The network, whose backbone is a functional model.
+        images: Float images `[count, height, width, 3]` in [0, 1] like those of the training; a few hundred are enough.
+        batch_size: How many are passed at once.
+
+    Raises:
+        ValueError: If the images do not fit the network, or a layer has no scale and shift to set.
+
+    Example:
+        >>> network = ImageClassifier.from_backbone("mobilenet_face", num_classes=8, weights="vggface2")
+        >>> restore_batch_norm(network, images[:500])
+
+    Source:
+        Re-estimated statistics: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 ("PreciseBN").
+    """
+    images = np.asarray(images)
+    if images.shape[1:] != network.image_shape or not len(images) or not 0 <= images.min() <= images.max() <= 1:
+        raise ValueError(
+            f"Images are [count, {', '.join(map(str, network.image_shape))}], at least one, in [0, 1]. "
+            f"Received: {images.dtype} of shape {images.shape}"
+        )
+    backbone = network.backbone
+    norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in norms:
+        if not (layer.scale and layer.center and layer.axis in (-1, len(layer.input.shape) - 1)):
+            raise ValueError(
+                f"Batch normalisation needs scale, shift and channels last. Received: layer {layer.name!r}"
+            )
+    if not norms:
+        return
+    inputs = keras.Model(backbone.inputs, [layer.input for layer in norms])
+    sums = [np.zeros((2, layer.gamma.shape[0])) for layer in norms]
+    counts = [0] * len(norms)
+    for start in range(0, len(images), batch_size):
+        batch = tf.constant(images[start : start + batch_size], tf.float32)
+        values = inputs(network.preprocessing(batch), training=False)
+        for index, value in enumerate(values if isinstance(values, list) else [values]):
+            rows = np.asarray(tf.cast(value, tf.float32), "float64").reshape(-1, value.shape[-1])
+            sums[index] += rows.sum(0), (rows**2).sum(0)
+            counts[index] += len(rows)
+    for layer, (total, squares), count in zip(norms, sums, counts, strict=True):
+        gamma, beta, old_mean, old_variance = (each.astype("float64") for each in layer.get_weights())
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0.0)
+        slope = gamma / np.sqrt(old_variance + layer.epsilon)
+        layer.set_weights([slope * np.sqrt(variance + layer.epsilon), beta + slope * (mean - old_mean), mean, variance])

@@ -29,6 +29,8 @@ class Backbone:
             backbone cannot work on them as they are.
         published: Published weights by the name that asks for them.
         load: Function of the built backbone and a path that loads a weights file or refuses it.
+        folded: Whether batch normalisation is folded into the published weights, so that `restore_batch_norm` must
+            measure its statistics before training.
     """
 
     build: Callable[[tuple[int, int, int]], keras.Model]
@@ -40,6 +42,7 @@ class Backbone:
     resize_below: int = 0
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     load: Callable[[keras.Model, Path], None] = load_weights
+    folded: bool = False
 
 
 _BACKBONES: dict[str, Backbone] = {}

@@ -23,11 +23,13 @@ class PublishedWeights:
         url: Address of the file; its last part is the name of the file.
         folder: Folder below Keras's own (`~/.keras`, or `$KERAS_HOME`) in which the file is kept.
         checksum: MD5 or SHA-256 of the file, if its publishers give one.
+        beside: Files that belong to this one and are kept in the same folder.
     """
 
     url: str
     folder: str = "models"
     checksum: str | None = None
+    beside: tuple[PublishedWeights, ...] = ()
 
 
 def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedWeights]) -> Path:
@@ -55,6 +57,8 @@ def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedW
 
 
 def _download(weights: PublishedWeights) -> Path:
+    for other in weights.beside:
+        _download(other)
     name = weights.url.rsplit("/", 1)[-1]
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     try:

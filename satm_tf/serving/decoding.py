@@ -5,9 +5,10 @@ from __future__ import annotations
 import tensorflow as tf
 
 from satm_tf.data import decoding
-from satm_tf.data.image_headers import MAX_PIXELS
+from satm_tf.data.image_headers import MAX_PIXELS, MAX_SCANNED, MAX_SEGMENTS
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_START_OF_SCAN = b"\xff\xda"
 
 
 def decode_batch(contents: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -53,8 +54,9 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         uint8 `[*size, 3]`.
 
     Raises:
-        tf.errors.InvalidArgumentError: when executed, if it is no JPEG or PNG, does not decode, or holds more than
-            `image_headers.MAX_PIXELS` pixels, which its header tells before anything is decoded.
+        tf.errors.InvalidArgumentError: when executed, if it is no JPEG or PNG, does not decode, or exceeds a bound of
+            `image_headers`: `MAX_PIXELS`, or of a JPEG `MAX_SCANNED` or `MAX_SEGMENTS`. All are found before anything
+            is decoded. Scans are counted by their marker, wherever it is: a thumbnail in the metadata counts too.
     """
     jpeg, png = (tf.equal(tf.strings.substr(contents, 0, len(magic)), magic) for magic in (_JPEG, _PNG))
     with tf.control_dependencies([tf.debugging.Assert(jpeg | png, ["Neither a JPEG nor a PNG."])]):
@@ -63,8 +65,19 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
             lambda: tf.cast(tf.io.extract_jpeg_shape(contents)[:2], tf.int64),
             lambda: _numbers(contents, 16, 2, tf.int32),
         )
-    fits = tf.reduce_all(shape > 0) & (tf.reduce_prod(shape) <= MAX_PIXELS)
-    with tf.control_dependencies([tf.debugging.Assert(fits, ["Too many pixels. Received:", shape])]):
+    pixels = tf.reduce_prod(shape)
+    fits = tf.reduce_all(shape > 0) & (pixels <= MAX_PIXELS)
+    scans = tf.cond(
+        jpeg,
+        lambda: tf.size(tf.strings.split(contents, _START_OF_SCAN), tf.int64) - 1,
+        lambda: tf.constant(1, tf.int64),
+    )
+    with tf.control_dependencies(
+        [
+            tf.debugging.Assert(fits, ["Too many pixels. Received:", shape]),
+            tf.debugging.Assert(scans <= MAX_SCANNED // tf.maximum(pixels, 1), ["Too many scans. Received:", scans]),
+        ]
+    ):
         image = tf.cond(
             jpeg,
             lambda: decoding.turn_upright(decoding.decode_jpeg(contents, max(size)), jpeg_orientation(contents)),
@@ -81,6 +94,9 @@ def jpeg_orientation(contents: tf.Tensor) -> tf.Tensor:
 
     Returns:
         int64 scalar, 1 (upright) to 8; 1 where there is none or its block is broken.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when executed, if more than `image_headers.MAX_SEGMENTS` precede the pixels.
 
     Source:
         ITU-T T.81 (JPEG) annex B; CIPA DC-008 (EXIF) 4.6; the same walk as `image_headers.read_header`.
@@ -110,7 +126,16 @@ def jpeg_orientation(contents: tf.Tensor) -> tf.Tensor:
         ahead = tf.where(code == 0xFF, 1, tf.where(bare, 2, 2 + size))
         return tf.where(over, length, position + ahead), tf.where(found > 0, found, orientation)
 
-    return tf.while_loop(inside, step, [tf.constant(2), tf.constant(1, tf.int64)], parallel_iterations=1)[1]
+    position, orientation = tf.while_loop(
+        inside,
+        step,
+        [tf.constant(2), tf.constant(1, tf.int64)],
+        parallel_iterations=1,
+        maximum_iterations=MAX_SEGMENTS,
+    )
+    few = tf.debugging.Assert(~inside(position, orientation), ["Too many segments before the pixels."])
+    with tf.control_dependencies([few]):
+        return tf.identity(orientation)
 
 
 def _exif_orientation(block: tf.Tensor) -> tf.Tensor:

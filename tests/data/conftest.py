@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,11 @@ from PIL import Image
 from satm_tf.data import synthetic
 
 HEADER = "user_id\toriginal_image\tface_id\tage\tgender\tx\ty\tdx\tdy\ttilt_ang\tfiducial_yaw_angle\tfiducial_score\n"
+
+
+def numbered(jpeg: bytes, number: int) -> bytes:
+    """The same pixels in other bytes, for files of equal bytes are one image: a JPEG with a comment."""
+    return jpeg[:2] + b"\xff\xfe\0\x06" + struct.pack(">I", number) + jpeg[2:]
 
 
 @pytest.fixture
@@ -58,11 +65,11 @@ def encode():
 
 @pytest.fixture
 def write_image(picture, encode):
-    """A function that writes a small JPEG, its folders too."""
+    """A function that writes a small JPEG, its folders too; at each path another file, whatever the picture."""
 
     def write(path: Path, seed: int = 0, height: int = 32, width: int = 32) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(picture(seed, height, width)))
+        path.write_bytes(numbered(encode(picture(seed, height, width)), zlib.crc32(str(path).encode())))
         return path
 
     return write
@@ -89,7 +96,7 @@ def write_adience(tmp_path, write_image):
 
 @pytest.fixture
 def plain_adience(write_adience):
-    """Five folds of three subjects with two images each, four of the groups."""
+    """Five folds of three owners with two images each of one subject, four of the groups."""
     ages = ("(0, 2)", "(15, 20)", "(25, 32)", "(60, 100)")
     return write_adience(
         (fold, f"{fold}{subject}@N", f"{image}.jpg", 7, ages[(fold + subject + image) % 4], "mf"[subject % 2])

@@ -9,6 +9,7 @@ ACCOUNT = Account(
     left_out={"age 'None'": 3},
     missing=("a.jpg", "b.jpg"),
     unreadable={"c.jpg": "empty file"},
+    duplicates=(("d.jpg", "e.jpg"),),
 )
 
 
@@ -19,6 +20,7 @@ def test_reads_well():
         "  left out, age 'None': 3",
         "  missing files: 2 (a.jpg, b.jpg)",
         "  unreadable files: 1 (c.jpg: empty file)",
+        "  images under several names: 1 (d.jpg = e.jpg)",
     ]
 
 
@@ -36,3 +38,5 @@ def test_without_keeps_adding_up():
     later = ACCOUNT.without({"d.jpg": "does not decode"})
     assert (later.used, later.rows) == (3, 10)
     assert list(later.unreadable) == ["c.jpg", "d.jpg"]
+    later = ACCOUNT.without(left_out={"too small": 2})
+    assert (later.used, later.rows, later.left_out) == (2, 10, {"age 'None'": 3, "too small": 2})

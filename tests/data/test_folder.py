@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from satm_tf.data import folder
@@ -63,12 +65,54 @@ def test_links_out_of_the_folder_are_not_followed(root, tmp_path_factory, write_
     assert (data.account.rows, data.account.left_out) == (32, {"outside the data folder": 2})
 
 
-def test_two_names_of_one_file_stay_on_one_side(root):
-    (root / "dog" / "link.jpg").symlink_to(root / "cat" / "0" / "cat0.jpeg")
+def _again(path, how, source):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(source.read_bytes()) if how == "copy" else getattr(path, how)(source)
+
+
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to", "copy"])
+def test_two_names_of_one_image_stay_on_one_side(root, how):
+    _again(root / "cat" / "again.jpg", how, root / "cat" / "0" / "cat0.jpeg")
     for seed in range(10):
         data = folder.load(root, test_share=0.3, validation_share=0.3, seed=seed)
-        holders = [split for split in (data.train, data.validation, data.test) if any("cat0" in p for p in split.paths)]
-        assert len(holders) == 1
+        names = [[os.path.basename(path) for path in split.paths] for split in (data.train, data.validation, data.test)]
+        # Of a symbolic link `paths` has the real path, here twice.
+        assert sorted(side.count("cat0.jpeg") + side.count("again.jpg") for side in names) == [0, 0, 2]
+    assert data.account.duplicates == (("cat/again.jpg", "cat/0/cat0.jpeg"),)
+    assert data.account.used == 31
+
+
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to", "copy"])
+def test_one_image_in_two_classes_is_left_out(root, how):
+    _again(root / "dog" / "again.jpg", how, root / "cat" / "0" / "cat0.jpeg")
+    account = folder.load(root).account
+    assert account.left_out == {"the same image has another label too": 2}
+    assert account.duplicates == (("cat/0/cat0.jpeg", "dog/again.jpg"),)
+    assert (account.rows, account.used) == (31, 29)
+
+
+def test_one_image_in_two_given_splits_is_only_tested_on(tmp_path, write_image):
+    for side in ("train", "val", "test"):
+        for name in ("a", "b"):
+            for image in range(5):
+                write_image(tmp_path / side / name / f"{image}.jpg", image)
+    for side in ("train", "val"):
+        _again(tmp_path / side / "a" / "again.jpg", "copy", tmp_path / "test" / "a" / "0.jpg")
+    data = folder.load(tmp_path)
+    assert data.account.left_out == {"the same image is in another split or fold": 2}
+    assert (len(data.train), len(data.validation), len(data.test)) == (10, 10, 10)
+
+
+def test_names_that_are_not_utf8(root):
+    odd = os.fsencode(root / "cat") + b"/\xe9.jpg"
+    with open(odd, "wb") as file:
+        file.write((root / "cat" / "0" / "cat0.jpeg").read_bytes())
+    account = folder.load(root).account
+    assert account.unreadable == {"cat/\\udce9.jpg": "its name is not UTF-8; rename it"}
+    str(account).encode("utf-8")
+    os.mkdir(os.fsencode(root) + b"/d\xe9j\xe0")
+    with pytest.raises(ValueError, match=r"class must be UTF-8; rename its folder. Received: .*'d\\udce9j\\udce0'"):
+        folder.load(root)
 
 
 @pytest.mark.parametrize(

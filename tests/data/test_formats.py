@@ -21,7 +21,7 @@ def classes(tmp_path, write_image):
 
 
 def test_the_table_holds_each_format_under_its_name():
-    assert list(FORMATS) == ["synthetic_faces", "adience", "folder", "table", "idx", "imagenet", "images"]
+    assert list(FORMATS) == ["synthetic_faces", "adience", "utkface", "folder", "table", "idx", "imagenet", "images"]
     for name, entry in FORMATS.items():
         assert entry.name == name
         required = [

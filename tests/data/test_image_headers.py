@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from satm_tf.data.image_headers import MAX_PIXELS, UnreadableImageError, read_header
+from satm_tf.data.image_headers import MAX_PIXELS, MAX_SCANNED, UnreadableImageError, read_header
 
 
 @pytest.fixture
@@ -99,8 +99,11 @@ def _png_of(height: int, width: int) -> bytes:
     )
 
 
+_SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+
+
 def _jpeg_of(height: int, width: int) -> bytes:
-    return b"\xff\xd8\xff\xc0\x00\x0b\x08" + struct.pack(">HH", height, width) + b"\x01\x01\x11\0\xff\xd9"
+    return b"\xff\xd8\xff\xc0\x00\x0b\x08" + struct.pack(">HH", height, width) + b"\x01\x01\x11\0" + _SCAN + b"\xff\xd9"
 
 
 @pytest.mark.parametrize("make", [_png_of, _jpeg_of])
@@ -121,3 +124,38 @@ def test_a_gif_is_bounded_by_all_its_frames(header, encode):
     assert len(contents) < 1_000_000
     with pytest.raises(UnreadableImageError, match="1000 x 1000 pixels; must be"):
         header(contents)
+
+
+def _with_scans(contents: bytes, more: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated; libjpeg decodes each over the whole image, with a warning."""
+    head, last = contents[:-2].rsplit(b"\xff\xda", 1)
+    return head + (b"\xff\xda" + last) * (more + 1) + b"\xff\xd9"
+
+
+def test_scans_are_bounded_by_the_pixels_they_pass_over(header, encode):
+    contents = encode(Image.new("L", (1000, 1000), 128), progressive=True)
+    scans, most = contents.count(b"\xff\xda"), MAX_SCANNED // 1_000_000
+    assert header(_with_scans(contents, most - scans)).whole
+    many = _with_scans(contents, most - scans + 1)
+    assert len(many) < 20_000
+    with pytest.raises(UnreadableImageError, match=f"{most + 1} scans of 1000 x 1000 pixels; must be at most"):
+        header(many)
+    small = encode(Image.new("L", (100, 100), 128), progressive=True)
+    assert header(_with_scans(small, 2000)).pixels == 10_000
+
+
+def test_a_thumbnail_is_no_scan_of_a_sequential_jpeg(header):
+    """Its first scan has all components, so that the decoder takes no other."""
+    contents = _jpeg_of(8000, 8000)
+    assert header(contents[:-2] + b"\xff\xda" * 100 + b"\xff\xd9").pixels == 64_000_000
+    apart = contents.replace(b"\x01\x01\x11\0", b"\x02\x01\x11\0", 1)  # a frame of two components
+    with pytest.raises(UnreadableImageError, match="101 scans"):
+        header(apart[:-2] + b"\xff\xda" * 100 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xfe\0\2", b"\xff"])
+def test_segments_before_the_pixels_are_bounded(header, encode, picture, segment):
+    contents = encode(picture())
+    assert header(contents[:2] + segment * 900 + contents[2:]).whole
+    with pytest.raises(UnreadableImageError, match="more than 1,000 segments"):
+        header(contents[:2] + segment * 1000 + contents[2:])

@@ -68,3 +68,18 @@ def test_top_errors():
     dataset = tf.data.Dataset.from_tensor_slices((logits, np.zeros(4, np.int32))).batch(3)
     errors = imagenet.top_errors(lambda images: images, dataset, ks=(1, 2, 3, 5))
     assert errors == {1: 0.75, 2: 0.5, 3: 0.25, 5: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("index.txt", b"n01 0\nn02\xe9 1\n", "save it as UTF-8"),
+        ("index.json", b'{"0": ["n01", "a"], "1": ["n02"', "is damaged, or numbers no synsets"),
+        ("index.json", b'["n01", "n02"]', "is damaged, or numbers no synsets"),
+    ],
+)
+def test_a_damaged_numbering_is_named(root, tmp_path, name, contents, message):
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(ValueError, match=message) as error:
+        imagenet.load(root, synsets=tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)

@@ -3,6 +3,7 @@ import os
 import pandas as pd
 import pytest
 
+from satm_tf import storage
 from satm_tf.data.intake import admit
 
 
@@ -74,9 +75,37 @@ def test_links_and_dots_inside_the_root_and_a_linked_root_are_fine(root, tmp_pat
     assert rows["file"].to_list() == [str(root.resolve() / name) for name in ("a.jpg", "b.jpg", "sub/c.jpg")]
 
 
-def test_an_image_on_two_sides_is_kept_for_the_check_to_find(root):
-    rows, account = admit(root, _table("a.jpg", "a.jpg", side=[0, 1]))
-    assert len(rows) == account.used == 2
+def test_an_image_on_two_sides_is_used_on_the_first(root):
+    rows, account = admit(root, _table("a.jpg", "b.jpg", "a.jpg", "sub/../a.jpg", side=[1, 1, 0, 1]))
+    assert rows.index.to_list() == [1, 2]
+    assert account.left_out == {"the same image is in another split or fold": 2}
+    assert account.duplicates == (("a.jpg", "sub/../a.jpg"),)
+
+
+def test_equal_size_is_not_equality(root):
+    contents = (root / "a.jpg").read_bytes()
+    (root / "b.jpg").write_bytes(contents[:-3] + bytes([contents[-3] ^ 1]) + contents[-2:])
+    rows, account = admit(root, _table("a.jpg", "b.jpg", "sub/c.jpg", label=[0, 1, 0]))
+    assert rows["image"].nunique() == account.used == 3
+    assert not account.duplicates
+
+
+def test_only_files_whose_size_another_has_are_read_whole(root, monkeypatch):
+    digested, sha256 = [], storage.sha256
+    monkeypatch.setattr(storage, "sha256", lambda path: digested.append(path) or sha256(path))
+    (root / "c.jpg").write_bytes((root / "b.jpg").read_bytes())
+    (root / "a.jpg").write_bytes((root / "a.jpg").read_bytes() + b"trailer")
+    (root / "sub" / "c.jpg").write_bytes((root / "sub" / "c.jpg").read_bytes() + b"longer trailer")
+    admit(root, _table("a.jpg", "b.jpg", "c.jpg", "sub/c.jpg"))
+    assert {os.path.relpath(path, os.path.realpath(root)) for path in digested} == {"b.jpg", "c.jpg"}
+
+
+def test_repeats_can_be_kept_and_a_broken_one_is_named_once(root):
+    (root / "text.jpg").write_text("no image")
+    rows, account = admit(root, _table("a.jpg", "text.jpg", "a.jpg", "text.jpg"), keep_repeats=True)
+    assert rows.index.to_list() == [0, 2]
+    assert (account.left_out, len(account.unreadable)) == ({"named before": 1}, 1)
+    assert not account.duplicates
 
 
 def test_a_row_left_out_does_not_hide_a_later_one(root):

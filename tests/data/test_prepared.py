@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from satm_tf.data import Examples, adience, batches, folder, prepared, shards
 from satm_tf.data.prepared import attach, pack
 from satm_tf.storage import lock
+from tests.data.conftest import numbered
 
 
 @pytest.fixture
@@ -108,7 +110,8 @@ def test_a_changed_file_is_packed_anew(data, plain_adience, tmp_path, write_imag
 def _spoil(path: str, encode, picture) -> None:
     """A JPEG with a whole header and a whole end that does not decode in between."""
     contents = encode(picture(1, 64, 64))
-    Path(path).write_bytes(contents[:-900] + b"\xff\xcd" + bytes(40) + b"\xff\xd9")
+    contents = contents[:-900] + b"\xff\xcd" + bytes(40) + b"\xff\xd9"
+    Path(path).write_bytes(numbered(contents, zlib.crc32(path.encode())))
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -155,7 +158,7 @@ def test_orientation_and_crop_are_packed_in(tmp_path, encode, picture):
     for name in "ab":
         (tmp_path / "in" / name).mkdir(parents=True)
         for number in range(5):
-            contents = encode(picture(number, 30, 50), exif=exif if number % 2 else Image.Exif())
+            contents = encode(picture(number + 5 * "ab".index(name), 30, 50), exif=exif if number % 2 else Image.Exif())
             (tmp_path / "in" / name / f"{number}.jpg").write_bytes(contents)
     data = folder.load(tmp_path / "in", test_share=0.4)
     pack(_splits(data), tmp_path / "out", root=tmp_path / "in", image_size=16, crop=0.8)

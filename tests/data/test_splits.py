@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satm_tf.data import Account
-from satm_tf.data.splits import assemble, by_subject, carve, check_exclusive
+from satm_tf.data.splits import assemble, by_subject, carve, check_exclusive, joined
 
 SUBJECTS = st.lists(st.integers(0, 12), min_size=2, max_size=80).filter(lambda names: len(set(names)) > 1)
 
@@ -55,6 +55,13 @@ def test_carve_leaves_other_sides_alone(subjects, seed):
     assert set(sides) == {"test", "train", "validation"}
 
 
+def test_joined_follows_subjects_and_images_to_the_end():
+    subjects, images = pd.Series(list("abcde"), index=[3, 1, 4, 9, 5]), pd.Series(list("12231"), index=[3, 1, 4, 9, 5])
+    assert joined(subjects, images).to_dict() == {3: "a", 1: "b", 4: "b", 9: "d", 5: "a"}
+    assert joined(pd.Series(list("abcab")), pd.Series(list("12345"))).to_list() == list("abcab")
+    assert joined(pd.Series(list("aabb")), pd.Series(list("1223"))).to_list() == list("aaaa")
+
+
 def test_check_exclusive_names_what_is_torn():
     with pytest.raises(ValueError, match=r"No subject may be on two sides.* Received: 1 .* first 'b' on \[0, 1\]"):
         check_exclusive(pd.Series([0, 0, 1, 1]), subject=pd.Series(["a", "b", "b", "c"]))
@@ -64,7 +71,9 @@ def test_check_exclusive_names_what_is_torn():
 @pytest.fixture
 def rows():
     names = list("abcd")
-    return pd.DataFrame({"file": names, "subject": names, "orientation": [1, 1, 1, 3], "label": [0, 1, 1, 0]})
+    return pd.DataFrame(
+        {"file": names, "subject": names, "image": names, "orientation": [1, 1, 1, 3], "label": [0, 1, 1, 0]}
+    )
 
 
 def test_assemble(rows):

@@ -3,7 +3,7 @@ import os
 import pandas as pd
 import pytest
 
-from satm_tf.data import adience, tables
+from satm_tf.data import tables
 
 
 @pytest.fixture
@@ -75,35 +75,48 @@ def test_rows_without_label_or_subject_are_counted(root, frame):
     assert account.used == 21
 
 
-def test_utkface_as_the_module_says(tmp_path, write_image):
-    """The worked example of the docstring, run."""
-    folder = tmp_path / "UTKFace"
-    for age in (1, 2, 3, 5, 9, 16, 26, 33, 40, 50, 70, 116):
-        for gender in (0, 1):
-            write_image(folder / f"{age}_{gender}_2_20170116174525125.jpg.chip.jpg", age)
-    write_image(folder / "61_1_20170109150557335.jpg.chip.jpg")  # the data set's own: no ethnicity
-    write_image(folder / "nonsense.jpg")
-    example = tables.__doc__.split("names it\n\n")[-1]
-    code = "\n".join(line[4:] for line in example.splitlines() if line.startswith("    "))
-    scope = {"pd": pd, "os": os, "adience": adience, "tables": tables}
-    before = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        exec(code, scope)
-    finally:
-        os.chdir(before)
-    data = scope["data"]
-    ages = {
-        int(os.path.basename(path).split("_")[0]): adience.LABELS[label]
-        for split in (data.train, data.validation, data.test)
-        for path, label in zip(split.paths, split.labels, strict=True)
-    }
-    assert ages == {
-        1: "0-2", 2: "0-2", 3: "4-6", 5: "4-6", 9: "8-12", 16: "15-20", 26: "25-32", 33: "38-43", 40: "38-43",
-        50: "48-53", 61: "60-100", 70: "60-100", 116: "60-100",
-    }  # fmt: skip
-    assert data.ordered
-    assert data.account.left_out == {"no label": 1}
+def test_one_image_of_two_subjects_keeps_them_together(root, frame):
+    (root / "1.jpg").write_bytes((root / "3.jpg").read_bytes())  # of s0 and of s1, both old
+    for seed in range(8):
+        data = tables.load(frame.drop(columns="fold"), root, test_share=0.4, validation_share=0.4, seed=seed)
+        assert sum({"s0", "s1"} <= set(split.subjects) for split in (data.train, data.validation, data.test)) == 1
+        assert data.account.duplicates == (("1.jpg", "3.jpg"),)
+
+
+def test_one_path_with_two_labels_is_left_out(root, frame):
+    frame.loc[1, "path"] = "0.jpg"
+    account = tables.load(frame, root, fold=1).account
+    assert account.left_out == {"the same image has another label too": 2}
+
+
+@pytest.mark.parametrize("path", ["8.jpg", "sub/../8.jpg"])
+def test_one_image_in_two_folds_is_used_in_the_first(root, frame, path):
+    (root / "sub").mkdir()
+    frame.loc[16, "path"] = path
+    data = tables.load(frame, root, fold=1)
+    assert data.account.left_out == {"the same image is in another split or fold": 1}
+    assert len(data.test) == 8
+
+
+@pytest.mark.parametrize(
+    ("contents", "received"),
+    [
+        (b"", "must name each column once. Received: an empty file"),
+        (b"\n\n", "must name each column once. Received: an empty file"),
+        (b"path,label,label\na,b,c\n", r"must name each column once. Received: \['path', 'label', 'label'\]"),
+        ("path,label\na.jpg,b\n".encode("utf-16"), "save it as UTF-8. Received: 'utf-8' codec"),
+        ("path,label\na.jpg,b\n".encode("utf-16-le"), "save it as UTF-8. Received: zero bytes"),
+        ("path,label\n\xe9.jpg,b\n".encode("latin-1"), "save it as UTF-8. Received: 'utf-8' codec"),
+        (b"path,label\na.jpg,b\na.jp", "must have 2 fields on each line.* Received: 1 fields on line 3"),
+        (b"path,label\na.jpg,b,c\n", "must have 2 fields on each line.* Received: 3 fields on line 2"),
+        (b'path,label\na.jpg,"b\n', "must have 2 fields on each line.* Received: unexpected end of data on line 2"),
+    ],
+)
+def test_a_damaged_table_is_named(root, tmp_path, contents, received):
+    (tmp_path / "table.csv").write_bytes(contents)
+    with pytest.raises(ValueError, match=received) as error:
+        tables.load(tmp_path / "table.csv", root)
+    assert str(tmp_path / "table.csv") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +129,10 @@ def test_utkface_as_the_module_says(tmp_path, write_image):
         ({"label": -1}, {"fold": 0, "class_names": ("young", "old")}, "one of 2 classes. Received: '-1'"),
         ({"label": "young"}, {"fold": 0}, r"at least two classes. Received: only \['young'\]"),
         ({"subject": "all"}, {"fold": 0}, r"No subject may be on two sides.*first 'all' on \['0', '1', '2'\]"),
-        ({"path": "0.jpg"}, {"fold": 0}, "No image may be on two sides"),
         ({}, {"fold": 0, "ordered": True}, "with `ordered`, give `class_names`"),
     ],
 )
 def test_refuses(root, frame, change, options, message):
-    if "path" in change:
-        change["subject"] = frame["fold"].astype(str)
     with pytest.raises(ValueError, match=message):
         tables.load(frame.assign(**change), root, **options)
 

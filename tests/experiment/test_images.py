@@ -21,6 +21,7 @@ def pictures(tmp_path_factory):
         name = ("dark", "middling", "bright")[index % 3]
         (folder / name).mkdir(exist_ok=True)
         image = np.full((SIZE, SIZE, 3), 40 + 80 * (index % 3), np.uint8)
+        image[-1, -1] = index  # equal files would be one image
         (folder / name / f"{index}.png").write_bytes(tf.io.encode_png(image).numpy())
         rows.append({"path": f"{name}/{index}.png", "label": name, "fold": index // 3 % 5, "subject": index})
     pd.DataFrame(rows).to_csv(folder.with_suffix(".csv"), index=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from satm_tf import experiment
 from satm_tf.experiment import Stage
 from satm_tf.experiment import config as configuration
+from satm_tf.models import register_backbone, registry
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
@@ -31,3 +33,25 @@ def test_a_finished_stage_leaves_its_networks_epochs_and_weights_and_no_checkpoi
     assert np.isfinite(history.loss).all()
     assert "fine_tune/c: 2 epochs" in capsys.readouterr().out
     assert [stage for stage in config.stages() if folder.networks(stage).exists()] == [wanted]
+
+
+def test_folded_weights_start_from_the_statistics_of_the_training_images(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_BACKBONES", dict(registry._BACKBONES))
+
+    @register_backbone("folded_for_stages", minimum_size=8, folded=True)
+    def folded(input_shape):
+        images = keras.Input(input_shape)
+        x = keras.layers.Conv2D(4, 5, 2)(images)
+        return keras.Model(images, keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm", momentum=1.0)(x)))
+
+    folded((16, 16, 3)).save_weights(tmp_path / "folded.weights.h5")
+    network = configuration.NetworkConfig("folded_for_stages", weights=str(tmp_path / "folded.weights.h5"))
+    networks = {**config.networks, "a": network, "b": dataclasses.replace(network, weights=None)}
+    config = dataclasses.replace(config, networks=networks)
+    started = {}
+    for name in "ab":
+        experiment.train(config, [Stage("fine_tune", name)])
+        norm = config.folder.load(Stage("fine_tune", name), name).backbone.get_layer("norm")
+        started[name] = norm.moving_mean.numpy()  # a momentum of 1 keeps the start
+    assert np.abs(started["a"]).min() > 1e-3
+    assert np.all(started["b"] == 0)

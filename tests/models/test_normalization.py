@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.models.normalization import BatchNormalization, fuse_batch_norm
+from satm_tf.models import ImageClassifier, Preprocessing
+from satm_tf.models.normalization import BatchNormalization, fuse_batch_norm, restore_batch_norm
 
 # float32: two ways to sum 8 * 8 * 8 numbers. Half precisions: one rounding of the output (8 and 11 bits of mantissa);
 # the statistics are float32 in both.
@@ -106,3 +107,71 @@ def test_fusing_a_model_keeps_names_order_and_outputs():
     fused.set_weights(model.get_weights())
     images = inputs((2, 32, 32, 3))
     np.testing.assert_array_equal(fused(images), model(images))
+
+
+IMAGES = np.random.default_rng(2).random((40, 12, 12, 3)).astype("float32")
+
+
+@pytest.fixture
+def folded():
+    """A classifier as published weights leave it: statistics of 0 and 1 that no image has."""
+    images = x = keras.Input((12, 12, 3))
+    for filters, kind in ((6, BatchNormalization), (8, keras.layers.BatchNormalization)):
+        x = keras.layers.Conv2D(filters, 3, use_bias=False)(x)
+        x = keras.layers.ReLU(6.0)(kind()(x))
+    network = ImageClassifier(
+        keras.Model(images, x), 3, image_shape=(12, 12, 3), preprocessing=Preprocessing(scale=20.0, offset=-5.0)
+    )
+    rng = np.random.default_rng(0)
+    for layer in norms(network):
+        size = layer.gamma.shape
+        layer.set_weights([rng.uniform(-0.5, 0.5, size), rng.uniform(1, 2, size), np.zeros(size), np.ones(size)])
+    return network
+
+
+def norms(network):
+    return [layer for layer in network.backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def test_restored_statistics_are_those_of_the_images_and_change_no_answer(folded):
+    others = np.random.default_rng(3).random((5, 12, 12, 3)).astype("float32")
+    before = folded(others).numpy()
+    restore_batch_norm(folded, IMAGES, batch_size=16)
+    # float32 on activations of up to 6, through two layers.
+    np.testing.assert_allclose(folded(others), before, atol=5e-5)
+    layers = norms(folded)
+    inputs = keras.Model(folded.backbone.inputs, [layer.input for layer in layers])(folded.preprocessing(IMAGES))
+    for layer, values in zip(layers, inputs, strict=True):
+        rows = values.numpy().reshape(-1, values.shape[-1]).astype("float64")
+        np.testing.assert_allclose(layer.moving_mean, rows.mean(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(layer.moving_variance, rows.var(0), rtol=1e-4)
+
+
+def test_training_starts_from_the_function_only_where_statistics_are_restored(folded):
+    expected = folded(IMAGES).numpy()
+    weights = folded.get_weights()
+    assert np.abs(folded(IMAGES, training=True) - expected).max() > 0.1
+    folded.set_weights(weights)
+    restore_batch_norm(folded, IMAGES)
+    np.testing.assert_allclose(folded(IMAGES, training=True), expected, atol=5e-5)
+
+
+def test_a_channel_without_variance_keeps_its_answers(folded):
+    """A channel that is dead on these images must not be on others."""
+    kernel = folded.backbone.layers[1]
+    kernel.set_weights([kernel.kernel.numpy() * (np.arange(6) != 2)])
+    before = folded(IMAGES).numpy()
+    restore_batch_norm(folded, IMAGES)
+    np.testing.assert_allclose(folded(IMAGES), before, atol=5e-5)
+
+
+@pytest.mark.parametrize("images", [IMAGES[:0], IMAGES[:, :8], IMAGES * 255, IMAGES[0]])
+def test_images_that_do_not_fit_are_refused(folded, images):
+    with pytest.raises(ValueError, match=r"Images are \[count, 12, 12, 3\], at least one, in \[0, 1\]. Received"):
+        restore_batch_norm(folded, images)
+
+
+def test_a_layer_without_scale_is_refused(folded):
+    norms(folded)[1].scale = False
+    with pytest.raises(ValueError, match=r"needs scale, shift and channels last. Received: layer 'batch_norm"):
+        restore_batch_norm(folded, IMAGES)

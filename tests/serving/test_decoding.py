@@ -1,4 +1,5 @@
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -162,3 +163,27 @@ def test_more_pixels_than_training_takes_are_refused_unseen(encode):
     pixels, decoded = _batch([huge, large])
     assert decoded.numpy().tolist() == [False, True]
     assert (pixels[1].numpy() == 255).all()
+
+
+def test_scans_are_bounded_by_the_pixels_they_pass_over(encode):
+    """Of 1000 x 1000 pixels: as many scans as training takes, one more, and a small image with thousands."""
+    scans = image_headers.MAX_SCANNED // 1_000_000
+
+    def repeated(side, count):
+        head, last = encode(Image.new("L", (side, side), 128), "JPEG", progressive=True)[:-2].rsplit(b"\xff\xda", 1)
+        return head + (b"\xff\xda" + last) * (count - head.count(b"\xff\xda")) + b"\xff\xd9"
+
+    started = time.process_time()
+    pixels, decoded = _batch(
+        [repeated(1000, scans), repeated(1000, scans + 1), repeated(8, 3000), repeated(4000, 2000)]
+    )
+    assert decoded.numpy().tolist() == [True, False, True, False]
+    assert (pixels[0].numpy() == 128).all()
+    assert time.process_time() - started < 10  # 0.6 s; decoding the last would take half a minute
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xfe\0\2", b"\xff"])
+def test_segments_before_the_pixels_are_bounded(encode, segment):
+    jpeg = encode(noise(), "JPEG")
+    _, decoded = _batch([jpeg[:2] + segment * count + jpeg[2:] for count in (900, 1000, 100_000)])
+    assert decoded.numpy().tolist() == [True, False, False]

@@ -1,0 +1,46 @@
+"""The fuzzers of the tests, for as long as you like: what comes out, how long it takes, how far the memory grows.
+
+    python -m benchmarks.fuzz [BOUNDARY ...] [--times 10] [--seed 1]
+
+Run it from the root of the repository. A failed assertion prints the input that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from tests.data import fuzzing as data
+
+BOUNDARIES = {"images": (data.fuzz_images, 2_000), "fold_files": (data.fuzz_fold_files, 1_000)}
+"""What is fuzzed, and how many inputs `--times 1` makes. Each function takes a seed, a count and an empty folder."""
+
+
+def megabytes() -> int:
+    """The most memory that the process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("boundaries", nargs="*", metavar="BOUNDARY", help=f"of {', '.join(BOUNDARIES)}; all if none")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    for name in options.boundaries or BOUNDARIES:
+        fuzz, count = BOUNDARIES[name]
+        for seed, inputs in ((0, 50), (options.seed, options.times * count)):  # the first warms up
+            with tempfile.TemporaryDirectory() as scratch:
+                started, before = time.perf_counter(), megabytes()
+                outcomes = fuzz(seed, inputs, Path(scratch).resolve())
+                seconds = time.perf_counter() - started
+        print(f"{name}: {inputs:,} inputs in {seconds:.0f} s, {megabytes() - before} MB more at the most")
+        for outcome, times in outcomes.most_common():
+            print(f"  {times:6,} {outcome}")
+
+
+if __name__ == "__main__":
+    main()
