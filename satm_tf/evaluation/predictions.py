@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from satm_tf.evaluation.rungs import rungs_of
 from satm_tf.evaluation.statistics import wilson_interval
 from satm_tf.metrics import accuracy, confusion_matrix, one_off_accuracy
 from satm_tf.storage import atomic_file
@@ -36,7 +37,8 @@ class Predictions:
 
     Attributes:
         cells: A row for each attack, epsilon, source and target, with these columns. Clean images have the attack
-            "clean", epsilon 0 and an empty source.
+            "clean", epsilon 0 and an empty source. The column `rung` is what `rung_of` says of the pair, unless
+            it is given.
         predicted: Integers `[cells, images]`, the classes predicted.
         labels: int32 `[images]`, the true classes.
         num_classes: Number of classes.
@@ -51,6 +53,11 @@ class Predictions:
     predicted: NDArray[np.integer]
     labels: NDArray[np.int32]
     num_classes: int
+
+    def __post_init__(self) -> None:
+        if "rung" not in self.cells:
+            rungs = rungs_of(self.cells.source, self.cells.target)
+            object.__setattr__(self, "cells", self.cells.assign(rung=rungs))
 
     def frame(self, ordered: bool = True) -> pd.DataFrame:
         """The accuracies of every cell, with Wilson's 95 % intervals, as `transfer_matrix` describes them."""
@@ -87,7 +94,7 @@ class Predictions:
     def save(self, path: str | Path) -> None:
         """Writes one compressed `.npz` file, atomically."""
         arrays: dict[str, Any] = {
-            name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in _CELL
+            name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in (*_CELL, "rung")
         }
         arrays |= {"predicted": self.predicted, "labels": self.labels, "num_classes": self.num_classes}
         with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -102,7 +109,7 @@ class Predictions:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                cells = pd.DataFrame({name: file[name] for name in _CELL})
+                cells = pd.DataFrame({name: file[name] for name in (*_CELL, "rung") if name in file or name in _CELL})
                 return cls(cells, file["predicted"], file["labels"], int(file["num_classes"]))
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"This file holds no predictions; delete it. Received: {path} ({error})") from error

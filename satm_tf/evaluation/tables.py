@@ -9,6 +9,7 @@ import pandas as pd
 
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.rungs import rungs_of
 from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
 
 HOLDOUT = UNSEEN
@@ -229,7 +230,7 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
 def read_results(path: str | Path) -> pd.DataFrame:
     """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN.
 
-    Intervals that the file lacks are computed again.
+    Intervals and rungs that the file lacks are computed again.
     """
     rates = ("accuracy", "one_off_accuracy")
     numbers = [f"{name}{end}" for name in rates for end in ("", "_low", "_high")]
@@ -238,4 +239,4 @@ def read_results(path: str | Path) -> pd.DataFrame:
         if f"{name}_low" not in results:
             low, high = wilson_interval(results[name] * results.images, results.images)
             results = results.assign(**{f"{name}_low": low, f"{name}_high": high})
-    return results
+    return results if "rung" in results else results.assign(rung=rungs_of(results.source, results.target))
