@@ -35,6 +35,7 @@ _MODE = "satm_tf"
 _FIELDS = [
     "satm_tf.experiment.config",
     "satm_tf.experiment.sections",
+    "satm_tf.experiment.surrogates",
     "satm_tf.data.Augmentation",
     "satm_tf.data.augmentation.Augmentation",
 ]

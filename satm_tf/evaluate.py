@@ -33,6 +33,8 @@ def evaluate(
     split: Literal["train", "validation", "test"] = "test",
     limit: int | None = 1000,
     image_size: int | None = None,
+    queries: list[int] | None = None,
+    query_limit: int = 100,
     check_limit: int = 200,
     check_options: dict[str, int] | None = None,
     undefended: list[str] | None = None,
@@ -52,7 +54,8 @@ def evaluate(
             tables too.
         images: The folder of the images.
         output: The folder to write.
-        sources: The networks that craft, by name; the targets if none.
+        sources: The networks that craft, by name; the targets if none. The name <rung>/<network> says which attacker
+            has it: unseen, public_weights, start (of the target of that network name), defended, same_scheme or twin.
         attacks: The attacks by name, with their options: {"pgd": {"steps": 20}, "ll": {"name": "step_ll"}}; fgsm and
             pgd if none. An attack with an epsilon of its own has only that.
         epsilon: One or several, in units of images in [0, 1]; 16/256 if none.
@@ -62,6 +65,9 @@ def evaluate(
         split: Which split of the data set.
         limit: The most images; null for all.
         image_size: Height and width; null asks the networks.
+        queries: Numbers of queries, such as 50 100 1000, with which each target is attacked by questions alone; none if
+            not given.
+        query_limit: On how many of the images.
         check_limit: On how many of the images the checks are made; 0 makes none.
         check_options: How hard the checks try: steps and targets of the iterative attacks, queries of those without a
             gradient. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
@@ -104,6 +110,8 @@ def evaluate(
         attacks=configured,
         epsilons={name: radii for name in configured if "epsilon" not in (attacks or {}).get(name, {})},
         ordered=images_by_split.ordered,
+        queries=queries or (),
+        query_limit=query_limit,
         check_limit=check_limit,
         check_epsilon=radii[-1],
         undefended=undefended,

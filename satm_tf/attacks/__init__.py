@@ -11,7 +11,14 @@ from satm_tf.attacks.perceptual import as_uint8, distortion, quantise
 from satm_tf.attacks.single_step import FGSM, FastGradientValue, HotCold, RandomisedStep, StepLL
 from satm_tf.attacks.sources import Ensemble, InTurn
 from satm_tf.attacks.square import SquareAttack
-from satm_tf.attacks.transforms import InputDiversity, ScaleInvariance, Transform, TranslationInvariance
+from satm_tf.attacks.transforms import (
+    Admix,
+    BlockShuffle,
+    InputDiversity,
+    ScaleInvariance,
+    Transform,
+    TranslationInvariance,
+)
 
 __all__ = [
     "APGD",
@@ -25,8 +32,10 @@ __all__ = [
     "RSFGSM",
     "VMIFGSM",
     "APGDTargeted",
+    "Admix",
     "Attack",
     "AutoAttack",
+    "BlockShuffle",
     "CarliniWagnerL0",
     "CarliniWagnerL2",
     "CarliniWagnerLinf",

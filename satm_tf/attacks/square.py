@@ -62,6 +62,49 @@ class SquareAttack(Attack, name="square"):
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
         """Query after query."""
+        return self.search(model, images, labels, seed, epsilon=epsilon)[0]
+
+    def search(
+        self,
+        model: Model,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        *,
+        epsilon: tf.Tensor | float | None = None,
+        starts: Sequence[tf.Tensor] = (),
+        budgets: Sequence[int] | None = None,
+    ) -> list[tf.Tensor]:
+        """The best images after several numbers of queries, from one search; traceable, like a call.
+
+        Args:
+            model: As for a call.
+            images: float32 `[batch, height, width, channels]` in [0, 1].
+            labels: int32 `[batch]`.
+            seed: int32 `[2]`.
+            epsilon: In place of the attack's own.
+            starts: Images in the ball to start from, such as examples that transfer, in place of stripes. Each costs a
+                query, and the search goes on from the best one.
+            budgets: Rising numbers of queries, at most `queries`; None is `queries` alone.
+
+        Returns:
+            Images like `images` for each budget.
+
+        Raises:
+            ValueError: If the budgets do not rise, allow less than the starts, or exceed `queries`.
+
+        Example:
+            >>> at_50, at_100 = SquareAttack(epsilon=0.1, queries=100).search(
+            ...     network, images, labels, seed, starts=[transferred], budgets=[50, 100])
+        """
+        epsilon = self.epsilon if epsilon is None else epsilon
+        budgets = [self.queries] if budgets is None else list(budgets)
+        used = max(1, len(starts))
+        if budgets != sorted(set(budgets)) or not used <= budgets[0] <= budgets[-1] <= self.queries:
+            raise ValueError(
+                f"Budgets rise, allow a query for each start, and are at most queries={self.queries}. "
+                f"Received: {budgets} with {len(starts)} starts"
+            )
         classes = self.classes(model, images, labels)
         batch, height, width, channels = tf.unstack(tf.shape(images))
         rows, columns = tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
@@ -71,12 +114,19 @@ class SquareAttack(Attack, name="square"):
             value = LABEL_SOURCES[self.label_source].direction * margin(classes, logits)
             return value, self.succeeds(logits, classes)
 
+        def keep(state: _Search, x: tf.Tensor) -> _Search:
+            value, success = look(x)
+            better = (value > state.highest) & ~state.success
+            return _Search(
+                best=tf.where(better[:, None, None, None], x, state.best),
+                highest=tf.where(better, value, state.highest),
+                success=state.success | (better & success),
+            )
+
         def signs(shape: list[tf.Tensor | int], key: tf.Tensor) -> tf.Tensor:
             return tf.sign(tf.random.stateless_uniform(shape, key) - 0.5)
 
-        def query(index: tf.Tensor, state: _Search) -> _Search:
-            # The first query was for the stripes.
-            asked = index + 1
+        def query(asked: tf.Tensor, state: _Search) -> _Search:
             key = _fold_in(seed, asked)
             progress = tf.cast(asked, tf.float32) / self.queries
             halvings = tf.reduce_sum(tf.cast(progress > tf.constant(_HALVINGS), tf.float32))
@@ -87,21 +137,29 @@ class SquareAttack(Attack, name="square"):
             top, left = corner[0, :, None, None, None], corner[1, :, None, None, None]
             inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
             flipped = images + epsilon * signs([batch, 1, 1, channels], _fold_in(key, 1))
-            x = tf.clip_by_value(tf.where(inside, flipped, state.best), 0.0, 1.0)
-            value, success = look(x)
-            better = (value > state.highest) & ~state.success
-            return _Search(
-                best=tf.where(better[:, None, None, None], x, state.best),
-                highest=tf.where(better, value, state.highest),
-                success=state.success | (better & success),
-            )
+            return keep(state, tf.clip_by_value(tf.where(inside, flipped, state.best), 0.0, 1.0))
 
         clean_value, fooled = look(images)
-        stripes = tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
-        value, success = look(stripes)
-        start = _Search(
-            best=tf.where(fooled[:, None, None, None], images, stripes),
+        first, *others = starts or [
+            tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
+        ]
+        value, success = look(first)
+        state = _Search(
+            best=tf.where(fooled[:, None, None, None], images, first),
             highest=tf.where(fooled, clean_value, value),
             success=fooled | success,
         )
-        return iterate(query, start, self.queries - 1, lambda state: ~tf.reduce_all(state.success)).best
+        for start in others:
+            state = keep(state, start)
+        found = []
+        for budget in budgets:
+            before = used
+            state = iterate(
+                lambda index, state, before=before: query(index + before, state),  # type: ignore[misc]
+                state,
+                budget - before,
+                lambda state: ~tf.reduce_all(state.success),
+            )
+            found.append(state.best)
+            used = budget
+        return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import tensorflow as tf
 
 from satm_tf.attacks.sources import Model
 from satm_tf.configurable import Configurable
+
+_fold_in = tf.random.experimental.stateless_fold_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,117 @@ class TranslationInvariance(Transform, name="translation_invariance"):
             kernel = tf.tile(tf.reshape(weights, shape), [1, 1, channels, 1])
             gradient = tf.nn.depthwise_conv2d(gradient, kernel, [1, 1, 1, 1], "SAME")
         return gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShuffle(Transform, name="block_shuffle"):
+    """BSR: the network sees each image in several copies, cut into blocks that change places and turn a little.
+
+    Each copy has cuts, an order and angles of its own, the same for all images of a batch. Rows of blocks change
+    places, and then the blocks within each row. What a turn brings in from outside of a block is black.
+
+    Attributes:
+        copies: How many, each of which costs one more gradient. The authors' 20 cost
+            twice as much.
+        blocks: Into how many blocks each side is cut; the authors' 2 or 3.
+        degrees: The largest angle of a turn; the authors' 24.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Source:
+        Wang et al., "Boosting Adversarial Transferability by Block Shuffle and Rotation", CVPR 2024.
+    """
+
+    copies: int = 10
+    blocks: int = 2
+    degrees: float = 24.0
+
+    def __post_init__(self) -> None:
+        if self.copies < 1 or self.blocks < 1 or not 0 <= self.degrees <= 180:
+            raise ValueError(f"copies and blocks must be at least 1, degrees in [0, 180]. Received: {self}")
+
+    def network(self, model: Model, seed: tf.Tensor) -> Model:
+        """The network, which answers once for each copy: `[copies, batch, classes]`."""
+
+        def shuffled(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+            copies = [self._shuffle(images, _fold_in(seed, copy)) for copy in range(self.copies)]
+            logits = model(tf.concat(copies, axis=0), training=training)
+            return tf.reshape(logits, [self.copies, -1, logits.shape[-1]])
+
+        return shuffled
+
+    def _shuffle(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        _, height, width, _ = tf.unstack(tf.shape(images))
+        strips = []
+        for row, (top, bottom) in enumerate(map(tf.unstack, tf.unstack(self._strips(height, seed)))):
+            key, blocks = _fold_in(seed, 2 + row), []
+            for column, (left, right) in enumerate(map(tf.unstack, tf.unstack(self._strips(width, key)))):
+                blocks.append(_turned(images[:, top:bottom, left:right], self.degrees, _fold_in(key, 2 + column)))
+            strips.append(tf.concat(blocks, axis=2))
+        return tf.ensure_shape(tf.concat(strips, axis=1), images.shape)
+
+    def _strips(self, length: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Where strips begin and end, int32 `[blocks, 2]`, in the order in which they are put."""
+        shares = tf.random.stateless_uniform([self.blocks], seed, 0.1, 1.0)
+        ends = tf.cast(tf.round(tf.cumsum(shares) / tf.reduce_sum(shares) * tf.cast(length, tf.float32)), tf.int32)
+        strips = tf.stack([tf.concat([[0], ends[:-1]], 0), ends], axis=1)
+        return tf.gather(strips, tf.argsort(tf.random.stateless_uniform([self.blocks], _fold_in(seed, 1))))
+
+
+def _turned(images: tf.Tensor, degrees: float, seed: tf.Tensor) -> tf.Tensor:
+    """Images turned about their middle by one random angle, bilinear, on black."""
+    angle = tf.random.stateless_uniform([], seed, -degrees, degrees) * (math.pi / 180)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    height, width = tf.unstack(tf.cast(tf.shape(images)[1:3] - 1, tf.float32) / 2)
+    shift = width - cos * width + sin * height, height - sin * width - cos * height
+    turn = tf.stack([cos, -sin, shift[0], sin, cos, shift[1], 0.0, 0.0])
+    turns = tf.tile(turn[None], [tf.shape(images)[0], 1])
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images, transforms=turns, output_shape=tf.shape(images)[1:3], fill_value=0.0, interpolation="BILINEAR"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admix(Transform, name="admix"):
+    """Admix: the network sees each image with a little of others of its batch in it, at several brightnesses.
+
+    Nothing of the gradient goes to the images that are mixed in. In a batch of one it is `ScaleInvariance` of a
+    brighter image.
+
+    Attributes:
+        mixed: How many others are mixed in, one at a time.
+        strength: The share of the other image that is added.
+        copies: How many brightnesses, `x / 2^i` from `i = 0`. There are `mixed * copies` gradients in place of one.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Source:
+        Wang et al., "Admix: Enhancing the Transferability of Adversarial Attacks", ICCV 2021, with its numbers.
+    """
+
+    mixed: int = 3
+    strength: float = 0.2
+    copies: int = 5
+
+    def __post_init__(self) -> None:
+        if self.mixed < 1 or self.copies < 1 or not 0 <= self.strength <= 1:
+            raise ValueError(f"mixed and copies must be at least 1, and strength in [0, 1]. Received: {self}")
+
+    def network(self, model: Model, seed: tf.Tensor) -> Model:
+        """The network, which answers once for each copy: `[mixed * copies, batch, classes]`."""
+
+        def mixing(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+            batch, copies = tf.shape(images)[0], []
+            for index in range(self.mixed):
+                order = tf.argsort(tf.random.stateless_uniform([batch], _fold_in(seed, index)))
+                together = images + self.strength * tf.stop_gradient(tf.gather(images, order))
+                copies += [together / 2**i for i in range(self.copies)]
+            logits = model(tf.concat(copies, axis=0), training=training)
+            return tf.reshape(logits, [-1, batch, logits.shape[-1]])
+
+        return mixing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Transfer matrix, statistics, tables, and the checks that tell a defence from what only looks like one."""
 
 from satm_tf.evaluation.assessment import Assessment, assess
+from satm_tf.evaluation.ladder import compare_ladder, ladder_table
 from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import gradient_reaches, loss_surface, masking_checks
 from satm_tf.evaluation.predictions import Predictions
@@ -19,10 +20,12 @@ __all__ = [
     "Assessment",
     "Predictions",
     "assess",
+    "compare_ladder",
     "compare_paired",
     "compare_schemes",
     "gradient_reaches",
     "label_leaking",
+    "ladder_table",
     "loss_surface",
     "masking_checks",
     "matrix_table",

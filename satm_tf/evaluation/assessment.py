@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from satm_tf.attacks import Attack, serialize
 from satm_tf.configurable import unknown_name
 from satm_tf.evaluation.blocks import fingerprint
 from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import EFFORT, masking_checks
 from satm_tf.evaluation.names import NetworkName
-from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.predictions import Predictions, concatenate
+from satm_tf.evaluation.queries import measure_queries
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
+from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, Group, rung_of
 from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
 from satm_tf.evaluation.transfer import check_request, look_through, measure
 from satm_tf.models import load_model
@@ -67,7 +71,11 @@ class Assessment:
     def __str__(self) -> str:
         parts = [f"{name}: no gradient reaches the images, so it crafts none; see its checks" for name in self.left_out]
         table = robustness_table if in_schemes(self.results) else matrix_table
-        attacked = self.results[self.results.attack != CLEAN]
+        if in_schemes(self.results):
+            ladder = ladder_table(self.predictions, by="scheme").xs("accuracy", axis="columns", level="value")
+            shown = ladder.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
+            parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")
+        attacked = self.results[~self.results.rung.isin([CLEAN_RUNG, QUERIES])]
         for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):
             for value in ("accuracy", "one_off_accuracy"):
                 if self.results[value].notna().any():
@@ -95,11 +103,14 @@ def assess(
     attacks: Mapping[str, Attack] | Sequence[Attack],
     epsilons: Mapping[str, Sequence[float]] | None = None,
     ordered: bool | None = None,
+    queries: Sequence[int] = (),
+    query_limit: int = 100,
     check_limit: int = 200,
     check_epsilon: float | None = None,
     checked: Sequence[str] | None = None,
     undefended: Sequence[str] | None = None,
     before: Mapping[str, Model] | None = None,
+    groups: Mapping[str, Group] | None = None,
     effort: Mapping[str, int] | None = None,
     class_names: Sequence[str] | None = None,
     account: str = "",
@@ -127,12 +138,16 @@ def assess(
         epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
         ordered: Whether classes have an order, so that one-off accuracy means something. None takes it from the
             attribute `ordered` of the dataset; one without is not ordered.
+        queries: The numbers of queries, such as [50, 100, 1000], with which `measure_queries` attacks each target in
+            the epsilon of the checks; none makes no queries.
+        query_limit: How many images are attacked by queries, chosen by the seed.
         check_limit: How many images the checks use, chosen by the seed; 0 for no checks.
         check_epsilon: The epsilon of the checks, in L-infinity; the largest of the attacks in that norm if none.
         checked: Which targets to check; all but the undefended if none.
         undefended: Which targets or sources have no defence, for the checks to compare with; those named
             `holdout/<network>` if none.
         before: What a checked target was before its defence, by the target's name.
+        groups: What is known of groups of sources, as `rung_of` takes it: sources named `<rung>/<network>` need none.
         effort: How hard the checks try: `steps`, `targets` and `queries` of `masking_checks`.
         class_names: The name of each label, for the report.
         account: What the images are, in words, for the report.
@@ -161,7 +176,9 @@ def assess(
     Source:
         The protocol of Liao (SATM), Tables 2 to 5; the checks are those of `masking_checks`.
     """
-    undefended, checked = check_names(targets, sources, undefended=undefended, checked=checked, before=before or {})
+    undefended, checked = check_names(
+        targets, sources, undefended=undefended, checked=checked, before=before or {}, groups=groups
+    )
     options: dict[str, Any] = dict(effort or {})
     for option in options:
         if option not in EFFORT:
@@ -183,14 +200,17 @@ def assess(
         check_epsilon = max((max(epsilons[name]) for name in attacks if attacks[name].norm == "linf"), default=0.0)
     checked = checked if check_limit and check_epsilon else []
     files = None if folder is None else ResultsFolder(folder)
+    images_print = look_through(dataset, True, stage)[1] if files else ""
     if files:
         made_of = {
             "models": {name: fingerprint(model) for name, model in models.items()},
             "before": {name: fingerprint(model) for name, model in earlier.items()},
             "sources": list(sources or targets),
-            "images": look_through(dataset, True, stage)[1],
+            "images": images_print,
             "attacks": {name: serialize(attack) for name, attack in attacks.items()},
             "epsilons": {name: list(values) for name, values in epsilons.items()},
+            "groups": {name: list(group) for name, group in (groups or {}).items()},
+            "queries": [sorted(set(queries)), query_limit] if queries else [],
             "checks": [checked, undefended, check_limit, check_epsilon, options],
             "seed": seed,
         }
@@ -212,9 +232,26 @@ def assess(
             dataset=dataset,
             attacks=attacks,
             epsilons=epsilons,
+            groups=groups,
             stage=stage,
             **kept,
         )
+        if queries and check_epsilon:
+            asked = measure_queries(
+                targets={name: models[name] for name in targets},
+                sources=crafting,
+                dataset=_some(dataset, len(predictions.labels), query_limit, seed),
+                chosen=_chosen(len(predictions.labels), query_limit, seed),
+                labels=predictions.labels,
+                attacks=attacks,
+                epsilon=check_epsilon,
+                budgets=queries,
+                groups=groups,
+                images_print=images_print,
+                stage=f"{stage}: queries",
+                **kept,
+            )
+            predictions = concatenate([predictions, asked])
         if files:
             predictions.save(files.predictions)
     results = predictions.frame(getattr(dataset, "ordered", False) if ordered is None else ordered)
@@ -258,6 +295,7 @@ def check_names(
     undefended: Sequence[str] | None = None,
     checked: Sequence[str] | None = None,
     before: Iterable[str] = (),
+    groups: Mapping[str, Group] | None = None,
 ) -> tuple[list[str], list[str]]:
     """The undefended networks and those to check, once all names are known to be of networks that are there.
 
@@ -267,6 +305,7 @@ def check_names(
         undefended: Likewise.
         checked: Likewise.
         before: The names of targets whose earlier selves are known.
+        groups: Likewise.
 
     Raises:
         ValueError: If a name is unknown, or means two networks.
@@ -278,6 +317,13 @@ def check_names(
             raise ValueError(
                 f"One name, {name!r}, must mean one network. Received: {targets[name]} and {sources[name]}"
             )
+    for name, source in sources.items():
+        for target, model in targets.items():
+            if source == model and rung_of(name, target, groups) in (SAME_SCHEME, TWIN):
+                raise ValueError(
+                    f"A surrogate is an attacker's own model, and never a target or its partner. Received: {name!r}, "
+                    f"which is {target!r}"
+                )
     for name in [*(undefended or []), *before]:
         if name not in named:
             raise unknown_name("network", name, named)
@@ -325,12 +371,17 @@ def _write_once(path: Path, text: str) -> None:
         write_text(path, text)
 
 
+def _chosen(count: int, limit: int, seed: int) -> NDArray[np.bool_]:
+    chosen = np.zeros(count, bool)
+    chosen[np.random.default_rng(seed).permutation(count)[:limit]] = True
+    return chosen
+
+
 def _some(dataset: tf.data.Dataset, count: int, limit: int, seed: int) -> tf.data.Dataset:
     """So many of `count` images, chosen by the seed, in their order and in batches of the same size."""
     if limit >= count:
         return dataset
-    chosen = np.zeros(count, bool)
-    chosen[np.random.default_rng(seed).permutation(count)[:limit]] = True
+    chosen = _chosen(count, limit, seed)
     rows, start, size = [], 0, 0
     for images, labels in dataset:
         mask = chosen[start : start + len(labels)]

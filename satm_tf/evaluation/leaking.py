@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from satm_tf.evaluation.predictions import CLEAN, Cell, Predictions
+from satm_tf.evaluation.rungs import QUERIES
 from satm_tf.evaluation.statistics import compare_paired
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -79,8 +80,8 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
         *repeats: The same cells for other folds or seeds. Their images are tested together with the first ones.
 
     Returns:
-        A frame with a row for each adversarial cell: `attack`, `epsilon`, `source` and `target`, and the fields of
-        `Leak`: `accuracy`, `clean_accuracy`, `difference`, `p_value` and `leaks`.
+        A frame with a row for each adversarial cell but those of queries: `attack`, `epsilon`, `source` and
+        `target`, and the fields of `Leak`: `accuracy`, `clean_accuracy`, `difference`, `p_value` and `leaks`.
 
     Raises:
         KeyError: If clean images were not measured, or a repeat lacks a cell.
@@ -103,7 +104,9 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
     def correct(cell: Cell) -> NDArray[np.bool_]:
         return np.concatenate([each.correct(*cell) for each in pooled])
 
-    cells = [Cell(*row) for row in predictions.cells[list(Cell._fields)].itertuples(index=False)]
+    # A search by queries knows nothing of the label that it could write into an image.
+    asked = predictions.cells.rung == QUERIES
+    cells = [Cell(*row) for row in predictions.cells[~asked][list(Cell._fields)].itertuples(index=False)]
     found: dict[Cell, Leak] = {}
     for target in dict.fromkeys(cell.target for cell in cells):
         adversarial = {cell: correct(cell) for cell in cells if cell.target == target and cell.attack != CLEAN}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from satm_tf.evaluation.rungs import RUNGS, rungs_of
 from satm_tf.evaluation.statistics import wilson_interval
 from satm_tf.metrics import accuracy, confusion_matrix, one_off_accuracy
 from satm_tf.storage import atomic_file
 
 CLEAN = "clean"
+NOT_MEASURED = -1
+"""In place of a predicted class, for an image that a cell leaves out: queries cost too much for all images."""
 
 
 class Cell(NamedTuple):
@@ -36,8 +40,9 @@ class Predictions:
 
     Attributes:
         cells: A row for each attack, epsilon, source and target, with these columns. Clean images have the attack
-            "clean", epsilon 0 and an empty source.
-        predicted: Integers `[cells, images]`, the classes predicted.
+            "clean", epsilon 0 and an empty source. The column `rung` is what `rung_of` says of the pair, unless
+            it is given.
+        predicted: Integers `[cells, images]`, the classes predicted; `NOT_MEASURED` for an image that was left out.
         labels: int32 `[images]`, the true classes.
         num_classes: Number of classes.
 
@@ -52,10 +57,15 @@ class Predictions:
     labels: NDArray[np.int32]
     num_classes: int
 
+    def __post_init__(self) -> None:
+        if "rung" not in self.cells:
+            rungs = rungs_of(self.cells.source, self.cells.target)
+            object.__setattr__(self, "cells", self.cells.assign(rung=rungs))
+
     def frame(self, ordered: bool = True) -> pd.DataFrame:
         """The accuracies of every cell, with Wilson's 95 % intervals, as `transfer_matrix` describes them."""
-        matrices = [confusion_matrix(self.labels, row, self.num_classes) for row in self.predicted]
-        images = len(self.labels)
+        matrices = [confusion_matrix(self.labels[row >= 0], row[row >= 0], self.num_classes) for row in self.predicted]
+        images = (self.predicted >= 0).sum(axis=1)
         columns: dict[str, Any] = {}
         for name, rate in (("accuracy", accuracy), ("one_off_accuracy", one_off_accuracy)):
             rates = np.array([rate(matrix) for matrix in matrices], float)
@@ -80,14 +90,50 @@ class Predictions:
         """Whether each image was classified correctly in one cell, bool `[images]`."""
         return self.row(attack, epsilon, source, target) == self.labels
 
+    def worst(
+        self, target: str, rungs: Collection[str] = tuple(RUNGS), epsilon: float | None = None
+    ) -> NDArray[np.bool_]:
+        """Whether a target withstands all attackers of some rungs, image by image.
+
+        Args:
+            target: The target.
+            rungs: The rungs; the whole ladder if none are given. Those that were not measured change nothing.
+            epsilon: Leaves out cells of a larger epsilon; None takes all.
+
+        Returns:
+            bool, for each image that all of these cells were measured on: whether it is right under every one.
+
+        Raises:
+            KeyError: If nothing was measured on these rungs.
+
+        Example:
+            >>> predictions.worst("satm/vgg", ["unseen", "same_scheme"]).mean()
+            0.31
+        """
+        right, measured = self.withstands(target, rungs, epsilon)
+        return right[measured]
+
+    def withstands(
+        self, target: str, rungs: Collection[str], epsilon: float | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """As `worst`, for all images `[images]`; and which of them all of these cells were measured on, `[images]`."""
+        chosen = (self.cells.target == target) & self.cells.rung.isin(rungs)
+        if epsilon is not None:
+            chosen &= self.cells.epsilon <= epsilon
+        if not chosen.any():
+            raise KeyError(f"{target!r} was not measured on any of the rungs {', '.join(rungs)}.")
+        predicted = self.predicted[chosen.to_numpy()]
+        return (predicted == self.labels).all(axis=0), (predicted != NOT_MEASURED).all(axis=0)
+
     def confusion(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.int64]:
         """The confusion matrix of one cell, `[classes, classes]`: rows are true classes, columns predicted ones."""
-        return confusion_matrix(self.labels, self.row(attack, epsilon, source, target), self.num_classes)
+        row = self.row(attack, epsilon, source, target)
+        return confusion_matrix(self.labels[row >= 0], row[row >= 0], self.num_classes)
 
     def save(self, path: str | Path) -> None:
         """Writes one compressed `.npz` file, atomically."""
         arrays: dict[str, Any] = {
-            name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in _CELL
+            name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in (*_CELL, "rung")
         }
         arrays |= {"predicted": self.predicted, "labels": self.labels, "num_classes": self.num_classes}
         with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -102,7 +148,7 @@ class Predictions:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                cells = pd.DataFrame({name: file[name] for name in _CELL})
+                cells = pd.DataFrame({name: file[name] for name in (*_CELL, "rung") if name in file or name in _CELL})
                 return cls(cells, file["predicted"], file["labels"], int(file["num_classes"]))
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"This file holds no predictions; delete it. Received: {path} ({error})") from error

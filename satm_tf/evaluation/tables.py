@@ -7,33 +7,36 @@ from pathlib import Path
 
 import pandas as pd
 
+from satm_tf.evaluation import rungs
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.rungs import RUNGS, rungs_of
 from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
 
 HOLDOUT = UNSEEN
 WHITE_BOX, PARTNERS = "white box", "partners"
+# The paper's words.
+_VIEWS = {rungs.CLEAN_RUNG: CLEAN, rungs.WHITE_BOX: WHITE_BOX, rungs.PARTNER: PARTNERS, rungs.UNSEEN_RUNG: HOLDOUT}
 
 
 def with_views(results: pd.DataFrame) -> pd.DataFrame:
-    """Adds to each row what it is to its target: clean, white box, from a partner, or from an unseen model.
+    """Adds to each row what it is to its target: clean, white box, from a partner, an unseen model, or another rung.
 
     Args:
         results: As `transfer_matrix` gives it, with sources and targets named `<scheme>/<network>`, and unseen models
             `holdout/<network>`.
 
     Returns:
-        The rows whose target has a scheme and whose source is of the same scheme or unseen, with the columns
-        `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners" or "holdout".
+        The rows whose target is no unseen model and whose source stands on a rung, is a partner or the target itself,
+        with the columns `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners", "holdout"
+        (the rung of unseen models), or the name of another rung.
     """
     rows, source, target = results.copy(), _parsed(results.source), _parsed(results.target)
     rows["scheme"], rows["network"], rows["source_network"] = target.scheme, target.network, source.network
-    rows["view"] = PARTNERS
-    rows.loc[rows.source == rows.target, "view"] = WHITE_BOX
-    rows.loc[source.scheme == UNSEEN, "view"] = HOLDOUT
-    rows.loc[rows.attack == CLEAN, "view"] = CLEAN
-    within = rows.view.isin([CLEAN, HOLDOUT]) | (source.scheme == rows.scheme)
-    return rows[within & (rows.scheme != UNSEEN)]
+    if "rung" not in rows:
+        rows["rung"] = rungs_of(rows.source, rows.target)
+    rows["view"] = rows.rung.replace(_VIEWS)
+    return rows[(rows.view != "") & (rows.scheme != UNSEEN)]
 
 
 def _parsed(names: pd.Series) -> pd.DataFrame:
@@ -60,7 +63,8 @@ def robustness_table(
 
     Returns:
         A frame indexed by `network` and `scheme`, with the columns "clean", "white box", "partners" (the mean over the
-        other networks of the same scheme) and one for each unseen model. Columns without rows are missing.
+        other networks of the same scheme), one for each unseen model, and one for each other rung of the ladder, by its
+        label (the mean over its sources; `ladder_table` has the worst). Columns without rows are missing.
 
     Raises:
         ValueError: If the results lack the attack, or have several epsilons of it and none is chosen.
@@ -75,7 +79,9 @@ def robustness_table(
     rows["column"] = rows.view.where(rows.view != HOLDOUT, rows.source_network)
     table = rows.pivot_table(index=["network", "scheme"], columns="column", values=value, sort=False)
     first = [name for name in (CLEAN, WHITE_BOX, PARTNERS) if name in table]
-    table = table[[*first, *(name for name in table if name not in first)]]
+    last = [rung for rung in RUNGS if rung in table]
+    table = table[[*first, *(name for name in table if name not in (*first, *last)), *last]]
+    table = table.rename(columns={rung: RUNGS[rung].label for rung in last})
     return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
 
 
@@ -191,7 +197,8 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
     """Compares two schemes network by network on the same images, with McNemar's exact test.
 
     Clean images are compared with clean ones, white box with white box, the examples of one scheme's partners with
-    those of the other's, and both schemes on an unseen model's examples, which are the same for both.
+    those of the other's, and both schemes on an unseen model's examples, which are the same for both. So it is on every
+    other rung, source by source; `compare_ladder` compares whole rungs.
 
     Args:
         predictions: As `measure` gives them, with sources and targets named as `with_views` takes them.
@@ -229,7 +236,7 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
 def read_results(path: str | Path) -> pd.DataFrame:
     """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN.
 
-    Intervals that the file lacks are computed again.
+    Intervals and rungs that the file lacks are computed again.
     """
     rates = ("accuracy", "one_off_accuracy")
     numbers = [f"{name}{end}" for name in rates for end in ("", "_low", "_high")]
@@ -238,4 +245,4 @@ def read_results(path: str | Path) -> pd.DataFrame:
         if f"{name}_low" not in results:
             low, high = wilson_interval(results[name] * results.images, results.images)
             results = results.assign(**{f"{name}_low": low, f"{name}_high": high})
-    return results
+    return results if "rung" in results else results.assign(rung=rungs_of(results.source, results.target))

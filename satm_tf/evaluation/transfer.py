@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 from satm_tf.attacks import Attack
 from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
+from satm_tf.evaluation.rungs import RUNGS, Group, rung_of, rungs_of
 
 Network = Callable[..., tf.Tensor]
 
@@ -73,6 +76,7 @@ def measure(
     attacks: Mapping[str, Attack],
     epsilons: Mapping[str, Sequence[float]] | None = None,
     clean: bool = True,
+    groups: Mapping[str, Group] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     stage: str = "transfer matrix",
@@ -89,6 +93,8 @@ def measure(
         attacks: The attacks, by the name that results show; "clean" is reserved.
         epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
         clean: Whether to show clean images too; without them there must be an attack.
+        groups: What is known of groups of sources, as `rung_of` takes it. The examples of a source that is no target
+            are shown to those targets only for which it stands on a rung, if there are any.
         seed: Seed of the attacks' random numbers; each batch draws its own.
         folder: Where each finished block, of one attack, epsilon and source, is kept, so that an interrupted
             measurement resumes there. A block serves the same networks, images, attack and seed only.
@@ -115,7 +121,11 @@ def measure(
         )
     prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
     labels, images_print = look_through(dataset, bool(folder), stage)
-    predict = _predictor(targets, dataset)
+    shown = {source: list(targets) if source in targets else _attacked(source, targets, groups) for source in sources}
+
+    @functools.cache
+    def predictor(names: tuple[str, ...]) -> Callable[[tf.Tensor], tf.Tensor]:
+        return _predictor({name: targets[name] for name in names}, dataset)
 
     crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")] if clean else []
     crafts += [(name, attack, source) for name, attack in attacks.items() for source in sources]
@@ -125,6 +135,7 @@ def measure(
     with tqdm(total=total, desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
         for name, attack, source in crafts:
             craft = None
+            seen = {target: targets[target] for target in shown.get(source, targets)}
             for epsilon in radii[name]:
                 path = None
                 if folder:
@@ -132,7 +143,7 @@ def measure(
                         attack=attack,
                         epsilon=epsilon,
                         source=prints[source] if attack else None,
-                        targets={target: prints[target] for target in targets},
+                        targets={target: prints[target] for target in seen},
                         images=images_print,
                         seed=seed,
                         label=(name, f"{epsilon:g}", source),
@@ -143,20 +154,28 @@ def measure(
                 else:
                     # Traced once for all epsilons, and not at all where all blocks are there.
                     craft = craft or (_crafter(attack, sources[source], dataset) if attack else _unchanged)
-                    cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in targets]
+                    cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in seen]
                     predicted = []
                     for index, (images, batch) in enumerate(dataset):
                         adversarial = craft(images, batch, tf.constant(epsilon), tf.constant([seed, index]))
-                        predicted.append(predict(adversarial).numpy())
+                        predicted.append(predictor(tuple(seen))(adversarial).numpy())
                         bar.update()
                     classes = np.concatenate(predicted, axis=1)
-                    _check_finite(classes, targets)
+                    _check_finite(classes, seen)
                     small = classes.astype(np.min_scalar_type(num_classes - 1))
                     block = Predictions(pd.DataFrame(cells), small, labels, num_classes)
                     if path:
                         block.save(path)
                 parts.append(block)
-    return concatenate(parts)
+    measured = concatenate(parts)
+    rungs = rungs_of(measured.cells.source, measured.cells.target, groups)
+    return dataclasses.replace(measured, cells=measured.cells.assign(rung=rungs))
+
+
+def _attacked(source: str, targets: Iterable[str], groups: Mapping[str, Group] | None) -> list[str]:
+    """The targets that a source has something to say about, which are all if it stands on no rung."""
+    chosen = [target for target in targets if rung_of(source, target, groups) in RUNGS]
+    return chosen or list(targets)
 
 
 def check_request(

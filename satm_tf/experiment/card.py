@@ -10,7 +10,7 @@ import pandas as pd
 
 from satm_tf.evaluation import Predictions, label_leaking, read_results
 from satm_tf.evaluation.names import UNSEEN, NetworkName
-from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.evaluation.rungs import CLEAN_RUNG, PARTNER, QUERIES, RUNGS, UNSEEN_RUNG, WHITE_BOX
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.serving.card import NOT_RUN
 from satm_tf.storage import read_config, read_json
@@ -51,7 +51,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         "scheme": {"name": scheme, **schemes.get(scheme, {})},
         **{
             part: config.get(part, {})
-            for part in ("networks", "holdouts", "attack", "fine_tune", "co_train", "evaluation_attacks")
+            for part in ("networks", "holdouts", "surrogates", "attack", "fine_tune", "co_train", "evaluation_attacks")
         },
         "epochs": _epochs(run, stages),
         "environment": read_json(run.environment) if run.environment.exists() else {},
@@ -63,7 +63,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
     if run.results.exists():
         results = read_results(run.results)
         rows = results[results.target == str(name)].to_dict("records")
-        facts["results"] = [_result(row, name) for row in rows if _belongs(row, scheme)]
+        facts["results"] = [_result(row) for row in rows if _belongs(row)]
     if run.predictions.exists():
         cells = label_leaking(Predictions.load(run.predictions))
         leaking = cells[cells.leaks & (cells.target == str(name))]
@@ -84,19 +84,19 @@ def _epochs(run: RunFolder, stages: list[Stage]) -> dict[str, int]:
     return {str(stage): int(counts[str(stage)]) for stage in stages if str(stage) in counts}
 
 
-def _belongs(row: Mapping[str, Any], scheme: str) -> bool:
-    return row["attack"] == CLEAN or NetworkName.parse(row["source"]).scheme in (scheme, UNSEEN)
+def _belongs(row: Mapping[str, Any]) -> bool:
+    return bool(row["rung"])
 
 
-def _result(row: Mapping[str, Any], name: NetworkName) -> dict[str, Any]:
+def _result(row: Mapping[str, Any]) -> dict[str, Any]:
     source = NetworkName.parse(row["source"])
-    attackers = {CLEAN: "none", str(name): "itself (white box)"}
+    kind = {**{rung: RUNGS[rung].label for rung in RUNGS}, UNSEEN_RUNG: UNSEEN, PARTNER: "partner"}
+    attackers = {CLEAN_RUNG: "none", WHITE_BOX: "itself (white box)", QUERIES: RUNGS[QUERIES].label}
     return {
         "attack": row["attack"],
         "epsilon": row["epsilon"],
-        "attacked_by": attackers.get(
-            row["source"] or CLEAN, f"{source.network} ({UNSEEN if source.unseen else 'partner'})"
-        ),
+        "rung": row["rung"],
+        "attacked_by": attackers.get(row["rung"]) or f"{source.network} ({kind[row['rung']]})",
         "fold": _known(row.get("fold")),
         "images": row["images"],
         "accuracy": row["accuracy"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 from satm_tf.attacks import Attack
 from satm_tf.command_line import Parser
 from satm_tf.configurable import unknown_name
-from satm_tf.evaluation.names import UNSEEN
+from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.evaluation.rungs import RUNGS, Group
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.experiment.sections import (
     ChecksConfig,
@@ -21,11 +23,13 @@ from satm_tf.experiment.sections import (
     ExportConfig,
     LossConfig,
     NetworkConfig,
+    QueriesConfig,
     SchemeConfig,
     TrainingConfig,
     check_name,
     make_attack,
 )
+from satm_tf.experiment.surrogates import SAME, SurrogateConfig, Surrogates, expand
 from satm_tf.training import Scheme
 
 __all__ = [
@@ -37,7 +41,9 @@ __all__ = [
     "FrozenNetwork",
     "LossConfig",
     "NetworkConfig",
+    "QueriesConfig",
     "SchemeConfig",
+    "SurrogateConfig",
     "TrainingConfig",
     "from_arguments",
     "make_attack",
@@ -73,6 +79,7 @@ class Config:
         data: The images.
         networks: The networks that are defended, by name.
         holdouts: Networks that no scheme ever learns from, by name; they attack at the end.
+        surrogates: Groups of an attacker's other models, by name; they attack at the end.
         loss: What a network loses on its answers, in every stage.
         precision: Number formats: float32, mixed_bfloat16, mixed_float16; auto takes what this machine does well.
         strategy: Devices: none is one; mirrored all of this machine; multi_worker all machines that TF_CONFIG names;
@@ -82,6 +89,7 @@ class Config:
         attack: The attack in training, by name, with its options, for schemes that name no other.
         schemes: The ways of training that are compared, by name.
         evaluation_attacks: The attacks in the tables, by name; without an epsilon they take the training attack's.
+        queries: Attacks that only ask the trained networks.
         checks: Whether networks only hide their gradients.
         export: What is exported for serving.
 
@@ -100,6 +108,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     networks: dict[str, NetworkConfig] = field(default_factory=dict)
     holdouts: dict[str, NetworkConfig] = field(default_factory=dict)
+    surrogates: dict[str, SurrogateConfig] = field(default_factory=dict)
     loss: LossConfig = field(default_factory=LossConfig)
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = "float32"
     strategy: Literal["none", "mirrored", "multi_worker", "network_per_device"] = "none"
@@ -108,6 +117,7 @@ class Config:
     attack: dict[str, Any] = field(default_factory=dict)
     schemes: dict[str, SchemeConfig] = field(default_factory=dict)
     evaluation_attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    queries: QueriesConfig = field(default_factory=QueriesConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
@@ -123,12 +133,14 @@ class Config:
         self.data.check()
         self.loss.check()
         self.checks.check()
+        self.queries.check()
         for name, network in self.all_networks.items():
             network.check(f"Network {name!r}", self.data.image_size)
         self.fine_tune.check("fine_tune")
         self.co_train.check("co_train")
         self.table_attacks()
         self._check_schemes()
+        self._check_surrogates()
         for name in self.checks.schemes or ():
             if name not in self.schemes:
                 raise unknown_name("scheme in checks.schemes", name, self.schemes)
@@ -149,6 +161,17 @@ class Config:
             check_name("scheme", name)
         for name in self.evaluation_attacks:
             check_name("attack", name)
+        for name in self.surrogates:
+            check_name("group of surrogates", name)
+        taken = {UNSEEN, *self.schemes} & set(self.surrogates)
+        if taken:
+            raise ValueError(
+                f"A group of surrogates is not one of the schemes, whose networks are each other's partners, nor "
+                f"{UNSEEN!r}. Received: surrogates.{min(taken)}"
+            )
+        rungs = set(RUNGS) & set(self.schemes)
+        if rungs:
+            raise ValueError(f"{min(rungs)!r} is a rung of the ladder in results; choose another name for the scheme.")
         common = sorted(set(self.networks) & set(self.holdouts))
         if common:
             raise ValueError(f"A holdout must not be one of the networks. Received: {common[0]!r} in both")
@@ -183,6 +206,25 @@ class Config:
             self.training(Stage(CO_TRAIN, name)).check(f"schemes.{name}")
             self.frozen_sources(name)
 
+    def _check_surrogates(self) -> None:
+        for group, described in self.surrogates.items():
+            path = f"surrogates.{group}"
+            if described.images == "share" and not self.data.surrogate_share:
+                raise ValueError(f"{path}.images: share takes a data.surrogate_share. Received: 0")
+            for name, network in (described.networks or {}).items():
+                check_name("network", name)
+                network.check(f"{path}.networks.{name}", self.data.image_size)
+        for name, trained in self.trained_surrogates.items():
+            if trained.scheme is not None:
+                for other in (trained.scheme.starts_from, trained.scheme.frozen_from):
+                    if other is not None and other not in self.trained_surrogates:
+                        raise ValueError(
+                            f"surrogates.{trained.group} is trained as {trained.target}, which needs {other!r}, for "
+                            f"which it is not trained. Received: against={trained.described.against}"
+                        )
+                self.training(Stage(CO_TRAIN, name)).check(f"surrogates.{trained.group}.scheme")
+                self.frozen_sources(name)
+
     @property
     def folder(self) -> RunFolder:
         """The run folder."""
@@ -194,12 +236,48 @@ class Config:
         return {**self.networks, **self.holdouts}
 
     def networks_of(self, scheme: str) -> list[str]:
-        """The networks that a scheme trains."""
-        return list(self.schemes[scheme].networks or self.networks)
+        """The networks that a scheme, or a group of surrogates, trains."""
+        return list(self._described(scheme).networks or self.networks)
+
+    def _described(self, scheme: str) -> SchemeConfig:
+        """A scheme of the experiment, or of a group of surrogates."""
+        trained = self.trained_surrogates.get(scheme)
+        return trained.scheme if trained and trained.scheme else self.schemes[scheme]
+
+    @functools.cached_property
+    def trained_surrogates(self) -> dict[str, Surrogates]:
+        """The groups of surrogates as they are trained, by the name that stands in results."""
+        return expand(self.surrogates, networks=list(self.networks), holdouts=list(self.holdouts), schemes=self.schemes)
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """What results know of each group of surrogates."""
+        return {name: Group(each.described.rung, each.target) for name, each in self.trained_surrogates.items()}
+
+    @property
+    def surrogate_names(self) -> list[NetworkName]:
+        """The models of all groups of surrogates, as results call them."""
+        return [NetworkName(name, each) for name, group in self.trained_surrogates.items() for each in group.networks]
+
+    def stage_of(self, name: NetworkName) -> Stage:
+        """The last stage that trains a network of results."""
+        group = self.trained_surrogates.get(name.scheme)
+        return self.start(*name) if group and group.scheme is None else Stage.of(name)
+
+    def described_network(self, name: NetworkName) -> NetworkConfig:
+        """What the configuration says of a network of results; one without a scheme is a network of the experiment."""
+        group = self.surrogates.get(name.scheme.partition(".")[0])
+        own = (group.networks or {}) if group and group.start != SAME else {}
+        return own.get(name.network) or self.all_networks[name.network]
+
+    def surrogates_of(self, stage: Stage) -> SurrogateConfig | None:
+        """The group whose models a stage trains; None where they are the experiment's own."""
+        group, slash, _ = stage.name.partition("." if stage.kind == CO_TRAIN else "/")
+        return self.surrogates.get(group) if slash or stage.kind == CO_TRAIN else None
 
     def scheme(self, name: str) -> Scheme:
         """A scheme, with the experiment's attack if it names none."""
-        return self.schemes[name].scheme(make_attack(self.attack))
+        return self._described(name).scheme(make_attack(self.attack))
 
     def table_attacks(self) -> dict[str, Attack]:
         """The attacks of the tables, by name."""
@@ -210,7 +288,7 @@ class Config:
         """How a stage is trained."""
         if stage.kind == FINE_TUNE:
             return self.fine_tune
-        epochs = self.schemes[stage.name].epochs
+        epochs = self._described(stage.name).epochs
         return self.co_train if epochs is None else dataclasses.replace(self.co_train, epochs=epochs)
 
     def stages(self) -> list[Stage]:
@@ -218,6 +296,13 @@ class Config:
         return [
             *(Stage(FINE_TUNE, name) for name in self.all_networks),
             *(Stage(CO_TRAIN, name) for name in self.schemes),
+            *dict.fromkeys(
+                Stage(FINE_TUNE, f"{each.group}/{network}")
+                for each in self.trained_surrogates.values()
+                if each.described.start != SAME
+                for network in each.described.networks or ()
+            ),
+            *(Stage(CO_TRAIN, name) for name, each in self.trained_surrogates.items() if each.scheme is not None),
         ]
 
     def needed_stages(self, wanted: Collection[Stage]) -> list[Stage]:
@@ -241,9 +326,13 @@ class Config:
         return [stage for stage in known if stage in needed]
 
     def start(self, scheme: str, network: str) -> Stage:
-        """The stage whose weights a scheme begins with."""
-        before = self.schemes[scheme].starts_from
-        return Stage(CO_TRAIN, before) if before else Stage(FINE_TUNE, network)
+        """The stage whose weights a scheme, or a group of surrogates, begins with."""
+        group = self.trained_surrogates.get(scheme)
+        described = self._described(scheme) if group is None or group.scheme else None
+        if described and described.starts_from:
+            return Stage(CO_TRAIN, described.starts_from)
+        own = group and group.described.networks and group.described.start != SAME
+        return Stage(FINE_TUNE, f"{group.group}/{network}" if group and own else network)
 
     def frozen_sources(self, scheme: str) -> dict[str, FrozenNetwork]:
         """The networks that only craft for a scheme, by the name that the scheme knows them by.
@@ -251,11 +340,16 @@ class Config:
         Raises:
             ValueError: If the scheme learns from a network that there is not.
         """
-        origin = self.schemes[scheme].frozen_from
-        known = {
-            f"frozen_{name}": FrozenNetwork(Stage(CO_TRAIN, origin) if origin else Stage(FINE_TUNE, name), name)
-            for name in (self.networks_of(origin) if origin else self.networks)
-        }
+        origin, group = self._described(scheme).frozen_from, self.trained_surrogates.get(scheme)
+
+        def place(name: str) -> Stage:
+            if origin:
+                return Stage(CO_TRAIN, origin)
+            own = group and group.described.networks and group.described.start != SAME
+            return Stage(FINE_TUNE, f"{group.group}/{name}" if group and own else name)
+
+        names = self.networks_of(origin) if origin else group.networks if group else self.networks
+        known = {f"frozen_{name}": FrozenNetwork(place(name), name) for name in names}
         sources = self.scheme(scheme).sources(self.networks_of(scheme), known)
         return {name: place for name, place in known.items() if any(name in names for names in sources.values())}
 

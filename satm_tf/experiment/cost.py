@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Cell
+from satm_tf.evaluation.rungs import rung_of
 from satm_tf.experiment.config import Config, NetworkConfig
 from satm_tf.experiment.images import Sizes
 from satm_tf.experiment.run_folder import FINE_TUNE, Stage
@@ -95,7 +96,7 @@ def time_network(described: NetworkConfig, size: int, batch: int, policy: str, n
 
 def _timed(config: Config) -> Callable[[str], Network]:
     options = config.data.image_size, config.co_train.batch_size, config.precision
-    return lambda name: time_network(config.all_networks[name], *options)
+    return lambda name: time_network(config.described_network(NetworkName.parse(name)), *options)
 
 
 def estimate(config: Config, stages: Iterable[Stage], cells: Iterable[Cell], found: Sizes) -> dict[str, Cost]:
@@ -114,7 +115,7 @@ def estimate(config: Config, stages: Iterable[Stage], cells: Iterable[Cell], fou
     costs = {}
     for stage in stages:
         training = config.training(stage)
-        trained = [stage.name] if stage.kind == FINE_TUNE else config.networks_of(stage.name)
+        trained = [stage.name] if stage.kind == FINE_TUNE else _names(config, stage.name)
         clean = sum(timed(each).seconds for each in trained)
         learning = 0.0 if stage.kind == FINE_TUNE else _adversarial(config, stage.name, timed)
         seen = training.epochs * (found.train + 0.5 * found.validation)
@@ -129,14 +130,15 @@ def estimate(config: Config, stages: Iterable[Stage], cells: Iterable[Cell], fou
     attacks = config.table_attacks()
     wanted = set(cells)
     crafted = {(cell.attack, cell.epsilon, cell.source) for cell in wanted if cell.attack != CLEAN}
-    seconds = sum(
-        _CRAFT * getattr(attacks[attack], "steps", 1) * timed(NetworkName.parse(s).network).seconds
-        for attack, _, s in crafted
-    )
+    seconds = sum(_CRAFT * getattr(attacks[attack], "steps", 1) * timed(s).seconds for attack, _, s in crafted)
     seconds += sum(_FORWARD * timed(NetworkName.parse(cell.target).network).seconds for cell in wanted)
     overhead = sum(timed(NetworkName.parse(cell.target).network).first for cell in wanted) / 4
+    # Two searches of every network that is defended; half of the images fall before their end.
+    asked = max(config.queries.budgets, default=0) * min(config.queries.limit, found.test)
+    queried = {cell.target for cell in wanted if NetworkName.parse(cell.target).scheme in config.schemes}
+    searched = sum(asked * _FORWARD * timed(target).seconds for target in queried)
     blocks = len(crafted) * -(-found.test // 128)
-    costs["measure"] = Cost(blocks, found.test * seconds + overhead, float(found.test * len(wanted)))
+    costs["measure"] = Cost(blocks, found.test * seconds + searched + overhead, float(found.test * len(wanted)))
     return costs
 
 
@@ -178,11 +180,13 @@ def describe(config: Config) -> str:
     trained = [NetworkName(scheme, name) for scheme in config.schemes for name in config.networks_of(scheme)]
     networks = [str(name) for name in (*trained, *(NetworkName(UNSEEN, holdout) for holdout in config.holdouts))]
     attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in config.table_attacks().items()}}
+    surrogates = [str(name) for name in config.surrogate_names]
     cells = [
         Cell(attack, epsilon, source, target)
         for attack, epsilon in attacks.items()
-        for source in ([""] if attack == CLEAN else networks)
+        for source in ([""] if attack == CLEAN else [*networks, *surrogates])
         for target in networks
+        if source not in surrogates or rung_of(source, target, config.groups)
     ]
     costs = {
         **estimate(config, stages, cells, found),
@@ -264,12 +268,16 @@ def _adversarial(config: Config, scheme: str, timed: Callable[[str], Network]) -
         crafting = [
             _CRAFT
             * getattr(described.attack_on(source, learner, source not in frozen), "steps", 1)
-            * timed(frozen[source].network if source in frozen else source).seconds
+            * timed(str(NetworkName(scheme, frozen[source].network if source in frozen else source))).seconds
             for source in sources
         ]
         share = 1.0 if described.all_sources or not sources else 1 / len(sources)
-        seconds += share * (sum(crafting) + len(sources) * timed(learner).seconds)
+        seconds += share * (sum(crafting) + len(sources) * timed(str(NetworkName(scheme, learner))).seconds)
     return seconds
+
+
+def _names(config: Config, scheme: str) -> list[str]:
+    return [str(NetworkName(scheme, name)) for name in config.networks_of(scheme)]
 
 
 def data_bytes(config: Config) -> float:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from satm_tf import data
@@ -49,6 +50,44 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
     }
 
 
+class Shares(NamedTuple):
+    """The training images in two parts without an image, or a subject, in common.
+
+    Attributes:
+        defence: What the defence, and the surrogates that know its images, learn from.
+        surrogates: What it never sees.
+    """
+
+    defence: data.Examples
+    surrogates: data.Examples
+
+
+def divide(images: data.ImageData, share: float, seed: int) -> Shares:
+    """Withholds a share of the training images from the defence, by subjects where they are known.
+
+    Args:
+        images: The images.
+        share: The share of images, or of subjects, in [0, 1).
+        seed: What is drawn with.
+
+    Raises:
+        ValueError: If a share is asked for and holds no image, or holds a file of the test images.
+    """
+    train = images.train
+    known = np.arange(len(train)).astype(str) if train.subjects is None else train.subjects
+    subjects = np.unique(known)
+    chosen = np.random.default_rng([seed, 1]).permutation(subjects)[: round(share * len(subjects))]
+    withheld = np.isin(known, chosen)
+    shares = Shares(train.select(~withheld), train.select(withheld))
+    if share and not (len(shares.surrogates) and len(shares.defence)):
+        raise ValueError(f"data.surrogate_share leaves one side without images. Received: {share} of {len(train)}")
+    if shares.surrogates.paths is not None and images.test.paths is not None:
+        common = sorted(set(shares.surrogates.paths.tolist()) & set(images.test.paths.tolist()))
+        if common:
+            raise ValueError(f"Surrogates must not be trained on test images. Received: {len(common)}, {common[0]!r}")
+    return shares
+
+
 class Sizes(NamedTuple):
     """How many images there are in each split."""
 
@@ -70,7 +109,8 @@ def look_at_data(config: DataConfig, folder: RunFolder, seed: int) -> tuple[data
     root = Path(config.root or folder.synthetic_faces)
     if config.format != "synthetic_faces" or (root.is_dir() and any(root.iterdir())):
         images = load_data(config, folder, seed)
-        return images, Sizes(len(images.train), len(images.validation), len(images.test))
+        defence = divide(images, config.surrogate_share, seed).defence
+        return images, Sizes(len(defence), len(images.validation), len(images.test))
     few = dataclasses.replace(
         config,
         num_subjects=min(config.num_subjects, 40),
@@ -81,7 +121,8 @@ def look_at_data(config: DataConfig, folder: RunFolder, seed: int) -> tuple[data
     whole = config.num_subjects * config.images_per_subject
     kept = round(config.validation_share * 4 * whole / 5)
     sizes = {"train": 4 * whole // 5 - kept, "validation": kept, "test": whole - 4 * whole // 5}
-    return images, Sizes(**{part: min(size, _limits(config)[part] or size) for part, size in sizes.items()})
+    sizes = {part: min(size, _limits(config)[part] or size) for part, size in sizes.items()}
+    return images, Sizes(**{**sizes, "train": round((1 - config.surrogate_share) * sizes["train"])})
 
 
 def make_batches(examples: data.Examples, config: Config, **options: Any) -> tf.data.Dataset:

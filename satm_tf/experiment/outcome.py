@@ -34,11 +34,19 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
     unseen = [NetworkName(UNSEEN, holdout) for holdout in config.holdouts]
     schemes = config.schemes if config.checks.schemes is None else config.checks.schemes
     checked = [name for name in trained if name.scheme in schemes]
+    measured = {str(name): folder.load(Stage.of(name), name.network) for name in (*trained, *unseen)}
     assessment = assess(
-        {str(name): folder.load(Stage.of(name), name.network) for name in (*trained, *unseen)},
+        measured,
+        {
+            **measured,
+            **{str(name): folder.load(config.stage_of(name), name.network) for name in config.surrogate_names},
+        },
+        groups=config.groups,
         dataset=make_batches(images.test, config),
         attacks=attacks,
         ordered=images.ordered,
+        queries=config.queries.budgets,
+        query_limit=config.queries.limit,
         check_limit=config.checks.limit,
         check_epsilon=max((attack.epsilon for attack in attacks.values()), default=None),
         checked=[str(name) for name in checked],

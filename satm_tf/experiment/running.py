@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from satm_tf import data
 from satm_tf.experiment.config import Config
-from satm_tf.experiment.images import Sizes, load_data, look_at_data
+from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data
 from satm_tf.experiment.outcome import conclude
 from satm_tf.experiment.run_folder import Stage
 from satm_tf.experiment.stage import Job, train_stage
@@ -95,9 +95,11 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
     folder = config.folder
     with _one_after_the_other(strategy):
         images = load_data(config.data, folder, config.seed)
+        withheld = divide(images, config.data.surrogate_share, config.seed)
+        images = dataclasses.replace(images, train=withheld.defence)
         loss = _loss(config, images)
         claim(folder.path, _described(config))
-    job = Job(config, images, loss, strategy, devices)
+    job = Job(config, images, withheld.surrogates, loss, strategy, devices)
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
           f"{len(images.test)} test images of {images.num_classes} classes\n{images.account}")  # fmt: skip
     with lock(folder.path) if job.writes else contextlib.nullcontext():
@@ -126,7 +128,8 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
     if config.strategy == "network_per_device":
         devices_for(tuple(config.all_networks))
     _check_optimizers(config)
-    for network in config.all_networks.values():
+    surrogates = [network for group in config.surrogates.values() for network in (group.networks or {}).values()]
+    for network in [*config.all_networks.values(), *surrogates]:
         published = get_backbone(network.backbone).published
         if network.weights is not None and network.weights not in published:
             find_weights(network.backbone, network.weights, published)

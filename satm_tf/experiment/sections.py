@@ -90,6 +90,8 @@ class DataConfig:
         test_share: Share of the images to test on, where the data does not say which.
         validation_share: Share of the training images kept for validation, drawn by subject; in Adience by the
             photographs' owner.
+        surrogate_share: Share of the training images (of the subjects, where they are known) that the defence never
+            sees, for surrogates with `images: share`.
         limit: Use at most this many training images, and validation images in proportion.
         test_limit: Use at most this many test images.
         cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
@@ -111,6 +113,7 @@ class DataConfig:
     ordered: bool = False
     test_share: float = 0.1
     validation_share: float = 0.1
+    surrogate_share: float = 0.0
     limit: int | None = None
     test_limit: int | None = None
     cache: bool = False
@@ -129,7 +132,7 @@ class DataConfig:
         for name in ("limit", "test_limit"):
             _check_number(f"data.{name}", getattr(self, name), 1, whole=True, null=True)
         _check_number("data.fold", self.fold, 0, whole=True, null=True)
-        for name in ("test_share", "validation_share"):
+        for name in ("test_share", "validation_share", "surrogate_share"):
             share = getattr(self, name)
             _check_number(f"data.{name}", share, 0)
             if share >= 1:
@@ -342,6 +345,28 @@ class ExportConfig:
 
     scheme: str | None = None
     folder: str = "exported_models"
+
+
+@dataclass(frozen=True)
+class QueriesConfig:
+    """Attacks that only ask the trained networks: Square, alone and from the best transferred example.
+
+    Attributes:
+        budgets: Numbers of queries for an image, such as [50, 100, 1000]; none makes no such attack.
+        limit: How many test images are attacked so.
+    """
+
+    budgets: list[int] = field(default_factory=list)
+    limit: int = 100
+
+    def check(self) -> None:
+        """Finds what is wrong before any measurement.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
+        for budget in [*self.budgets, self.limit]:
+            _check_number("queries.budgets and queries.limit", budget, 1, whole=True)
 
 
 @dataclass(frozen=True)

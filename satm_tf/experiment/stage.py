@@ -16,6 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import data, storage
+from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
 from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
@@ -42,6 +43,7 @@ class Job:
     Attributes:
         config: The run's configuration.
         images: Its images.
+        withheld: Training images that the defence never sees, for surrogates.
         loss: What a network loses on its answers.
         strategy: The devices.
         devices: Where each network is made, if it has a device of its own.
@@ -49,6 +51,7 @@ class Job:
 
     config: Config
     images: data.ImageData
+    withheld: data.Examples
     loss: ClassificationLoss
     strategy: tf.distribute.Strategy
     devices: Mapping[str, str]
@@ -66,6 +69,16 @@ class Job:
     def device(self, name: str) -> Any:
         """Where a network is made."""
         return tf.device(self.devices[name]) if name in self.devices else contextlib.nullcontext()
+
+    def seed(self, stage: Stage) -> int:
+        """What the random numbers of a stage follow from, with its name."""
+        group = self.config.surrogates_of(stage)
+        return self.config.seed if group is None or group.seed is None else group.seed
+
+    def training_images(self, stage: Stage) -> data.Examples:
+        """What a stage trains on."""
+        group = self.config.surrogates_of(stage)
+        return self.withheld if group is not None and group.images == "share" else self.images.train
 
     def load(self, stage: Stage, name: str) -> ImageClassifier:
         """A network as a stage has left it."""
@@ -103,7 +116,7 @@ def train_stage(job: Job, stage: Stage) -> None:
         return
     began = time.monotonic()
     keras.utils.clear_session()
-    keras.utils.set_random_seed(zlib.crc32(f"{job.config.seed}/{stage}".encode()))
+    keras.utils.set_random_seed(zlib.crc32(f"{job.seed(stage)}/{stage}".encode()))
     with precision(job.config.precision):
         with job.strategy.scope():
             trainer = _fine_tuning(job, stage) if stage.kind == FINE_TUNE else _co_training(job, stage)
@@ -122,7 +135,8 @@ def train_stage(job: Job, stage: Stage) -> None:
 
 
 def _fine_tuning(job: Job, stage: Stage) -> CoTraining:
-    described = job.config.all_networks[stage.name]
+    name = NetworkName.parse(stage.name)
+    described = job.config.described_network(name)
     size = job.config.data.image_size
     with job.device(stage.name):
         network = ImageClassifier.from_backbone(
@@ -131,13 +145,13 @@ def _fine_tuning(job: Job, stage: Stage) -> CoTraining:
             image_shape=(size, size, 3),
             weights=described.weights,
             dropout=described.dropout,
-            name=stage.name,
+            name=name.network,
         )
         if described.weights is not None and get_backbone(described.backbone).folded:
-            some = job.images.train.limit(_STATISTICS_IMAGES, job.config.seed)
+            some = job.training_images(stage).limit(_STATISTICS_IMAGES, job.seed(stage))
             images = np.concatenate([images for images, _ in make_batches(some, job.config).as_numpy_iterator()])
             restore_batch_norm(network, images)
-    return _trainer(job, stage, {stage.name: network}, learns_from="nobody")
+    return _trainer(job, stage, {name.network: network}, learns_from="nobody")
 
 
 def _co_training(job: Job, stage: Stage) -> CoTraining:
@@ -154,10 +168,10 @@ def _trainer(job: Job, stage: Stage, networks: dict[str, ImageClassifier], **opt
         loss=job.loss,
         ordered=job.images.ordered,
         devices={name: device for name, device in job.devices.items() if name in networks},
-        seed=job.config.seed,
+        seed=job.seed(stage),
         **options,
     )
-    steps = max(1, len(job.images.train) // training.batch_size)
+    steps = max(1, len(job.training_images(stage)) // training.batch_size)
     trainer.compile(optimizer=training.make_optimizer(training.epochs * steps))
     return trainer
 
@@ -184,10 +198,11 @@ def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
                 )
             ),
         ]
-    drop_remainder = len(images.train) >= training.batch_size
-    options = {"batch_size": training.batch_size, "seed": config.seed, "drop_remainder": drop_remainder}
+    train = job.training_images(stage)
+    drop_remainder = len(train) >= training.batch_size
+    options = {"batch_size": training.batch_size, "seed": job.seed(stage), "drop_remainder": drop_remainder}
     trainer.fit(
-        make_batches(images.train, config, shuffle=True, augmentation=config.data.augmentation, **options),
+        make_batches(train, config, shuffle=True, augmentation=config.data.augmentation, **options),
         validation_data=make_batches(images.validation, config),
         epochs=training.epochs,
         shuffle=False,

@@ -42,6 +42,8 @@ def test_mi_di_ti_is_one_expression_and_its_configuration_round_trips():
         ["input_diversity"],
         ["translation_invariance"],
         ["scale_invariance"],
+        [{"name": "block_shuffle", "copies": 2}],
+        ["admix"],
         ["scale_invariance", "input_diversity", "translation_invariance"],
     ],
 )
@@ -147,3 +149,32 @@ def test_images_pass_the_parts_in_the_order_given():
 def test_numbers_out_of_range_are_named(mistake):
     with pytest.raises(ValueError, match="Received"):
         mistake()
+
+
+def test_block_shuffle_keeps_every_pixel_and_moves_it_with_its_block():
+    images = np.arange(2 * 12 * 10 * 3, dtype="float32").reshape(2, 12, 10, 3) / 720
+    seen = _seen(attacks.BlockShuffle(copies=4, blocks=3, degrees=0.0), images).reshape(4, 2, 12, 10, 3)
+    for copy in seen:
+        np.testing.assert_allclose(np.sort(copy.ravel()), np.sort(images.ravel()), atol=1e-6)
+    assert len({copy.tobytes() for copy in seen}) > 1, "each copy has its own order"
+    assert any(np.abs(copy - images).max() > 0.01 for copy in seen)
+    turned = _seen(attacks.BlockShuffle(copies=1, blocks=1, degrees=90.0), np.ones([1, 9, 9, 3], "float32"))
+    assert turned[0, 4, 4, 0] == pytest.approx(1.0)
+    assert turned[0, 0, 0, 0] < 1.0, "black comes in at the corners"
+
+
+def test_admix_adds_a_share_of_other_images_at_each_brightness():
+    images = np.stack([np.full([4, 4, 3], value, "float32") for value in (0.2, 0.4, 0.6)])
+    seen = _seen(attacks.Admix(mixed=2, strength=0.5, copies=2), images).reshape(2, 2, 3, 4, 4, 3)[..., 0, 0, 0]
+    for bright, dark in seen:
+        added = (bright - [0.2, 0.4, 0.6]) / 0.5
+        np.testing.assert_allclose(np.sort(added), [0.2, 0.4, 0.6], atol=1e-6)
+        np.testing.assert_allclose(dark, bright / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "options", [("block_shuffle", {"copies": 0}), ("block_shuffle", {"degrees": 200}), ("admix", {"strength": 2})]
+)
+def test_numbers_of_the_new_transforms_are_checked(options):
+    with pytest.raises(ValueError, match="Received"):
+        attacks.transforms.Transform.get(options[0], **options[1])

@@ -245,3 +245,11 @@ def test_what_was_killed_resumes_from_its_blocks(dataset, tmp_path, monkeypatch)
     found = assess({"red": Channel(0)}, **options)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "blocks").iterdir()} == stamps
     pd.testing.assert_frame_equal(found.results, assess({"red": Channel(0)}, **{**options, "folder": None}).results)
+
+
+def test_a_targets_partner_is_no_surrogate():
+    models = {"satm/a": "a.keras", "satm/b": "b.keras"}
+    for surrogate in ("same_scheme/x", "twin/b"):
+        with pytest.raises(ValueError, match="never a target or its partner"):
+            check_names(models, {surrogate: "b.keras"})
+    check_names(models, {"twin/b": "another.keras"})

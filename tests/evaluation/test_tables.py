@@ -116,3 +116,19 @@ def test_results_are_read_as_they_were_written(predictions, tmp_path, ordered):
     read = read_results(tmp_path / "results.csv")
     pd.testing.assert_frame_equal(read, frame.astype({"fold": float}))
     assert set(read.source) >= {""}
+
+
+def test_other_rungs_stand_after_the_papers_columns(results):
+    more = pd.DataFrame(
+        [("x", source, target, rate) for source, target, rate in (
+            ("start/a", "satm/a", 0.01), ("start/b", "satm/a", 0.99), ("defended/d", "satm/a", 0.3),
+            ("defended/e", "satm/a", 0.5),
+        )],
+        columns=["attack", "source", "target", "accuracy"],
+    )  # fmt: skip
+    table = robustness_table(pd.concat([results, more], ignore_index=True), "x")
+    assert list(table) == ["clean", "white box", "partners", "c", "same starting weights", "defended unseen models"]
+    row = table.loc[("a", "satm")]
+    assert row["same starting weights"] == 0.01, "another network's start is none of its own"
+    assert row["defended unseen models"] == pytest.approx(0.4)
+    assert row["partners"] == cell(results, "x", "satm/b", "satm/a")

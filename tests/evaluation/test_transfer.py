@@ -7,6 +7,7 @@ import tensorflow as tf
 from satm_tf.attacks import FGSM, Attack, Ensemble, RandomisedStep
 from satm_tf.evaluation import Predictions, measure, transfer_matrix
 from satm_tf.evaluation.blocks import fingerprint
+from satm_tf.evaluation.rungs import Group
 
 
 class Linear:
@@ -281,3 +282,27 @@ def test_logits_that_are_no_numbers_are_refused(dataset):
 def test_targets_must_know_the_same_classes(dataset, make_network):
     with pytest.raises(ValueError, match="'b': 4"):
         transfer_matrix(sources={}, targets={"a": Linear(0), "b": make_network("b")}, dataset=dataset, attacks={})
+
+
+def test_one_surrogate_fools_one_target_on_its_own_rung(dataset):
+    groups = {"strong": Group("defended"), "readers.satm": Group("same_scheme", "satm")}
+    measured = measure(
+        sources={"strong/x": Linear(0), "readers.satm/y": Linear(1)},
+        targets={"satm/red": Linear(0), "satm/blue": Linear(2), "pgd/green": Linear(1)},
+        dataset=dataset,
+        attacks={"fgsm": FGSM(epsilon=0.1)},
+        groups=groups,
+    )
+    attacked = measured.cells.attack == "fgsm"
+    rungs = measured.cells[attacked].set_index(["source", "target"]).rung.to_dict()
+    assert rungs == {
+        ("strong/x", "satm/red"): "defended",
+        ("strong/x", "satm/blue"): "defended",
+        ("strong/x", "pgd/green"): "defended",
+        ("readers.satm/y", "satm/red"): "same_scheme",
+        ("readers.satm/y", "satm/blue"): "same_scheme",
+    }, "who reads about satm attacks nobody else"
+    worst = {(rung, target): measured.worst(target, [rung]).mean() for (_, target), rung in rungs.items()}
+    assert {pair for pair, rate in worst.items() if rate < 1} == {("defended", "satm/red")}
+    assert measured.worst("satm/red").mean() == 0.0
+    assert measured.worst("satm/blue").mean() == 1.0

@@ -1,0 +1,131 @@
+"""The rung of queries: a random search that only asks the target, from nothing and from what transfers best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from satm_tf.attacks import Attack, SquareAttack
+from satm_tf.evaluation.blocks import block_name, fingerprint
+from satm_tf.evaluation.names import NetworkName
+from satm_tf.evaluation.predictions import NOT_MEASURED, Predictions, concatenate
+from satm_tf.evaluation.rungs import QUERIES, RUNGS, Group, rung_of
+
+SQUARE, WARM = "square", "transfer+square"
+
+
+def measure_queries(
+    *,
+    targets: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    dataset: tf.data.Dataset,
+    chosen: NDArray[np.bool_],
+    labels: NDArray[np.int32],
+    attacks: Mapping[str, Attack],
+    epsilon: float,
+    budgets: Sequence[int],
+    groups: Mapping[str, Group] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    images_print: str = "",
+    stage: str = "queries",
+) -> Predictions:
+    """Attacks each target with Square, and with Square from the best example of all sources on the target's ladder.
+
+    One search of the largest budget gives the result at every smaller one. A transferred example that is tried costs a
+    query. Targets of the group "holdout" are left out.
+
+    Args:
+        targets: The networks that are attacked, by name.
+        sources: The attacker's models, by name; of these a target meets those that stand on its ladder.
+        dataset: Batches of the images that are attacked.
+        chosen: Which of all images these are, bool `[images]`.
+        labels: The labels of all images, int32 `[images]`.
+        attacks: The attacks that make what is transferred; only those in L-infinity are used.
+        epsilon: The radius, in L-infinity.
+        budgets: Numbers of queries, in any order.
+        groups: As `measure` takes them.
+        seed: Likewise.
+        folder: Likewise.
+        images_print: What identifies images and labels, for files in the folder.
+        stage: What the progress bar is called.
+
+    Returns:
+        Cells with the source "queries" and the attacks `square-<budget>` and `transfer+square-<budget>`;
+        `NOT_MEASURED` for images that were not chosen.
+
+    Raises:
+        ValueError: If more transferred examples are to be tried than the smallest budget allows.
+
+    Source:
+        Andriushchenko et al., "Square Attack", ECCV 2020; the start as in the query attacks of TransferBench.
+    """
+    budgets = sorted(set(budgets))
+    attack = SquareAttack(epsilon=epsilon, queries=budgets[-1])
+    crafting = {name: each for name, each in attacks.items() if each.norm == "linf"}
+    searches: list[tuple[str, str, list[str]]] = []
+    for target in targets:
+        if NetworkName.parse(target).unseen:
+            continue
+        ladder = [name for name in sources if rung_of(name, target, groups) in RUNGS]
+        searches += [(target, SQUARE, []), *([(target, WARM, ladder)] if ladder and crafting else [])]
+        if len(ladder) * len(crafting) > budgets[0]:
+            raise ValueError(
+                f"To try {len(crafting)} attacks of {len(ladder)} sources takes as many queries as their product; the "
+                f"smallest budget must allow them. Received: {budgets}"
+            )
+    prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
+    parts = []
+    with tqdm(total=len(searches) * len(dataset), desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
+        for target, kind, ladder in searches:
+            path = None
+            if folder:
+                path = Path(folder) / block_name(
+                    attack=attack,
+                    epsilon=epsilon,
+                    source=[
+                        budgets,
+                        {name: prints[name] for name in ladder},
+                        [repr(each) for each in crafting.values()],
+                    ],
+                    targets={target: prints[target]},
+                    images=images_print,
+                    seed=seed,
+                    label=(kind, f"{epsilon:g}", target),
+                )
+            if path and path.exists():
+                parts.append(Predictions.load(path))
+                bar.update(len(dataset))
+                continue
+            network = targets[target]
+            makers = [(each, sources[name]) for name in ladder for each in crafting.values()]
+
+            @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
+            def search(
+                images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, network: Any = network, makers: Any = makers
+            ) -> tf.Tensor:
+                starts = [maker(source, images, classes, epsilon=epsilon, seed=key) for maker, source in makers]
+                found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
+                return tf.stack([tf.argmax(network(each, training=False), -1) for each in found])
+
+            asked = [search(images, batch, tf.constant([seed, n])).numpy() for n, (images, batch) in enumerate(dataset)]
+            bar.update(len(dataset))
+            predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, np.min_scalar_type(-network.num_classes))
+            predicted[:, chosen] = np.concatenate(asked, axis=1)
+            cells = pd.DataFrame(
+                [
+                    {"attack": f"{kind}-{budget}", "epsilon": epsilon, "source": QUERIES, "target": target}
+                    for budget in budgets
+                ]
+            )
+            parts.append(Predictions(cells, predicted, labels, network.num_classes))
+            if path:
+                parts[-1].save(path)
+    return concatenate(parts)
