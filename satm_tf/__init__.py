@@ -26,6 +26,7 @@ if _backend != "tensorflow":
 
 from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
 from satm_tf.evaluation import assess
+from satm_tf.harden import Hardened, harden
 from satm_tf.models import ImageClassifier, available_backbones
 from satm_tf.training import Checkpoint, CoTraining, DomainAdversarial, Pictures, Progress
 
@@ -35,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "CoTraining",
     "DomainAdversarial",
+    "Hardened",
     "ImageClassifier",
     "Pictures",
     "Progress",
@@ -43,6 +45,7 @@ __all__ = [
     "available_backbones",
     "data",
     "evaluation",
+    "harden",
     "layers",
     "metrics",
     "models",

@@ -8,7 +8,7 @@ from importlib import import_module
 import satm_tf
 from satm_tf.configurable import unknown_name
 
-COMMANDS = ("train", "evaluate", "attack", "export", "predict", "prepare", "reproduce")
+COMMANDS = ("train", "harden", "evaluate", "attack", "export", "predict", "prepare", "reproduce")
 
 
 def main(arguments: list[str] | None = None) -> int:

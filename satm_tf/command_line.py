@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import difflib
 import inspect
+import logging
 import re
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import docstring_parser
 import jsonargparse
+import tensorflow as tf
 import yaml
 
 from satm_tf.configurable import unknown_name
@@ -291,6 +293,10 @@ def _add(parser: Parser, function: Callable[..., object]) -> None:
     parser.add_config()
     positional = any(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     parser.add_function_arguments(function, as_group=False, as_positional=positional, fail_untyped=True)
+    for parameter in parameters:
+        if parameter.default is False:  # The flag alone says yes.
+            action = parser._option_string_actions[f"--{parameter.name}"]
+            action.nargs, action.const = "?", True
 
 
 def _call(function: Callable[..., object], given: dict[str, Any]) -> None:
@@ -340,6 +346,8 @@ def run(
     debug = "--debug" in rest
     rest = [argument for argument in rest if argument != "--debug"]
     keep_freed_memory()
+    # Each stage has graphs of its own, so that TensorFlow's warnings of retracing would stand between all that is said.
+    tf.get_logger().setLevel(logging.ERROR)
     try:
         work(rest)
     except Interrupted as interruption:

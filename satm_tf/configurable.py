@@ -34,6 +34,16 @@ def unknown_name(kind: str, received: object, available: Iterable[str]) -> Value
     return ValueError(f"Unknown {kind}. {hint}Available: {', '.join(names) or 'none'}. Received: {received!r}")
 
 
+def plural(count: int, noun: str) -> str:
+    """A number and what it counts.
+
+    Example:
+        >>> plural(1, "epoch"), plural(1200, "image")
+        ('1 epoch', '1,200 images')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def look_up(kind: str, name: object, available: Mapping[str, _Part]) -> _Part:
     """The part of this name from a table of named parts.
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
 
 from satm_tf import command_line, storage
+from satm_tf.models.runtimes import newest_version
 from satm_tf.serving import Client
 
 
@@ -18,9 +23,11 @@ def predict(
     transport: Literal["rest", "grpc"] = "rest",
     timeout: float = 10.0,
     retries: int = 3,
+    top: int = 1,
+    json: bool = False,
     output: str | None = None,
 ) -> None:
-    """Classifies JPEG and PNG files, and prints the class of each with its probability.
+    """Classifies JPEG and PNG files, and prints a line for each: its most probable classes.
 
     Args:
         *files: JPEG or PNG files.
@@ -31,13 +38,17 @@ def predict(
         transport: How the server is asked.
         timeout: Seconds to wait for the server's answer.
         retries: How many more attempts are made where the server cannot be reached or is busy.
+        top: How many classes to show of each file.
+        json: Print a JSON list, with an object for each file, instead of lines.
         output: A CSV file to write, with the probability of every class.
 
     Raises:
-        ValueError: If neither or both of host and folder are given, or options of a server without one.
+        ValueError: If top is below 1, neither or both of host and folder are given, or options of a server without one.
         FileNotFoundError: If a file or the export does not exist.
         ServingError: If the server cannot be reached, or refuses.
     """
+    if top < 1:
+        raise ValueError(f"Show at least one class. Received: --top {top}")
     if (host is None) == (folder is None):
         raise ValueError(f"Give either --host or --folder. Received: --host {host}, --folder {folder}")
     if (host is None) != (model is None):
@@ -49,10 +60,36 @@ def predict(
     answers = client.predict(files)
     if output:
         storage.write_text(output, answers.to_csv(index=False))
-    shown = answers[["file", "label", "probability"]].copy()
-    shown["label"] = shown.label.where(answers.valid, "(not an image)")
-    shown["probability"] = shown.probability.map("{:.1%}".format).where(answers.valid, "")
-    print(shown.to_string(index=False))
+    labels = dict(zip(answers.class_id[answers.valid], answers.label[answers.valid], strict=True))
+    if folder is not None:
+        exported = newest_version(Path(folder))
+        labels |= dict(enumerate((Path(str(exported)) / "assets" / "labels.txt").read_text("utf-8").splitlines()))
+    found = [_classes(row, labels, top) for _, row in answers.iterrows()]
+    print(_as_json(answers, found) if json else _as_lines(answers, found))
+
+
+def _classes(row: pd.Series, labels: dict[int, str], top: int) -> list[tuple[str, float]]:
+    """The most probable classes of an image, with their probabilities; a server says only the names of first ones."""
+    if not row.valid:
+        return []
+    rates = row.filter(regex=r"^probability_\d+$").to_numpy(float)
+    return [(labels.get(index, f"class {index}"), float(rates[index])) for index in rates.argsort()[::-1][:top]]
+
+
+def _as_lines(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:
+    width = max(map(len, answers.file))
+    return "\n".join(
+        f"{file:<{width}}  " + (", ".join(f"{label} {rate:.1%}" for label, rate in classes) or "(not an image)")
+        for file, classes in zip(answers.file, found, strict=True)
+    )
+
+
+def _as_json(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:
+    rows: list[dict[str, Any]] = [
+        {"file": file, "valid": bool(classes), "classes": [{"label": label, "probability": p} for label, p in classes]}
+        for file, classes in zip(answers.file, found, strict=True)
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
 main = command_line.command(predict)

@@ -23,7 +23,7 @@ ROOMS = {
     "experiment": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "command_line"},
     "paper": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "experiment"},
 }
-COMMANDS = {"train", "evaluate", "attack", "export", "predict", "prepare", "reproduce"}
+COMMANDS = {"train", "harden", "evaluate", "attack", "export", "predict", "prepare", "reproduce"}
 PRIVATE_KERAS = re.compile(
     r"keras\.src|\b_maybe_symbolic_build\b|\b_flatten_layers\b|\.(?:_value|_iterations)\b(?!\s*=\s*None)"
 )
@@ -102,6 +102,7 @@ def test_private_keras_stands_in_one_file():
 TESTED_IN = {
     "__main__.py": "test_command_line.py",
     "train.py": "experiment/test_running.py",
+    "harden.py": "experiment/test_hardening.py",
     "attacks/carlini_wagner.py": "attacks/test_minimum_distortion.py",
     "attacks/deepfool.py": "attacks/test_minimum_distortion.py",
     "attacks/hop_skip_jump.py": "attacks/test_minimum_distortion.py",

@@ -1,5 +1,7 @@
 """`satm-tf predict` with an export folder; `serving/test_client.py` asks a server."""
 
+import json
+
 import pandas as pd
 import pytest
 import tensorflow as tf
@@ -37,9 +39,34 @@ def test_a_table_is_printed_and_a_file_written(folder, tmp_path, capsys):
     expected = tf.nn.softmax(build_network()(tf.cast(image, tf.float32), training=False))[0].numpy()
     assert float(answers.probability_2[0]) == pytest.approx(expected[2], abs=1e-5)
     assert answers.label[0] == LABELS[expected.argmax()]
-    printed = capsys.readouterr().out
-    assert f"{expected.max():.1%}" in printed
-    assert "(not an image)" in printed
+    order = expected.argsort()[::-1]
+    width = max(map(len, files))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{files[0]:<{width}}  {LABELS[order[0]]} {expected[order[0]]:.1%}",
+        f"{files[1]:<{width}}  (not an image)",
+    ]
+
+    assert predict.main([files[0], "--folder", str(folder / "faces"), "--top", "3"]) == 0
+    first = ", ".join(f"{LABELS[index]} {expected[index]:.1%}" for index in order[:3])
+    assert capsys.readouterr().out == f"{files[0]}  {first}\n"
+
+    assert predict.main([*files, "--folder", str(folder / "faces"), "--top", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["file"], row["valid"]) for row in rows] == [(files[0], True), (files[1], False)]
+    assert [each["label"] for each in rows[0]["classes"]] == [LABELS[index] for index in order[:2]]
+    assert rows[0]["classes"][1]["probability"] == pytest.approx(expected[order[1]], abs=1e-5)
+    assert rows[1]["classes"] == []
+
+
+def test_a_server_that_names_only_the_first_class(monkeypatch, folder, capsys):
+    def answer(self, images):
+        columns = {"label": ["old", "young"], "class_id": [2, 0], "probability": [0.7, 0.9]}
+        rates = pd.DataFrame([[0.1, 0.2, 0.7], [0.9, 0.06, 0.04]], columns=[f"probability_{i}" for i in range(3)])
+        return pd.DataFrame({"file": ["a.png", "bc.png"], "valid": True, **columns}).join(rates)
+
+    monkeypatch.setattr("satm_tf.serving.Client.predict", answer)
+    assert predict.main(["a.png", "bc.png", "--host", "localhost:1", "--model", "faces", "--top", "2"]) == 0
+    assert capsys.readouterr().out == "a.png   old 70.0%, class 1 20.0%\nbc.png  young 90.0%, class 1 6.0%\n"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +75,7 @@ def test_a_table_is_printed_and_a_file_written(folder, tmp_path, capsys):
         (["nowhere.png", "--folder", "{folder}/faces"], "nowhere.png"),
         (["{folder}/face.png", "--folder", "{folder}"], "a folder with a saved_model.pb"),
         (["{folder}/face.png", "--host", "a:1"], "A server is asked with --host and --model"),
+        (["{folder}/face.png", "--folder", "{folder}/faces", "--top", "0"], "at least one class"),
         (["{folder}/face.png"], "Give either --host or --folder"),
         (["{folder}/face.png", "--host", "a:1", "--folder", "x"], "Give either --host or --folder"),
         (["{folder}/face.png", "--folder", "{folder}/faces", "--model", "x"], "A server is asked with"),

@@ -148,6 +148,9 @@ class Config:
             raise ValueError(
                 f"export.scheme must be one of the schemes, {list(self.schemes)}. Received: {self.export.scheme!r}"
             )
+        for name in self.export.networks or ():
+            if self.export.scheme is None or name not in self.networks_of(self.export.scheme):
+                raise ValueError(f"export.networks must be trained by export.scheme. Received: {name!r}")
 
     def _check_names(self) -> None:
         if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
@@ -287,7 +290,8 @@ class Config:
     def training(self, stage: Stage) -> TrainingConfig:
         """How a stage is trained."""
         if stage.kind == FINE_TUNE:
-            return self.fine_tune
+            network = self.described_network(NetworkName.parse(stage.name))
+            return dataclasses.replace(self.fine_tune, epochs=0) if network.model else self.fine_tune
         epochs = self._described(stage.name).epochs
         return self.co_train if epochs is None else dataclasses.replace(self.co_train, epochs=epochs)
 

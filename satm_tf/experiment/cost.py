@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,6 @@ from satm_tf.experiment.images import Sizes
 from satm_tf.experiment.run_folder import FINE_TUNE, Stage
 from satm_tf.experiment.running import check
 from satm_tf.experiment.stage import precision
-from satm_tf.models import ImageClassifier
 
 # Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
 # to the images.
@@ -71,10 +71,8 @@ def time_network(described: NetworkConfig, size: int, batch: int, policy: str, n
         batch = max(1, min(batch, _PIXELS // size**2))  # A processor is busy with less.
     began = time.monotonic()
     with precision(policy):
-        network = ImageClassifier.from_backbone(
-            described.backbone, num_classes=num_classes, image_shape=(size, size, 3), dropout=described.dropout
-        )
-    images = tf.random.uniform([batch, size, size, 3])
+        network = dataclasses.replace(described, weights=None).build(num_classes, size)
+    images = tf.random.uniform([batch, *network.image_shape])
 
     @tf.function
     def step(images: tf.Tensor) -> list[tf.Tensor]:
@@ -165,6 +163,21 @@ def _estimate_export(config: Config) -> Cost:
     return Cost(0, sum(_EXPORTS * each.first for each in exported), sum(4.0 * each.weights for each in exported))
 
 
+def cells_of(config: Config) -> list[Cell]:
+    """All cells that a run measures."""
+    trained = [NetworkName(scheme, name) for scheme in config.schemes for name in config.networks_of(scheme)]
+    networks = [str(name) for name in (*trained, *(NetworkName(UNSEEN, holdout) for holdout in config.holdouts))]
+    attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in config.table_attacks().items()}}
+    surrogates = [str(name) for name in config.surrogate_names]
+    return [
+        Cell(attack, epsilon, source, target)
+        for attack, epsilon in attacks.items()
+        for source in ([""] if attack == CLEAN else [*networks, *surrogates])
+        for target in networks
+        if source not in surrogates or rung_of(source, target, config.groups)
+    ]
+
+
 def describe(config: Config) -> str:
     """What `experiment.run` has still to do and about what that takes, in words and columns; writes nothing.
 
@@ -177,17 +190,7 @@ def describe(config: Config) -> str:
     """
     images, found = check(config)
     folder, stages = config.folder, config.stages()
-    trained = [NetworkName(scheme, name) for scheme in config.schemes for name in config.networks_of(scheme)]
-    networks = [str(name) for name in (*trained, *(NetworkName(UNSEEN, holdout) for holdout in config.holdouts))]
-    attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in config.table_attacks().items()}}
-    surrogates = [str(name) for name in config.surrogate_names]
-    cells = [
-        Cell(attack, epsilon, source, target)
-        for attack, epsilon in attacks.items()
-        for source in ([""] if attack == CLEAN else [*networks, *surrogates])
-        for target in networks
-        if source not in surrogates or rung_of(source, target, config.groups)
-    ]
+    cells = cells_of(config)
     costs = {
         **estimate(config, stages, cells, found),
         "check": estimate_checks(config, found),
@@ -214,7 +217,7 @@ def describe_networks(config: Config) -> list[str]:
     """A line for each network: its backbone and size."""
     timed = _timed(config)
     return [
-        f"  {name + ': ' + described.backbone:<60}{timed(name).weights:>14,} parameters"
+        f"  {name + ': ' + described.described:<60}{timed(name).weights:>14,} parameters"
         for name, described in config.all_networks.items()
     ]
 

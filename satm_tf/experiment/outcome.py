@@ -76,7 +76,7 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
     if scheme is None:
         return
     exported = read_json(folder.exports) if folder.exports.exists() else {}
-    for name in config.networks_of(scheme):
+    for name in config.export.networks or config.networks_of(scheme):
         if name in exported:
             continue
         stage = Stage(CO_TRAIN, scheme)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import data
+from satm_tf.configurable import plural
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data
 from satm_tf.experiment.outcome import conclude
 from satm_tf.experiment.run_folder import Stage
+from satm_tf.experiment.sections import AT_HAND
 from satm_tf.experiment.stage import Job, train_stage
 from satm_tf.models import get_backbone
 from satm_tf.models.weights import find_weights
@@ -101,7 +104,7 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
         claim(folder.path, _described(config))
     job = Job(config, images, withheld.surrogates, loss, strategy, devices)
     print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
-          f"{len(images.test)} test images of {images.num_classes} classes\n{images.account}")  # fmt: skip
+          f"{plural(len(images.test), 'test image')} of {images.num_classes} classes\n{images.account}")  # fmt: skip
     with lock(folder.path) if job.writes else contextlib.nullcontext():
         for stage in chosen:
             train_stage(job, stage)
@@ -130,9 +133,11 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
     _check_optimizers(config)
     surrogates = [network for group in config.surrogates.values() for network in (group.networks or {}).values()]
     for network in [*config.all_networks.values(), *surrogates]:
-        published = get_backbone(network.backbone).published
-        if network.weights is not None and network.weights not in published:
-            find_weights(network.backbone, network.weights, published)
+        if network.model is not None and not Path(network.model).is_file():
+            raise FileNotFoundError(f"There is no network at this path. Received: {network.model}")
+        published = get_backbone(network.backbone).published if network.backbone else {}
+        if network.backbone and network.weights not in (None, AT_HAND, *published):
+            find_weights(network.backbone, str(network.weights), published)
     check_claim(config.folder.path, _described(config))
     images, sizes = look_at_data(config.data, config.folder, config.seed)
     _loss(config, images)

@@ -17,8 +17,11 @@ from satm_tf.attacks import Attack
 from satm_tf.configurable import look_up, unknown_name
 from satm_tf.data import Augmentation
 from satm_tf.evaluation.masking import EFFORT
-from satm_tf.models import get_backbone
+from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.training import ClassificationLoss, Scheme
+
+AT_HAND = "at_hand"
+"""Instead of a name of published weights: those that are on this machine, if any are."""
 
 _OPTIMIZERS = {
     name.lower(): kind
@@ -141,17 +144,57 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """One network.
+    """One network: a backbone that is fine-tuned first, or a trained model that starts as it is.
 
     Attributes:
         backbone: One of satm_tf.models.available_backbones().
         weights: What the backbone starts from: vggface, imagenet, the path of an HDF5 file; null is a fresh start.
+            at_hand takes the backbone's published weights if an earlier download has left them on this machine, and
+            else a fresh start.
         dropout: Rate of the dropout before the classification layer; null takes the backbone's own.
+        model: The .keras file of a trained classifier, in place of a backbone.
+        input_range: The lowest and the highest value of a pixel that the model takes; null is 0 to 255.
     """
 
-    backbone: str
+    backbone: str | None = None
     weights: str | None = None
     dropout: float | None = None
+    model: str | None = None
+    input_range: tuple[float, float] | None = None
+
+    @property
+    def described(self) -> str:
+        """What it is, in a word or two."""
+        return self.backbone or str(self.model)
+
+    def build(self, num_classes: int, image_size: int, name: str | None = None) -> ImageClassifier:
+        """The network before any training.
+
+        Args:
+            num_classes: Number of classes, of a backbone; a model has its own.
+            image_size: Height and width of the images, likewise.
+            name: Its name; None takes the backbone's.
+
+        Raises:
+            ValueError: If the weights do not fit the backbone, or the model cannot be wrapped.
+            FileNotFoundError: If there is no such model.
+        """
+        named: dict[str, Any] = {} if name is None else {"name": name}
+        if self.backbone is not None:
+            return ImageClassifier.from_backbone(
+                self.backbone,
+                num_classes=num_classes,
+                image_shape=(image_size, image_size, 3),
+                weights=self.weights_at_hand() if self.weights == AT_HAND else self.weights,
+                dropout=self.dropout,
+                **named,
+            )
+        return ImageClassifier.from_keras(str(self.model), input_range=self.input_range or (0, 255), **named)
+
+    def weights_at_hand(self) -> str | None:
+        """The name of published weights of the backbone that are on this machine already, if there are any."""
+        published = get_backbone(str(self.backbone)).published
+        return next((name for name, weights in published.items() if weights.cached.is_file()), None)
 
     def check(self, path: str, image_size: int) -> None:
         """Finds what is wrong before the network is built.
@@ -161,8 +204,20 @@ class NetworkConfig:
             image_size: The size of the images that it takes.
 
         Raises:
-            ValueError: If the backbone is unknown, the images are too small for it, or dropout is no rate.
+            ValueError: If the backbone is unknown, the images are too small for it, dropout is no rate, or what
+                describes a backbone is given with a model.
         """
+        if (self.backbone is None) == (self.model is None):
+            raise ValueError(f"{path} has either a backbone or a model. Received: {vars(self)}")
+        if self.backbone is None:
+            if self.weights is not None or self.dropout is not None:
+                raise ValueError(f"{path} is a model, which has weights and dropout of its own. Received: {vars(self)}")
+            low, high = self.input_range or (0, 255)
+            if not low < high:
+                raise ValueError(f"{path}.input_range must be [lowest, highest]. Received: {self.input_range}")
+            return
+        if self.input_range is not None:
+            raise ValueError(f"{path}.input_range is for a model, not for a backbone. Received: {self.input_range}")
         minimum = get_backbone(self.backbone).minimum_size
         if image_size < minimum:
             raise ValueError(
@@ -178,7 +233,7 @@ class TrainingConfig:
     """One stage of training.
 
     Attributes:
-        epochs: Passes over the training images, at most.
+        epochs: Passes over the training images, at most; 0 leaves networks as they are.
         batch_size: Clean images in a step.
         optimizer: Name of a Keras optimizer.
         learning_rate: Its learning rate, at the start if it decays.
@@ -206,8 +261,8 @@ class TrainingConfig:
         Raises:
             ValueError: If a number is outside its range, or Keras has no such optimizer or option.
         """
-        for name in ("epochs", "batch_size"):
-            _check_number(f"{path}.{name}", getattr(self, name), 1, whole=True)
+        _check_number(f"{path}.epochs", self.epochs, 0, whole=True)
+        _check_number(f"{path}.batch_size", self.batch_size, 1, whole=True)
         _check_number(f"{path}.learning_rate", self.learning_rate, 0, above=True)
         _check_number(f"{path}.patience", self.patience, 0, whole=True, null=True)
         _check_number(f"{path}.checkpoint_seconds", self.checkpoint_seconds, 0)
@@ -246,7 +301,8 @@ class _SchemeConfig:
         preset: One of satm_tf.training.SCHEMES; null starts from a scheme's defaults.
         networks: Which of the experiment's networks it trains; null is all.
         starts_from: The scheme, trained before, whose networks it continues with; null takes the fine-tuned ones.
-        epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work.
+        epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work; 0
+            leaves the networks as they are.
         frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
     """
 
@@ -340,11 +396,13 @@ class ExportConfig:
 
     Attributes:
         scheme: The scheme whose networks are exported; null exports nothing.
+        networks: Which of its networks; null is all.
         folder: The folder that holds a folder for each model.
     """
 
     scheme: str | None = None
     folder: str = "exported_models"
+    networks: list[str] | None = None
 
 
 @dataclass(frozen=True)

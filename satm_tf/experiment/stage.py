@@ -16,6 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import data, storage
+from satm_tf.configurable import plural
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import make_batches
@@ -120,37 +121,40 @@ def train_stage(job: Job, stage: Stage) -> None:
     with precision(job.config.precision):
         with job.strategy.scope():
             trainer = _fine_tuning(job, stage) if stage.kind == FINE_TUNE else _co_training(job, stage)
-        rows = _fit(job, trainer, stage)
+        rows = _fit(job, trainer, stage) if job.config.training(stage).epochs else []
     if job.writes:
         with storage.atomic_folder(final) as temporary:
             for name, network in trainer.networks.items():
                 network.save(temporary / folder.network(stage, name).name)
             initial = {name: network.initial_weights for name, network in trainer.networks.items()}
             storage.write_json(temporary / folder.initial_weights(stage).name, initial)
-            pd.DataFrame(rows).to_csv(temporary / folder.history(stage).name, index=False)
-        shutil.rmtree(folder.checkpoints(stage))
-        print(f"{stage}: {len(rows)} epochs in {time.monotonic() - began:.0f} s")
-        _warn_of_collapse(stage, trainer, rows)
+            history = pd.DataFrame(rows, columns=None if rows else ["epoch"])
+            history.to_csv(temporary / folder.history(stage).name, index=False)
+        shutil.rmtree(folder.checkpoints(stage), ignore_errors=True)
+        if rows:
+            print(f"{stage}: {plural(len(rows), 'epoch')} in {time.monotonic() - began:.0f} s")
+            _warn_of_collapse(stage, trainer, rows)
+        else:
+            print(f"{stage}: left as it is")
     wait_for_all(job.strategy)
 
 
 def _fine_tuning(job: Job, stage: Stage) -> CoTraining:
     name = NetworkName.parse(stage.name)
     described = job.config.described_network(name)
-    size = job.config.data.image_size
     with job.device(stage.name):
-        network = ImageClassifier.from_backbone(
-            described.backbone,
-            num_classes=job.images.num_classes,
-            image_shape=(size, size, 3),
-            weights=described.weights,
-            dropout=described.dropout,
-            name=name.network,
-        )
-        if described.weights is not None and get_backbone(described.backbone).folded:
+        size = job.config.data.image_size
+        network = described.build(job.images.num_classes, size, name.network)
+        if described.weights is not None and get_backbone(str(described.backbone)).folded:
             some = job.training_images(stage).limit(_STATISTICS_IMAGES, job.seed(stage))
             images = np.concatenate([images for images, _ in make_batches(some, job.config).as_numpy_iterator()])
             restore_batch_norm(network, images)
+    received = network.image_shape, network.num_classes
+    if received != ((size, size, 3), job.images.num_classes):
+        raise ValueError(
+            f"{described.described} must take images of {size} x {size} and distinguish {job.images.num_classes} "
+            f"classes, as the data does. Received: images of shape {received[0]}, {received[1]} classes"
+        )
     return _trainer(job, stage, {name.network: network}, learns_from="nobody")
 
 
@@ -172,7 +176,7 @@ def _trainer(job: Job, stage: Stage, networks: dict[str, ImageClassifier], **opt
         **options,
     )
     steps = max(1, len(job.training_images(stage)) // training.batch_size)
-    trainer.compile(optimizer=training.make_optimizer(training.epochs * steps))
+    trainer.compile(optimizer=training.make_optimizer(max(1, training.epochs * steps)))
     return trainer
 
 
@@ -221,8 +225,8 @@ def _write_metrics(job: Job, stage: Stage, rows: list[dict[str, float]]) -> None
         history = job.folder.history(each)
         if each == stage:
             frames.append(pd.DataFrame(rows).assign(stage=str(stage)))
-        elif history.exists():
-            frames.append(pd.read_csv(history).assign(stage=str(each)))
+        elif history.exists() and len(earlier := pd.read_csv(history)):
+            frames.append(earlier.assign(stage=str(each)))
     storage.write_text(job.folder.metrics, pd.concat(frames).to_csv(index=False))
 
 

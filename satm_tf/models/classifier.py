@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from satm_tf.configurable import unknown_name
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import get_backbone
+from satm_tf.models.runtimes import loading
 from satm_tf.models.weights import find_weights, weights_record
 
 _POOLING = {
@@ -158,6 +160,58 @@ class ImageClassifier(keras.Model):
             dropout=spec.dropout if dropout is None else dropout,
             **{"name": backbone, **kwargs},
         )
+
+    @classmethod
+    def from_keras(
+        cls,
+        model: keras.Model | str | os.PathLike[str],
+        input_range: tuple[float, float] = (0, 255),
+        *,
+        name: str | None = None,
+    ) -> ImageClassifier:
+        """A trained Keras classifier as one of ours, its head included, so that it answers as before.
+
+        Args:
+            model: A functional or Sequential model from images `[batch, height, width, 3]` to classes, or its `.keras`
+                file. Its last layer is a `Dense` layer, with a softmax or without. An `ImageClassifier` is returned as
+                it is.
+            input_range: The lowest and the highest value of a pixel that the model takes.
+            name: The classifier's name; None takes the model's.
+
+        Raises:
+            ValueError: If the model is another one, or the classifier would not answer as the model does.
+        """
+        if isinstance(model, (str, os.PathLike)):
+            with loading(os.fspath(model)):
+                model = keras.saving.load_model(model, compile=False)
+        if isinstance(model, cls):
+            return model
+        head = model.layers[-1] if getattr(model, "inputs", None) else None
+        activation = keras.activations.serialize(head.activation) if isinstance(head, keras.layers.Dense) else None
+        if head is None or activation not in ("softmax", "linear") or not head.use_bias:
+            raise ValueError(
+                "A Keras model to wrap is functional or Sequential, and ends in a Dense layer with bias, with a "
+                f"softmax or without. Received: {type(model).__name__}, whose last layer is {head}"
+            )
+        low, high = map(float, input_range)
+        network = cls(
+            keras.Model(model.inputs, head.input),
+            head.units,
+            image_shape=tuple(model.input_shape[1:]),
+            preprocessing=Preprocessing(scale=high - low, offset=low),
+            pooling=None,
+            name=name or model.name,
+        )
+        network._classification.set_weights(head.get_weights())
+        noise = keras.random.uniform((4, *network.image_shape), seed=0)
+        answers = network(noise, training=False)
+        expected = model(low + (high - low) * noise, training=False)
+        difference = keras.ops.max(
+            keras.ops.abs((keras.ops.softmax(answers) if activation == "softmax" else answers) - expected)
+        )
+        if not difference <= 1e-4 * (1 + keras.ops.max(keras.ops.abs(expected))):
+            raise ValueError(f"The wrapped model must answer as the model does. Received: {difference} between them")
+        return network
 
     def features(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The float32 features `[batch, feature_size]` of float images `[batch, height, width, 3]` in [0, 1]."""

@@ -31,6 +31,12 @@ class PublishedWeights:
     checksum: str | None = None
     beside: tuple[PublishedWeights, ...] = ()
 
+    @property
+    def cached(self) -> Path:
+        """Where the file is kept once it has been downloaded."""
+        home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+        return home / self.folder / self.url.rsplit("/", 1)[-1]
+
 
 def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedWeights]) -> Path:
     """The file that `weights` stands for; published ones are downloaded once.

@@ -191,7 +191,7 @@ def _write_tables(request: Request, experiment: str, done: Sequence[Repeat], acc
     runs += ", ".join(
         f"seed {repeat.seed}" + ("" if repeat.fold is None else f" fold {repeat.fold}") for repeat in done
     )
-    roles = ", ".join(f"{name} is {described.backbone}" for name, described in config.all_networks.items())
+    roles = ", ".join(f"{name} is {described.described}" for name, described in config.all_networks.items())
     how = "mean ± standard deviation over runs" if len(done) > 1 else "with Wilson's 95 % interval"
     text = (
         f"{account}\n\n{runs}. Rates are {how}; differences between trainings are paired, with 95 % intervals. "

@@ -192,3 +192,19 @@ def test_the_gradient_of_a_backbone_equals_a_finite_difference(name):
     step = 1e-3 * gradient / tf.norm(gradient)
     difference = float(loss(images + step) - loss(images - step)) / 2
     assert difference == pytest.approx(float(tf.reduce_sum(gradient * step)), rel=1e-2)
+
+
+def test_a_trained_keras_model_keeps_its_head_and_its_answers(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dense(3, activation="softmax")(
+        keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    )
+    model = keras.Model(inputs, outputs, name="mine")
+    model.save(tmp_path / "mine.keras")
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype("float32")
+    for given in (model, tmp_path / "mine.keras"):
+        network = ImageClassifier.from_keras(given, input_range=(0, 255))
+        np.testing.assert_allclose(tf.nn.softmax(network(images)), model(255 * images), atol=1e-5)
+    assert ImageClassifier.from_keras(network) is network
+    with pytest.raises(ValueError, match="ends in a Dense layer"):
+        ImageClassifier.from_keras(keras.Model(inputs, keras.layers.Softmax()(outputs)))

@@ -1,0 +1,475 @@
+"""Defends a model that is trained already: an experiment made from the model and its images, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from satm_tf import storage
+from satm_tf.configurable import plural
+from satm_tf.evaluation import Predictions
+from satm_tf.evaluation.ladder import ladder_table
+from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.evaluation.rungs import RUNGS
+from satm_tf.evaluation.statistics import compare_paired
+from satm_tf.experiment import cost
+from satm_tf.experiment.config import (
+    ChecksConfig,
+    Config,
+    DataConfig,
+    ExportConfig,
+    NetworkConfig,
+    SchemeConfig,
+    TrainingConfig,
+)
+from satm_tf.experiment.images import Sizes, load_data, make_batches
+from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
+from satm_tf.experiment.running import run
+from satm_tf.models import ImageClassifier, get_backbone
+
+ORIGINAL, HARDENED = "original", "hardened"
+"""What results call the model as it came, and as it is after the defence."""
+
+_SMALL = ("compact_resnet", "compact_vgg", "compact_inception", "compact_densenet")
+_LARGE = ("resnet50_imagenet", "efficientnet_v2_b0_imagenet", "inception_v3_imagenet", "vgg16_imagenet")
+_LARGE_FROM = 96
+_CHECKS = ChecksConfig(schemes=[HARDENED], limit=60, effort={"steps": 10, "targets": 2, "queries": 100})
+# Fewer steps teach a partner next to nothing, whatever the number of images.
+_STEPS, _MOST_EPOCHS = 400, 60
+_LEAST_EPOCHS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Hardened:
+    """What `harden` gives back; printing it says what the defence costs and what it gains.
+
+    Attributes:
+        model: The hardened classifier: images in [0, 1] to logits.
+        original: The model as it came, in the same form.
+        results: The rows of `results.csv`, with the targets `original/<name>` and `hardened/<name>`.
+        folder: The run folder.
+        keras_file: The hardened classifier on disk.
+        saved_model: Its SavedModel, for TensorFlow Serving, with the model card in `assets.extra`.
+        report: The page with all figures.
+        summary: The text that printing shows.
+    """
+
+    model: ImageClassifier
+    original: ImageClassifier
+    results: pd.DataFrame
+    folder: Path
+    keras_file: Path
+    saved_model: Path
+    report: Path
+    summary: str
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+def harden(
+    model: keras.Model | str | os.PathLike[str],
+    data: str | os.PathLike[str] | tf.data.Dataset | tuple[Any, Any],
+    *,
+    output: str | os.PathLike[str],
+    input_range: tuple[float, float] = (0, 255),
+    class_names: Sequence[str] | None = None,
+    format: str = "folder",
+    data_options: Mapping[str, Any] | None = None,
+    epsilon: float = 8 / 255,
+    scheme: str = "recommended",
+    partners: Sequence[str] | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+) -> Hardened:
+    """Defends a trained classifier against adversarial examples made on other models, and measures what that is worth.
+
+    Partners are fine-tuned on the same images; then the model, as it came, and its partners learn from each other's
+    adversarial examples. Networks that took no part attack the model before and after. All of it is one experiment (see
+    `satm_tf.experiment.run`), in one run folder: the same call resumes after an interruption.
+
+    If the model was trained on these images, put those that it has not seen into `test/`, and the others into `train/`:
+    else the accuracy before is of images that it knows, and the defence seems to cost more than it does.
+
+    Args:
+        model: A Keras classifier, or its `.keras` file. What `ImageClassifier.from_keras` takes; with square images.
+        data: A folder of images; or `(images, labels)`, arrays `[n, height, width, 3]` and int `[n]`; or a
+            `tf.data.Dataset` of such batches. Images in memory are uint8, or floats in `input_range`, and are written
+            into the run folder with 8 bits.
+        output: The run folder.
+        input_range: The lowest and the highest value of a pixel that the model takes.
+        class_names: The classes in the order of the model's outputs: for a folder, its sub-folders; None takes the
+            alphabetical order, for images in memory the numbers of the labels.
+        format: What the folder holds, one of `satm_tf.data.formats.FORMATS` with which one can train.
+        data_options: Fields of `DataConfig` beside these, such as `{"fold": 1}` or `{"test_share": 0.3}`.
+        epsilon: The size of the perturbations, in units of images in [0, 1].
+        scheme: One of `satm_tf.training.SCHEMES`.
+        partners: Backbones that train beside the model; None takes two that fit the images, pre-trained ones if their
+            weights are on this machine.
+        epochs: Passes over the images, of the partners and of the defence; None gives more for fewer images.
+        minutes: The time that all of it may take on this machine, by an estimate. Epochs and partners are chosen for
+            it, once: a resumed run keeps them.
+        seed: What all random numbers follow from.
+
+    Returns:
+        The hardened model, the model as it came, their figures and where all of it is.
+
+    Raises:
+        ValueError: If model and images do not go together, the model is no better than chance on them, an option is
+            unknown, or `output` holds another run.
+        FileNotFoundError: If the model or the folder does not exist.
+        Interrupted: If SIGINT or SIGTERM was received while it trained; everything is saved.
+
+    Example:
+        >>> hardened = satm_tf.harden("mine.keras", "photos/", output="runs/mine")
+        >>> print(hardened)
+        Clean accuracy 96.0% -> 94.5% (-1.5 points, 200 test images).
+    """
+    output, input_range = Path(output), (float(input_range[0]), float(input_range[1]))
+    record = _Record(output, locals())
+    file, classifier = _model_file(model, input_range, output, record)
+    if classifier.image_shape[0] != classifier.image_shape[1]:
+        raise ValueError(f"Only models of square images can be hardened. Received: {classifier.image_shape}")
+    size = classifier.image_shape[0]
+    described = DataConfig(
+        **{
+            "format": format,
+            "image_size": size,
+            "class_names": None if class_names is None else list(class_names),
+            "test_share": 0.2,
+            "fold": 0 if format in ("adience", "synthetic_faces") else None,
+            **_images(data, output, input_range, class_names, record),
+            **(data_options or {}),
+        }
+    )
+    images = load_data(described, RunFolder(output), seed)
+    _check_fit(classifier, images, described)
+    name = _name(file)
+    helpers = _helpers(size, partners)
+    sizes = Sizes(len(images.train), len(images.validation), len(images.test))
+    batch = int(np.clip(2 ** int(math.log2(max(1, sizes.train // 16))), 8, 64))
+    usual = int(np.clip(math.ceil(_STEPS * batch / sizes.train), _LEAST_EPOCHS, _MOST_EPOCHS))
+
+    def configured(epochs: int, partners: Sequence[str]) -> Config:
+        training = TrainingConfig(epochs=epochs, batch_size=batch, learning_rate=1e-3, decay="cosine")
+        return Config(
+            name=name,
+            run_dir=str(output),
+            seed=seed,
+            data=described,
+            networks={
+                name: NetworkConfig(model=str(file), input_range=input_range),
+                **{each: _partner(each) for each in partners},
+            },
+            holdouts={each: _partner(each) for each in helpers["holdouts"] if each not in partners},
+            fine_tune=training,
+            # A trained model forgets at the learning rate with which a new one starts.
+            co_train=dataclasses.replace(training, learning_rate=3e-4),
+            attack={"name": "rs_fgsm", "epsilon": float(epsilon)},
+            schemes={
+                ORIGINAL: SchemeConfig(preset="undefended", networks=[name], epochs=0),
+                HARDENED: SchemeConfig(preset=scheme),
+            },
+            evaluation_attacks={"fgsm": {"name": "fgsm"}, "mi_fgsm": {"name": "mi_fgsm", "steps": 10}},
+            checks=_CHECKS,
+            export=ExportConfig(HARDENED, str(output / "exported"), [name]),
+        )
+
+    chosen = record.get("plan")
+    if chosen is None:
+        chosen = {"epochs": epochs or usual, "partners": helpers["partners"]}
+        if minutes is not None:
+            chosen = _plan_for(minutes, configured, chosen, sizes, epochs)
+        record.set("plan", chosen)
+    config = configured(**chosen)
+    if not RunFolder(output).results.exists():
+        about = _seconds(config, sizes) / 60
+        print(
+            f"{name} with {', '.join(chosen['partners'])}, {plural(chosen['epochs'], 'epoch')} each: about "
+            f"{about:.0f} min on this machine, by networks timed just now",
+            flush=True,
+        )
+    results = run(config)
+    return _outcome(config, name, results, float(epsilon))
+
+
+class _Record:
+    """`harden.json`: what was asked for, digests of what was given in memory, and the plan; the same on every call."""
+
+    def __init__(self, output: Path, given: Mapping[str, Any]):
+        self.path = output / "harden.json"
+        self.content: dict[str, Any] = storage.read_json(self.path) if self.path.exists() else {}
+        asked = {key: value for key, value in given.items() if key not in ("model", "data", "output", "record")}
+        self.check("asked", {key: repr(_plain(value)) for key, value in asked.items()})
+
+    def get(self, key: str) -> Any:
+        return self.content.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self.content[key] = value
+        storage.write_json(self.path, self.content)
+
+    def check(self, key: str, value: Any) -> None:
+        """Keeps a value for the time that it is written down, or finds that it is what was written."""
+        before = self.content.setdefault(key, value)
+        if before != value:
+            differing = sorted(k for k in value if before.get(k) != value[k]) if isinstance(value, dict) else [key]
+            raise ValueError(
+                f"{self.path.parent} holds another hardening; choose another output, or delete it. "
+                f"Received: other values of {', '.join(differing)}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def _model_file(
+    model: Any, input_range: tuple[float, float], output: Path, record: _Record
+) -> tuple[Path, ImageClassifier]:
+    """The `.keras` file with which the experiment starts, and the classifier in it."""
+    if isinstance(model, (str, os.PathLike)):
+        file = Path(model)
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no model at this path. Received: {model}")
+        record.check("model", storage.sha256(file))
+    elif isinstance(model, keras.Model):
+        digest = hashlib.sha256()
+        for weights in model.get_weights():
+            digest.update(np.ascontiguousarray(weights).tobytes())
+        record.check("model", digest.hexdigest())
+        file = output / f"{_word(model.name)}.keras"
+        if not file.exists():
+            with storage.atomic_file(file) as temporary:
+                model.save(temporary)
+    else:
+        raise ValueError(f"A model is a Keras model or its .keras file. Received: {type(model).__name__}")
+    return file, ImageClassifier.from_keras(str(file), input_range=input_range)
+
+
+def _images(
+    data: Any, output: Path, input_range: tuple[float, float], class_names: Sequence[str] | None, record: _Record
+) -> dict[str, Any]:
+    """The fields of the configuration that say where the images are; those in memory are written there first."""
+    if isinstance(data, (str, os.PathLike)):
+        return {"root": os.fspath(data)}
+    batches = [data] if isinstance(data, tuple) else data
+    pixels: list[Any] = []
+    labels: list[int] = []
+    low, high = input_range
+    for some, classes in batches:
+        some, classes = np.asarray(some), np.asarray(classes)
+        if some.ndim != 4 or some.shape[-1] != 3 or classes.shape != some.shape[:1] or classes.dtype.kind not in "iu":
+            raise ValueError(
+                "Images in memory are [n, height, width, 3] with integer labels [n]. "
+                f"Received: {some.shape}, and labels {classes.dtype} {classes.shape}"
+            )
+        if some.dtype != np.uint8:
+            if some.min() < low or some.max() > high:
+                raise ValueError(
+                    f"Floats must lie in input_range, {tuple(input_range)}. Received: {some.min()} to {some.max()}"
+                )
+            some = np.round((some - low) / (high - low) * 255).astype(np.uint8)
+        pixels.extend(some)
+        labels.extend(classes.tolist())
+    digests = sorted(
+        hashlib.sha256(image.tobytes()).hexdigest() + str(label) for image, label in zip(pixels, labels, strict=True)
+    )
+    record.check("images", hashlib.sha256("".join(digests).encode()).hexdigest())
+    names = list(class_names or map(str, range(max(labels, default=0) + 1)))
+    if min(labels, default=0) < 0 or max(labels, default=0) >= len(names):
+        raise ValueError(f"A label is a number below {len(names)}. Received: {min(labels)} to {max(labels)}")
+    lacking = [name for label, name in enumerate(names) if label not in labels]
+    if lacking or len(names) < 2:
+        raise ValueError(
+            "Training needs images of at least two classes, and of each that there is. "
+            f"Received: none of {', '.join(lacking) or 'a second class'}"
+        )
+    folder = output / "images"
+    if not folder.exists():
+        with storage.atomic_folder(folder, durable=False) as temporary:
+            for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+                place = temporary / names[label] / f"{number:06}.png"
+                place.parent.mkdir(exist_ok=True)
+                place.write_bytes(tf.io.encode_png(image).numpy())
+    return {"root": str(folder), "format": "folder", "class_names": names}
+
+
+def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) -> None:
+    """Finds before any training that the model cannot answer for these images."""
+    if classifier.num_classes != images.num_classes:
+        raise ValueError(
+            f"The model distinguishes {classifier.num_classes} classes, and the images have {images.num_classes}: "
+            f"{', '.join(images.class_names)}"
+        )
+    some = images.train.limit(256, 0)
+    answers, labels = [], []
+    for batch, classes in make_batches(some, _Sized(described)):  # type: ignore[arg-type]
+        answers.extend(np.argmax(classifier(batch), -1))
+        labels.extend(classes.numpy())
+    rate = float(np.mean(np.equal(answers, labels)))
+    if rate <= 1.1 / images.num_classes:
+        raise ValueError(
+            f"The model is right on {rate:.0%} of {len(labels)} training images, no better than chance, so there is "
+            "nothing to defend. Check input_range; that class_names are in the order of the model's outputs; and that "
+            f"images differ from class to class. Received: the classes {', '.join(images.class_names)}"
+        )
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """As much of a configuration as `make_batches` looks at."""
+
+    data: DataConfig
+
+
+def _helpers(size: int, partners: Sequence[str] | None) -> dict[str, list[str]]:
+    """The partners, and the networks that take no part and attack."""
+    at_hand = [name for name in _LARGE if size >= _LARGE_FROM and NetworkConfig(name).weights_at_hand()]
+    fitting = [*at_hand, *(name for name in _SMALL if size >= get_backbone(name).minimum_size)]
+    chosen = list(partners or fitting[:2])
+    unseen = [name for name in fitting if name not in chosen][:2]
+    if not chosen or not unseen:
+        raise ValueError(
+            f"The networks that train beside a model and attack it take images of at least 16 x 16. Received: {size}"
+        )
+    return {"partners": chosen, "holdouts": unseen}
+
+
+def _partner(backbone: str) -> NetworkConfig:
+    return NetworkConfig(backbone, weights="at_hand" if get_backbone(backbone).published else None)
+
+
+def _seconds(config: Config, sizes: Sizes) -> float:
+    """About how long a whole run takes on this machine."""
+    costs = cost.estimate(config, config.stages(), cost.cells_of(config), sizes)
+    return sum(each.seconds for each in costs.values()) + cost.estimate_checks(config, sizes).seconds
+
+
+def _plan_for(
+    minutes: float, configured: Any, usual: Mapping[str, Any], sizes: Sizes, epochs: int | None
+) -> dict[str, Any]:
+    """The most partners with which the least number of epochs fits into the time, and the most epochs that fit then."""
+    least = epochs or min(_LEAST_EPOCHS, usual["epochs"])
+    for count in range(len(usual["partners"]), 0, -1):
+        partners = usual["partners"][:count]
+        first = _seconds(configured(least, partners), sizes)
+        if first <= 60 * minutes or count == 1:
+            break
+    if first > 60 * minutes:
+        print(f"warning: {minutes:g} min are too few; the least that makes sense takes about {first / 60:.0f} min")
+    each = _seconds(configured(least + 1, partners), sizes) - first
+    more = max(0, int((60 * minutes - first) / max(each, 1e-9)))
+    return {"epochs": epochs or min(least + more, _MOST_EPOCHS), "partners": partners}
+
+
+def _outcome(config: Config, name: str, results: pd.DataFrame, epsilon: float) -> Hardened:
+    folder = config.folder
+    predictions = Predictions.load(folder.predictions)
+    stage = Stage(CO_TRAIN, HARDENED)
+    summary = summarise(predictions, name, epsilon)
+    saved = Path(storage.read_json(folder.exports)[name])
+    hardened = Hardened(
+        model=folder.load(stage, name),
+        original=folder.load(Stage(FINE_TUNE, name), name),
+        results=results,
+        folder=folder.path,
+        keras_file=folder.network(stage, name),
+        saved_model=saved,
+        report=folder.report,
+        summary="\n".join(
+            [
+                summary,
+                f"hardened model: {folder.network(stage, name)}",
+                f"SavedModel:     {saved}",
+                f"report:         {folder.report}",
+            ]
+        ),
+    )
+    storage.write_text(folder.path / "summary.txt", summary + "\n")
+    return hardened
+
+
+def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
+    """What a defence costs on clean images, what it gains on each rung, and, where it gains nothing, why.
+
+    Args:
+        predictions: Of the targets `original/<name>` and `hardened/<name>`, on the same images.
+        name: The model's name.
+        epsilon: The size of the perturbations, for the text.
+
+    Returns:
+        Lines of text; the first is the cost on clean images.
+    """
+    before, after = f"{ORIGINAL}/{name}", f"{HARDENED}/{name}"
+    clean = compare_paired(*(predictions.correct(CLEAN, 0.0, "", target) for target in (before, after)))
+    rates = [float(predictions.correct(CLEAN, 0.0, "", target).mean()) for target in (before, after)]
+    count = len(predictions.labels)
+    ladder = ladder_table(predictions).xs("accuracy", axis="columns", level="value")
+    worst = [predictions.worst(target) for target in (before, after)]
+    gain = compare_paired(*worst)
+    shown = {rung: RUNGS[rung].label for rung in ladder.columns if rung in RUNGS} | {"worst": "worst of all these"}
+    lines = [
+        f"Clean accuracy {rates[0]:.1%} -> {rates[1]:.1%} ({100 * clean.difference:+.1f} points, {count} test images).",
+        f"Accuracy under attack, epsilon {_fraction(epsilon)}, before -> after:",
+        *(
+            f"  {label:<24}{ladder.loc[before, rung]:>7.1%} -> {ladder.loc[after, rung]:.1%}"
+            for rung, label in shown.items()
+        ),
+        f"  {'(white box, no promise)':<24}{ladder.loc[before, 'white_box']:>7.1%} -> "
+        f"{ladder.loc[after, 'white_box']:.1%}",
+    ]
+    if not gain.rises():
+        lines.append(f"The defence did not help: {_why(rates, worst, gain, count)}")
+    return "\n".join(lines)
+
+
+def _why(rates: Sequence[float], worst: Sequence[Any], gain: Any, count: int) -> str:
+    lost = rates[0] - float(worst[0].mean())
+    if lost < 0.02:
+        return (
+            f"the attacks took only {100 * lost:.1f} points from the model as it came, so there was nothing to gain at "
+            "this epsilon. Try a larger one."
+        )
+    if rates[1] < rates[0] - 0.1:
+        return (
+            f"the model has lost {100 * (rates[0] - rates[1]):.0f} points on clean images. Try a smaller epsilon, more "
+            "images, or another number of epochs."
+        )
+    if gain.difference > 0:
+        return (
+            f"{100 * gain.difference:+.1f} points on {count} test images may be chance (p = {gain.p_value:.2g}). "
+            "Measure more images."
+        )
+    return "the model learnt too little from its partners. Try more epochs, more images, or other partners."
+
+
+def _fraction(epsilon: float) -> str:
+    for whole in (255, 256):
+        if abs(epsilon * whole - round(epsilon * whole)) < 1e-6 and round(epsilon * whole):
+            return f"{round(epsilon * whole)}/{whole}"
+    return f"{epsilon:g}"
+
+
+def _word(text: str) -> str:
+    """A text as a name that files, columns and options can hold."""
+    word = re.sub(r"\W+", "_", text).strip("_") or "model"
+    return (word if word[0].isalpha() else f"model_{word}")[:60]
+
+
+def _name(file: Path) -> str:
+    name = _word(file.stem)
+    return f"{name}_model" if name in (*_SMALL, *_LARGE) else name
