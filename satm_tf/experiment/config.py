@@ -154,6 +154,8 @@ class Config:
             raise ValueError(f"A holdout must not be one of the networks. Received: {common[0]!r} in both")
         if UNSEEN in self.schemes:
             raise ValueError(f"{UNSEEN!r} is what results call unseen networks; choose another name for the scheme.")
+        if FINE_TUNE in self.schemes:
+            raise ValueError(f"{FINE_TUNE!r} is what frozen_from calls the fine-tuned networks; choose another name.")
         aliases = {f"frozen_{name}" for name in self.networks} & set(self.networks)
         if aliases:
             raise ValueError(
@@ -166,7 +168,16 @@ class Config:
             for network in described.networks or ():
                 if network not in self.networks:
                     raise unknown_name(f"network in schemes.{name}.networks", network, self.networks)
-            for field_name, other in (("frozen_from", described.frozen_from), ("starts_from", described.starts_from)):
+            for network in described.sparring or ():
+                if network not in self.networks:
+                    raise unknown_name(f"network in schemes.{name}.sparring", network, self.networks)
+            groups = described.frozen_from
+            named = (
+                [("frozen_from", groups)]
+                if isinstance(groups, str)
+                else [("frozen_from", group) for group in groups or () if group != FINE_TUNE]
+            )
+            for field_name, other in (*named, ("starts_from", described.starts_from)):
                 if other is not None and other not in trained:
                     raise ValueError(
                         f"schemes.{name}.{field_name} must be a scheme that is trained before it: "
@@ -199,7 +210,7 @@ class Config:
 
     def scheme(self, name: str) -> Scheme:
         """A scheme, with the experiment's attack if it names none."""
-        return self.schemes[name].scheme(make_attack(self.attack))
+        return self.schemes[name].scheme(make_attack(self.attack)).by_name(self.networks_of(name))
 
     def table_attacks(self) -> dict[str, Attack]:
         """The attacks of the tables, by name."""
@@ -237,6 +248,7 @@ class Config:
                 needed.add(stage)
                 if stage.kind == CO_TRAIN:
                     waiting += [self.start(stage.name, network) for network in self.networks_of(stage.name)]
+                    waiting += [Stage(FINE_TUNE, network) for network in self.schemes[stage.name].sparring or ()]
                     waiting += [source.stage for source in self.frozen_sources(stage.name).values()]
         return [stage for stage in known if stage in needed]
 
@@ -251,12 +263,16 @@ class Config:
         Raises:
             ValueError: If the scheme learns from a network that there is not.
         """
-        origin = self.schemes[scheme].frozen_from
-        known = {
-            f"frozen_{name}": FrozenNetwork(Stage(CO_TRAIN, origin) if origin else Stage(FINE_TUNE, name), name)
-            for name in (self.networks_of(origin) if origin else self.networks)
-        }
-        sources = self.scheme(scheme).sources(self.networks_of(scheme), known)
+        described = self.schemes[scheme]
+        given = described.frozen_from
+        several = isinstance(given, list)
+        known = {}
+        for origin in given if isinstance(given, list) else [given or FINE_TUNE]:
+            fine_tuned = origin == FINE_TUNE
+            for name in self.networks if fine_tuned else self.networks_of(origin):
+                stage = Stage(FINE_TUNE, name) if fine_tuned else Stage(CO_TRAIN, origin)
+                known[f"{origin}/{name}" if several else f"frozen_{name}"] = FrozenNetwork(stage, name)
+        sources = self.scheme(scheme).sources(self.networks_of(scheme), known, described.sparring)
         return {name: place for name, place in known.items() if any(name in names for names in sources.values())}
 
 

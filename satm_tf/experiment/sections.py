@@ -241,14 +241,19 @@ class _SchemeConfig:
         networks: Which of the experiment's networks it trains; null is all.
         starts_from: The scheme, trained before, whose networks it continues with; null takes the fine-tuned ones.
         epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work.
-        frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
+        frozen_from: The scheme, trained before, whose networks are the frozen ones, called frozen_<network>; null takes
+            the fine-tuned ones. Or several, in a list, where fine_tune stands for these; they are called
+            <scheme>/<network>.
+        sparring: The networks, of all that the experiment has, that the sparring partners start as; null takes those
+            that the scheme trains. Partners are neither saved nor measured.
     """
 
     preset: str | None = None
     networks: list[str] | None = None
     starts_from: str | None = None
     epochs: int | None = None
-    frozen_from: str | None = None
+    frozen_from: str | list[str] | None = None
+    sparring: list[str] | None = None
 
     def scheme(self, attack: Attack) -> Scheme:
         """What this describes, with an attack (and its epsilon) for what describes none.
@@ -258,14 +263,23 @@ class _SchemeConfig:
         """
         given = {name: getattr(self, name) for name in ("preset", *_SCHEME_FIELDS)}
         given = {name: value for name, value in given.items() if value is not None}
-        for name in ("epsilon", "clean_weight", "adversarial_weight", "peer_weight"):
-            _check_number(name, given.get(name), 0, null=True)
+        for name in ("epsilon", "clean_weight", "adversarial_weight", "pairing_weight", "peer_weight"):
+            value = given.get(name)
+            values = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            )
+            for each in values:
+                _check_number(name, each, 0, null=True)
+        for name in ("snapshots", "snapshot_steps"):
+            _check_number(name, given.get(name), 1, whole=True, null=True)
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         own = given.get("attack")
         if own is not None:
             given["attack"] = (
-                make_attack(own, attack.epsilon)
+                [make_attack(options, attack.epsilon) for options in own]
+                if isinstance(own, list)
+                else make_attack(own, attack.epsilon)
                 if "name" in own
                 else {source: make_attack(options, attack.epsilon) for source, options in own.items()}
             )
@@ -290,7 +304,13 @@ else:
     # Where a mapping is in the type, the command line can set a field inside the field.
     _MAPPINGS = {
         "learns_from": str | list[str] | dict[str, Any] | None,
-        "attack": dict[str, Any] | None,
+        "attack": dict[str, Any] | list[dict[str, Any]] | None,
+        "source_weights": dict[str, float] | None,
+        **dict.fromkeys(
+            ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight"),
+            float | list[float] | dict[str, float] | None,
+        ),
+        "adversarial_loss": str | list[str] | dict[str, str] | None,
         "epsilon_schedule": dict[str, Any] | None,
         "domain_adaptation": dict[str, Any] | Literal["none"] | None,
         "batch_norm": str | dict[str, str] | None,
