@@ -180,6 +180,8 @@ class Config:
             raise ValueError(f"A holdout must not be one of the networks. Received: {common[0]!r} in both")
         if UNSEEN in self.schemes:
             raise ValueError(f"{UNSEEN!r} is what results call unseen networks; choose another name for the scheme.")
+        if FINE_TUNE in self.schemes:
+            raise ValueError(f"{FINE_TUNE!r} is what frozen_from calls the fine-tuned networks; choose another name.")
         aliases = {f"frozen_{name}" for name in self.networks} & set(self.networks)
         if aliases:
             raise ValueError(
@@ -192,7 +194,11 @@ class Config:
             for network in described.networks or ():
                 if network not in self.networks:
                     raise unknown_name(f"network in schemes.{name}.networks", network, self.networks)
-            for field_name, other in (("frozen_from", described.frozen_from), ("starts_from", described.starts_from)):
+            for network in described.sparring or ():
+                if network not in self.networks:
+                    raise unknown_name(f"network in schemes.{name}.sparring", network, self.networks)
+            frozen = [("frozen_from", origin) for origin in described.frozen_origins]
+            for field_name, other in (*frozen, ("starts_from", described.starts_from)):
                 if other is not None and other not in trained:
                     raise ValueError(
                         f"schemes.{name}.{field_name} must be a scheme that is trained before it: "
@@ -219,7 +225,7 @@ class Config:
                 network.check(f"{path}.networks.{name}", self.data.image_size)
         for name, trained in self.trained_surrogates.items():
             if trained.scheme is not None:
-                for other in (trained.scheme.starts_from, trained.scheme.frozen_from):
+                for other in (trained.scheme.starts_from, *trained.scheme.frozen_origins):
                     if other is not None and other not in self.trained_surrogates:
                         raise ValueError(
                             f"surrogates.{trained.group} is trained as {trained.target}, which needs {other!r}, for "
@@ -280,7 +286,7 @@ class Config:
 
     def scheme(self, name: str) -> Scheme:
         """A scheme, with the experiment's attack if it names none."""
-        return self._described(name).scheme(make_attack(self.attack))
+        return self._described(name).scheme(make_attack(self.attack)).by_name(self.networks_of(name))
 
     def table_attacks(self) -> dict[str, Attack]:
         """The attacks of the tables, by name."""
@@ -326,6 +332,7 @@ class Config:
                 needed.add(stage)
                 if stage.kind == CO_TRAIN:
                     waiting += [self.start(stage.name, network) for network in self.networks_of(stage.name)]
+                    waiting += [Stage(FINE_TUNE, network) for network in self.sparring(stage.name) or ()]
                     waiting += [source.stage for source in self.frozen_sources(stage.name).values()]
         return [stage for stage in known if stage in needed]
 
@@ -335,8 +342,17 @@ class Config:
         described = self._described(scheme) if group is None or group.scheme else None
         if described and described.starts_from:
             return Stage(CO_TRAIN, described.starts_from)
+        return self._fine_tuned(scheme, network)
+
+    def _fine_tuned(self, scheme: str, network: str) -> Stage:
+        """The stage that fine-tunes a network of a scheme, or of a group of surrogates."""
+        group = self.trained_surrogates.get(scheme)
         own = group and group.described.networks and group.described.start != SAME
         return Stage(FINE_TUNE, f"{group.group}/{network}" if group and own else network)
+
+    def sparring(self, scheme: str) -> list[str] | None:
+        """The networks that a scheme's sparring partners start as; None for those that it trains, as surrogates do."""
+        return None if scheme in self.trained_surrogates else self.schemes[scheme].sparring
 
     def frozen_sources(self, scheme: str) -> dict[str, FrozenNetwork]:
         """The networks that only craft for a scheme, by the name that the scheme knows them by.
@@ -344,17 +360,15 @@ class Config:
         Raises:
             ValueError: If the scheme learns from a network that there is not.
         """
-        origin, group = self._described(scheme).frozen_from, self.trained_surrogates.get(scheme)
-
-        def place(name: str) -> Stage:
-            if origin:
-                return Stage(CO_TRAIN, origin)
-            own = group and group.described.networks and group.described.start != SAME
-            return Stage(FINE_TUNE, f"{group.group}/{name}" if group and own else name)
-
-        names = self.networks_of(origin) if origin else group.networks if group else self.networks
-        known = {f"frozen_{name}": FrozenNetwork(place(name), name) for name in names}
-        sources = self.scheme(scheme).sources(self.networks_of(scheme), known)
+        given, group = self._described(scheme).frozen_from, self.trained_surrogates.get(scheme)
+        several = isinstance(given, list)
+        known = {}
+        for origin in given if isinstance(given, list) else [given or FINE_TUNE]:
+            own = group.networks if group else self.networks
+            for name in own if origin == FINE_TUNE else self.networks_of(origin):
+                stage = self._fine_tuned(scheme, name) if origin == FINE_TUNE else Stage(CO_TRAIN, origin)
+                known[f"{origin}/{name}" if several else f"frozen_{name}"] = FrozenNetwork(stage, name)
+        sources = self.scheme(scheme).sources(self.networks_of(scheme), known, self.sparring(scheme))
         return {name: place for name, place in known.items() if any(name in names for names in sources.values())}
 
 

@@ -20,6 +20,7 @@ from satm_tf.experiment.images import Sizes
 from satm_tf.experiment.run_folder import FINE_TUNE, Stage
 from satm_tf.experiment.running import check
 from satm_tf.experiment.stage import precision
+from satm_tf.training.sources import split
 
 # Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
 # to the images.
@@ -265,17 +266,27 @@ def _adversarial(config: Config, scheme: str, timed: Callable[[str], Network]) -
     """Seconds, for each clean image, of crafting adversarial ones and learning from them."""
     described = config.scheme(scheme)
     frozen = config.frozen_sources(scheme)
-    learners = described.sources(config.networks_of(scheme), frozen)
+    networks = config.networks_of(scheme)
+
+    def architecture(source: str) -> Network:
+        if source in frozen:
+            source = frozen[source].network
+        while split(source)[0]:
+            source = split(source)[1]
+        return timed(str(NetworkName(scheme, source)))
+
     seconds = 0.0
-    for learner, sources in learners.items():
+    for learner, sources in described.sources(networks, frozen, config.sparring(scheme)).items():
         crafting = [
             _CRAFT
-            * getattr(described.attack_on(source, learner, source not in frozen), "steps", 1)
-            * timed(str(NetworkName(scheme, frozen[source].network if source in frozen else source))).seconds
+            * getattr(described.attack_on(source, learner, source in networks), "steps", 1)
+            * architecture(source).seconds
             for source in sources
         ]
-        share = 1.0 if described.all_sources or not sources else 1 / len(sources)
-        seconds += share * (sum(crafting) + len(sources) * timed(str(NetworkName(scheme, learner))).seconds)
+        share = 1.0 if described.mixing == "all" or not sources else 1 / len(sources)
+        seconds += share * (sum(crafting) + len(sources) * architecture(learner).seconds)
+        if learner not in networks:  # A sparring partner has clean images to learn from too.
+            seconds += architecture(learner).seconds
     return seconds
 
 

@@ -17,6 +17,7 @@ from satm_tf.attacks import Attack
 from satm_tf.configurable import look_up, unknown_name
 from satm_tf.data import Augmentation
 from satm_tf.evaluation.masking import EFFORT
+from satm_tf.experiment.run_folder import FINE_TUNE
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.training import ClassificationLoss, Scheme
 
@@ -303,14 +304,25 @@ class _SchemeConfig:
         starts_from: The scheme, trained before, whose networks it continues with; null takes the fine-tuned ones.
         epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work; 0
             leaves the networks as they are.
-        frozen_from: The scheme, trained before, whose networks are the frozen ones; null takes the fine-tuned ones.
+        frozen_from: The scheme, trained before, whose networks are the frozen ones, called frozen_<network>; null takes
+            the fine-tuned ones. Or several, in a list, where fine_tune stands for these; they are called
+            <scheme>/<network>.
+        sparring: The networks, of all that the experiment has, that the sparring partners start as; null takes those
+            that the scheme trains. Partners are neither saved nor measured.
     """
 
     preset: str | None = None
     networks: list[str] | None = None
     starts_from: str | None = None
     epochs: int | None = None
-    frozen_from: str | None = None
+    frozen_from: str | list[str] | None = None
+    sparring: list[str] | None = None
+
+    @property
+    def frozen_origins(self) -> list[str]:
+        """The schemes in `frozen_from`."""
+        given = self.frozen_from if isinstance(self.frozen_from, list) else [self.frozen_from or FINE_TUNE]
+        return [origin for origin in given if origin != FINE_TUNE]
 
     def scheme(self, attack: Attack) -> Scheme:
         """What this describes, with an attack (and its epsilon) for what describes none.
@@ -320,14 +332,23 @@ class _SchemeConfig:
         """
         given = {name: getattr(self, name) for name in ("preset", *_SCHEME_FIELDS)}
         given = {name: value for name, value in given.items() if value is not None}
-        for name in ("epsilon", "clean_weight", "adversarial_weight", "peer_weight"):
-            _check_number(name, given.get(name), 0, null=True)
+        for name in ("epsilon", "clean_weight", "adversarial_weight", "pairing_weight", "peer_weight"):
+            value = given.get(name)
+            values = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            )
+            for each in values:
+                _check_number(name, each, 0, null=True)
+        for name in ("snapshots", "snapshot_steps"):
+            _check_number(name, given.get(name), 1, whole=True, null=True)
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         own = given.get("attack")
         if own is not None:
             given["attack"] = (
-                make_attack(own, attack.epsilon)
+                [make_attack(options, attack.epsilon) for options in own]
+                if isinstance(own, list)
+                else make_attack(own, attack.epsilon)
                 if "name" in own
                 else {source: make_attack(options, attack.epsilon) for source, options in own.items()}
             )
@@ -352,7 +373,13 @@ else:
     # Where a mapping is in the type, the command line can set a field inside the field.
     _MAPPINGS = {
         "learns_from": str | list[str] | dict[str, Any] | None,
-        "attack": dict[str, Any] | None,
+        "attack": dict[str, Any] | list[dict[str, Any]] | None,
+        "source_weights": dict[str, float] | None,
+        **dict.fromkeys(
+            ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight"),
+            float | list[float] | dict[str, float] | None,
+        ),
+        "adversarial_loss": str | list[str] | dict[str, str] | None,
         "epsilon_schedule": dict[str, Any] | None,
         "domain_adaptation": dict[str, Any] | Literal["none"] | None,
         "batch_norm": str | dict[str, str] | None,

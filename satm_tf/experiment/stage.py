@@ -162,7 +162,11 @@ def _co_training(job: Job, stage: Stage) -> CoTraining:
     config, scheme = job.config, stage.name
     networks = {name: job.load(config.start(scheme, name), name) for name in config.networks_of(scheme)}
     frozen = {alias: job.load(*source) for alias, source in config.frozen_sources(scheme).items()}
-    return _trainer(job, stage, networks, scheme=config.scheme(scheme), frozen=frozen)
+    # From the start of the stage, where it trains the network itself.
+    started = {name: config.start(scheme, name) for name in networks}
+    named = config.sparring(scheme)
+    sparring = named and {name: job.load(started.get(name, Stage(FINE_TUNE, name)), name) for name in named}
+    return _trainer(job, stage, networks, scheme=config.scheme(scheme), frozen=frozen, sparring=sparring)
 
 
 def _trainer(job: Job, stage: Stage, networks: dict[str, ImageClassifier], **options: Any) -> CoTraining:

@@ -9,7 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from satm_tf.configurable import look_up
 from satm_tf.evaluation.rungs import DEFENDED, QUERIES, RUNGS, SAME_SCHEME, START, TWIN
+from satm_tf.experiment.run_folder import FINE_TUNE
 from satm_tf.experiment.sections import NetworkConfig, SchemeConfig
+from satm_tf.training import Scheme
+from satm_tf.training.sources import KINDS
 
 SAME = "same"
 _NEEDS_SCHEME = (DEFENDED, SAME_SCHEME, TWIN)
@@ -130,7 +133,17 @@ def expand(
 
 def _in_the_places(scheme: SchemeConfig, names: Mapping[str, str], group: str) -> SchemeConfig:
     """A scheme for other networks, wherever it names its own, and for the same group's other schemes."""
-    renamed = {**names, **{f"frozen_{old}": f"frozen_{new}" for old, new in names.items()}}
+    origins = {origin: f"{group}.{origin}" for origin in (scheme.starts_from, *scheme.frozen_origins) if origin}
+    kinds = ["", *(f"{kind}_" for kind in KINDS)]
+    before = {f"{kind}{of}" for kind in kinds for of in ("frozen_", *kinds)}
+    renamed = {
+        **{f"{words}{old}": f"{words}{new}" for words in before for old, new in names.items()},
+        **{
+            f"{origin}/{old}": f"{origins.get(origin, origin)}/{new}"
+            for origin in (FINE_TUNE, *origins)
+            for old, new in names.items()
+        },
+    }
 
     def rename(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -139,8 +152,8 @@ def _in_the_places(scheme: SchemeConfig, names: Mapping[str, str], group: str) -
             return [rename(each) for each in value]
         return renamed.get(value, value) if isinstance(value, str) else value
 
-    changed: dict[str, Any] = {each: rename(getattr(scheme, each)) for each in ("learns_from", "attack", "batch_norm")}
+    changed: dict[str, Any] = {each.name: rename(getattr(scheme, each.name)) for each in dataclasses.fields(Scheme)}
     for each in ("starts_from", "frozen_from"):
-        other = getattr(scheme, each)
-        changed[each] = other and f"{group}.{other}"
-    return dataclasses.replace(scheme, networks=list(names.values()), **changed)
+        given = getattr(scheme, each)
+        changed[each] = [origins.get(one, one) for one in given] if isinstance(given, list) else origins.get(given)
+    return dataclasses.replace(scheme, networks=list(names.values()), sparring=None, **changed)

@@ -19,16 +19,19 @@ from satm_tf.training.losses import ClassificationLoss
 from satm_tf.training.objective import Evaluated, Objective
 from satm_tf.training.passes import batch_norm_variables, synchronize
 from satm_tf.training.private_keras import count_step
+from satm_tf.training.recall import Recalled
 from satm_tf.training.scheme import (
-    AdversarialLoss,
+    AdversarialLossLike,
     AttackLike,
     BatchNormLike,
     CraftingMode,
     DomainAdaptationLike,
     EpsilonScheduleLike,
+    Mixing,
     Scheme,
+    WeightLike,
 )
-from satm_tf.training.sources import LearnsFrom
+from satm_tf.training.sources import KINDS, LearnsFrom, split
 
 
 class CoTraining(Fitting):
@@ -60,15 +63,22 @@ class CoTraining(Fitting):
         attack: What the sources craft with.
         epsilon: The epsilon of every attack.
         epsilon_schedule: Which share of epsilon a training step uses; "none" always uses all of it.
-        all_sources: Whether a step uses every source of a network, or one in turn.
+        mixing: How sources share a network's adversarial images: "steps", "images" or "all".
+        source_weights: How much each source counts.
+        snapshots: How many snapshots of a network the sources `past` replay.
+        snapshot_steps: After how many steps a snapshot takes the place of the oldest.
         crafting_mode: "inference" or "training".
         clean_weight: Weight of the clean loss.
         adversarial_weight: Weight of the adversarial loss.
         adversarial_loss: "cross_entropy" or "divergence".
+        pairing_weight: Weight of the difference between the logits of clean and adversarial images.
         peer_weight: Weight of the divergence from the peers' answers.
         domain_adaptation: One for all networks that have a source, or for some by name; "none" does without.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
         frozen: Networks that only craft, by name; never changed.
+        sparring: Networks that train beside the others on their own examples, to be sources alone; the scheme knows
+            them as `sparring_<name>`. Where it asks for them and none are given, they are copies of `networks`. Their
+            figures are reported, their losses are in neither `loss` nor `val_loss`.
         loss: The loss on a network's answers; None is the cross-entropy.
         ordered: Whether the classes are in a meaningful order, so that one-off accuracies have a meaning. None takes it
             from the attribute `ordered` of the data given to `fit`; data without it are taken as not ordered.
@@ -79,7 +89,8 @@ class CoTraining(Fitting):
 
     Attributes:
         networks: The networks that train; save these once `fit` has returned.
-        sources: The sources of each network, in the order of their turns.
+        sparring: The sparring partners that the scheme asks for, by the names of sources.
+        sources: The sources of each network and sparring partner, in the order of their turns.
         step: How many steps have been taken.
 
     Raises:
@@ -106,15 +117,20 @@ class CoTraining(Fitting):
         attack: AttackLike | None = None,
         epsilon: float | None = None,
         epsilon_schedule: EpsilonScheduleLike | None = None,
-        all_sources: bool | None = None,
+        mixing: Mixing | None = None,
+        source_weights: Mapping[str, float] | None = None,
+        snapshots: int | None = None,
+        snapshot_steps: int | None = None,
         crafting_mode: CraftingMode | None = None,
-        clean_weight: float | None = None,
-        adversarial_weight: float | None = None,
-        adversarial_loss: AdversarialLoss | None = None,
-        peer_weight: float | None = None,
+        clean_weight: WeightLike | None = None,
+        adversarial_weight: WeightLike | None = None,
+        adversarial_loss: AdversarialLossLike | None = None,
+        pairing_weight: WeightLike | None = None,
+        peer_weight: WeightLike | None = None,
         domain_adaptation: DomainAdaptationLike | None = None,
         batch_norm: BatchNormLike | None = None,
         frozen: Mapping[str, Callable[..., tf.Tensor]] | None = None,
+        sparring: Mapping[str, ImageClassifier] | None = None,
         loss: ClassificationLoss | None = None,
         ordered: bool | None = None,
         devices: Mapping[str, str] | None = None,
@@ -127,34 +143,53 @@ class CoTraining(Fitting):
             "attack": attack,
             "epsilon": epsilon,
             "epsilon_schedule": epsilon_schedule,
-            "all_sources": all_sources,
+            "mixing": mixing,
+            "source_weights": source_weights,
+            "snapshots": snapshots,
+            "snapshot_steps": snapshot_steps,
             "crafting_mode": crafting_mode,
             "clean_weight": clean_weight,
             "adversarial_weight": adversarial_weight,
             "adversarial_loss": adversarial_loss,
+            "pairing_weight": pairing_weight,
             "peer_weight": peer_weight,
             "domain_adaptation": domain_adaptation,
             "batch_norm": batch_norm,
         }
-        self.scheme = Scheme.get(scheme, **{field: value for field, value in fields.items() if value is not None})
+        given = {field: value for field, value in fields.items() if value is not None}
+        self.scheme = Scheme.get(scheme, **given).by_name(networks)
         # Proxies, because Keras would take what is in a dict for parts of this model.
         self.frozen = MappingProxyType(dict(frozen or {}))
-        check_networks(networks, self.frozen)
-        self.devices = MappingProxyType(dict(devices or {}))
-        self.seed = seed
-        self._crafting = Crafting(
-            self.scheme, dict(networks), self.frozen, devices=self.devices, seed=seed, progress=self._progress
+        check_networks(networks, self.frozen, sparring or {})
+        self.sources = MappingProxyType(
+            self.scheme.sources(networks, self.frozen, None if sparring is None else list(sparring))
         )
-        self.sources = self._crafting.sources
+        related = {f"{kind}_{name}": device for kind in KINDS for name, device in (devices or {}).items()}
+        self.devices = MappingProxyType({**related, **(devices or {})})
+        self.seed = seed
         self.networks = dict(networks)
-        for network in networks.values():
+        self.sparring = self._sparring_partners(sparring or networks, copied=sparring is None)
+        self._recalled = MappingProxyType(self._recall())
+        self._crafting = Crafting(
+            self.scheme,
+            self.sources,
+            dict(networks),
+            self.frozen,
+            dict(self.sparring),
+            self._recalled,
+            devices=self.devices,
+            seed=seed,
+            progress=self._progress,
+        )
+        trained = {**networks, **self.sparring}
+        for network in trained.values():
             synchronize(network)
         self.domain_adaptation = MappingProxyType(self.scheme.domain_adaptation_of(self.sources))
         self.domain_heads: dict[str, keras.layers.Layer] = {}
         objectives = {}
-        for network_name in networks:
-            with on_device(self.devices, network_name):
-                objectives[network_name] = self._objective(network_name, loss or ClassificationLoss())
+        for each, network in trained.items():
+            with on_device(self.devices, each):
+                objectives[each] = self._objective(each, network, loss or ClassificationLoss())
         self._objectives = MappingProxyType(objectives)
         counter = {"shape": (), "dtype": "int64", "trainable": False, "aggregation": "only_first_replica"}
         self.step = self.add_weight(name="step", initializer="zeros", **counter)
@@ -166,10 +201,52 @@ class CoTraining(Fitting):
         self._skip = 0
         self.built = True
 
-    def _objective(self, name: str, loss: ClassificationLoss) -> Objective:
+    def _sparring_partners(self, start: Mapping[str, ImageClassifier], copied: bool) -> dict[str, ImageClassifier]:
+        """The sparring partners among the sources, each the network that it starts from, or a copy of it."""
+        partners = {}
+        for name in self.sources:
+            kind, own = split(name)
+            if kind:
+                partners[name] = start[own]
+                if copied:
+                    with on_device(self.devices, name):
+                        partners[name] = keras.models.clone_model(start[own])
+                        partners[name].set_weights(start[own].get_weights())
+        return partners
+
+    def _recall(self) -> dict[str, Recalled]:
+        """The networks as they were that are among the sources."""
+        recalled = {}
+        for source in dict.fromkeys(source for its in self.sources.values() for source in its):
+            kind, name = split(source)
+            if kind in ("before", "past"):
+                network = self.sparring.get(name, self.networks.get(name))
+                slots = self.scheme.snapshots if kind == "past" else 1
+                with on_device(self.devices, source):
+                    recalled[source] = Recalled(network, slots, self._remembered, source)
+        if any(split(source)[0] == "past" for source in recalled) and self._several_replicas():
+            raise ValueError(
+                "Snapshots are taken on one device; choose 'sparring' or 'before' in the place of 'past', or another "
+                f"strategy. Received: {', '.join(recalled)}"
+            )
+        return recalled
+
+    def _remembered(self, name: str, value: tf.Tensor) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=value.shape,
+            dtype=value.dtype.name,
+            trainable=False,
+            initializer=lambda shape, dtype=None: value,
+        )
+
+    def _several_replicas(self) -> bool:
+        return bool(self.distribute_strategy.num_replicas_in_sync > 1)
+
+    def _objective(self, name: str, network: ImageClassifier, loss: ClassificationLoss) -> Objective:
         """A network's objective, with the variables that it needs for training alone."""
-        network, adaptation, head = self.networks[name], self.domain_adaptation.get(name), None
-        mode = self.scheme.batch_norm_of(self.networks).get(name, "shared")
+        adaptation, head = self.domain_adaptation.get(name), None
+        mode = self.scheme.batch_norm_of(self.sources).get(name, "shared")
         if adaptation is not None:
             head = adaptation.head(len(self.sources[name]), f"{name}_domain")
         if head is not None:
@@ -180,7 +257,7 @@ class CoTraining(Fitting):
             for index, own in enumerate(batch_norm_variables(network))
             if mode == "auxiliary" and self.sources[name]
         ]
-        return Objective(network, self.scheme, loss, mode, auxiliary, adaptation, head)
+        return Objective(network, self.scheme.terms_of(name), loss, mode, auxiliary, adaptation, head)
 
     def _copy(self, variable: keras.Variable, name: str) -> keras.Variable:
         return self.add_weight(
@@ -222,7 +299,7 @@ class CoTraining(Fitting):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Algorithm 1; all adversarial examples are crafted before the first update."""
         images, labels, weights = self._unpack(data)
-        crafted = self._crafting.in_turn(images, labels, self.step.value)
+        crafted = self._crafting.for_training(images, labels, self.step.value)
         gradients: dict[str, Any] = {}
         updates: dict[str, Any] = {}
         finite: list[tf.Operation] = []
@@ -244,16 +321,19 @@ class CoTraining(Fitting):
             for part, values in checked.items():
                 with tf.control_dependencies(finite):  # so that the first cause is named
                     finite.append(check_finite(name, part, values, tf.convert_to_tensor(self.step.value)))
-            total += evaluated.loss
+            total += evaluated.loss if name in self.networks else 0.0
         with tf.control_dependencies(finite):
             gradients = tf.nest.map_structure(tf.identity, gradients)
             updates = {name: [(each, tf.identity(value)) for each, value in updates[name]] for name in updates}
-        for name in self.networks:
+        for name in self._objectives:
             with on_device(self.devices, name):
                 self.optimizers[name].apply(gradients[name])
                 for variable, value in updates[name]:
                     variable.assign(value)
         self.step.assign_add(1)
+        for source, recalled in self._recalled.items():
+            if split(source)[0] == "past":
+                recalled.remember(tf.convert_to_tensor(self.step.value), self.scheme.snapshot_steps)
         count_step(self.optimizer)
         self._figures.update_loss("loss", total)
         return self.get_metrics_result()
@@ -269,7 +349,7 @@ class CoTraining(Fitting):
                     images, labels, weights, crafted.get(name, Crafted()), self._progress(), training=False
                 )
                 self._report(name, labels, evaluated)
-                total += evaluated.loss
+                total += evaluated.loss if name in self.networks else 0.0
         self._figures.update_loss("loss", total)
         return self.get_metrics_result()
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.models import ImageClassifier
 from satm_tf.training.distribution import on_device
 from satm_tf.training.passes import forward, in_training_mode
+from satm_tf.training.recall import Recalled
 from satm_tf.training.scheme import Scheme
 
 _fold_in = tf.random.experimental.stateless_fold_in
@@ -24,13 +26,15 @@ class Crafted(NamedTuple):
 
     Attributes:
         batches: k adversarial batches `[batch, height, width, 3]`.
-        sources: Which of the network's sources made each of them, int32 `[k]`.
+        sources: Which of the network's sources made each of them, int32 `[k]`, or `[k, batch]` if several did.
         peers: Logits of the network's peers on them, as constants, `[peers, k, batch, classes]`; empty if unused.
+        weights: How much each of them counts, float32 `[k]`, of sum 1; None where all count alike.
     """
 
     batches: Sequence[tf.Tensor] = ()
     sources: tf.Tensor | None = None
     peers: tf.Tensor | None = None
+    weights: tf.Tensor | None = None
 
 
 class Crafting:
@@ -38,62 +42,70 @@ class Crafting:
 
     Args:
         scheme: The scheme.
+        sources: The sources of each network that trains, in the order of their turns.
         networks: The networks that train, by name.
         frozen: The networks that only craft, by name.
+        sparring: The sparring partners, by name.
+        recalled: Networks as they were, by the source's name.
         devices: Devices that networks have to themselves.
         seed: Seed of the random numbers.
         progress: Gives the share of the planned steps that is done.
 
     Attributes:
-        sources: The sources of each network that trains, in the order of their turns.
-        learners: The networks that have any.
+        learners: The networks that have any sources.
     """
 
     def __init__(
         self,
         scheme: Scheme,
+        sources: Mapping[str, Sequence[str]],
         networks: Mapping[str, ImageClassifier],
         frozen: Mapping[str, Callable[..., tf.Tensor]],
+        sparring: Mapping[str, ImageClassifier],
+        recalled: Mapping[str, Recalled],
         *,
         devices: Mapping[str, str],
         seed: int,
         progress: Callable[[], tf.Tensor],
     ):
         self.scheme = scheme
+        self.sources = sources
         self.networks = networks
         self.devices = devices
         self.seed = seed
         self.progress = progress
-        self.sources = MappingProxyType(scheme.sources(networks, frozen))
-        self.learners = [name for name, sources in self.sources.items() if sources]
-        self._crafters: dict[str, Any] = {**networks, **frozen}
-        self._attacks = {
-            (name, source): scheme.attack_on(source, name, trained=source in networks)
-            for name in self.learners
-            for source in self.sources[name]
-        }
+        self.learners = [name for name, its in sources.items() if its]
+        # A source's random numbers follow from its place here.
+        self._crafters: dict[str, Any] = {**networks, **frozen, **sparring, **recalled}
+        self._in_training = {*networks, *sparring}
+        pairs = [(name, source) for name in self.learners for source in sources[name]]
+        self._attacks = {(name, its): scheme.attack_on(its, name, trained=its in networks) for name, its in pairs}
+        self._weights = {(name, its): scheme.weight_of(its, name, trained=its in networks) for name, its in pairs}
+        counts = [len(sources[name]) if scheme.mixing == "steps" else 1 for name in self.learners]
+        self._period = math.lcm(*counts)
 
-    def in_turn(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> dict[str, Crafted]:
-        """What a training step gives each network that learns: batches of all its sources, or of the one in turn."""
+    def for_training(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> dict[str, Crafted]:
+        """What a training step gives each network that learns, as the scheme's `mixing` says."""
         if not self.learners:
             return {}
-        counts = [1 if self.scheme.all_sources else len(self.sources[name]) for name in self.learners]
-        period = math.lcm(*counts)
+        if self.scheme.mixing == "images":
+            return self._by_image(images, labels, step)
+        if self.scheme.mixing == "all":
+            return self._for_learners(self._all(), images, labels, step, training=True)
 
         def craft(turn: int) -> dict[str, Crafted]:
-            ids = {
-                name: list(range(len(self.sources[name]))) if self.scheme.all_sources else [turn % count]
-                for name, count in zip(self.learners, counts, strict=True)
-            }
+            ids = {name: [turn % len(self.sources[name])] for name in self.learners}
             return self._for_learners(ids, images, labels, step, training=True)
 
-        turns = [functools.partial(craft, turn) for turn in range(period)]
-        return turns[0]() if period == 1 else tf.switch_case(tf.cast(step % period, tf.int32), turns)
+        turns = [functools.partial(craft, turn) for turn in range(self._period)]
+        return turns[0]() if self._period == 1 else tf.switch_case(tf.cast(step % self._period, tf.int32), turns)
 
     def for_validation(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, Crafted]:
         """What validation gives each network that learns: batches of all its sources, with the same noise each time."""
-        ids = {name: list(range(len(self.sources[name]))) for name in self.learners}
-        return self._for_learners(ids, images, labels, tf.constant(-1, tf.int64), training=False)
+        return self._for_learners(self._all(), images, labels, tf.constant(-1, tf.int64), training=False)
+
+    def _all(self) -> dict[str, list[int]]:
+        return {name: list(range(len(self.sources[name]))) for name in self.learners}
 
     def _for_learners(
         self, ids: Mapping[str, list[int]], images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, training: bool
@@ -102,33 +114,127 @@ class Crafting:
         crafted = self.craft(pairs, images, labels, step, training)
         batches = {name: [crafted[name, self.sources[name][index]] for index in ids[name]] for name in ids}
         return {
-            name: Crafted(batches[name], tf.constant(ids[name]), self._ask_peers(name, batches[name])) for name in ids
+            name: Crafted(
+                batches[name],
+                tf.constant(ids[name]),
+                self._ask_peers(name, batches[name]),
+                self._shares(name, ids[name]) if self.scheme.source_weights else None,
+            )
+            for name in ids
         }
+
+    def _shares(self, name: str, ids: Sequence[int]) -> tf.Tensor:
+        weights = np.array([self._weights[name, self.sources[name][index]] for index in ids], np.float32)
+        return tf.constant(weights / weights.sum())
 
     def craft(
         self, pairs: Iterable[tuple[str, str]], images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, training: bool
     ) -> dict[tuple[str, str], tf.Tensor]:
         """Adversarial images for each pair of learner and source; what two learners share is crafted once."""
-        seed = _fold_in(tf.constant([self.seed, 0]), step)
-        if training and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            seed = _fold_in(seed, tf.distribute.get_replica_context().replica_id_in_sync_group)
+        seed = self._seed(step, training)
         made: dict[tuple[str, Attack], tf.Tensor] = {}
         crafted = {}
         for name, source in pairs:
             attack = self._attacks[name, source]
             if (source, attack) not in made:
-                own = _fold_in(seed, list(self._crafters).index(source))
-                epsilon = tf.constant(attack.epsilon, tf.float32)
-                schedule: Any = self.scheme.epsilon_schedule
-                if training and schedule is not None:
-                    epsilon *= schedule.share(self.progress(), tf.shape(images)[0], _fold_in(own, -1))
-                network = self._crafters[source]
-                if training and self.scheme.crafting_mode == "training" and source in self.networks:
-                    network = in_training_mode(network)
-                with on_device(self.devices, source):
-                    made[source, attack] = attack(network, images, labels, epsilon=epsilon, seed=own)
+                made[source, attack] = self._craft(source, attack, images, labels, step, seed, training)
             crafted[name, source] = made[source, attack]
         return crafted
+
+    def _seed(self, step: tf.Tensor, training: bool) -> tf.Tensor:
+        seed = _fold_in(tf.constant([self.seed, 0]), step)
+        if training and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            seed = _fold_in(seed, tf.distribute.get_replica_context().replica_id_in_sync_group)
+        return seed
+
+    def _craft(
+        self,
+        source: str,
+        attack: Attack,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        step: tf.Tensor,
+        seed: tf.Tensor,
+        training: bool,
+    ) -> tf.Tensor:
+        own = _fold_in(seed, list(self._crafters).index(source))
+        epsilon = tf.constant(attack.epsilon, tf.float32)
+        schedule: Any = self.scheme.epsilon_schedule
+        if training and schedule is not None:
+            epsilon *= schedule.share(self.progress(), tf.shape(images)[0], _fold_in(own, -1))
+        network = self._crafters[source]
+        if isinstance(network, Recalled):
+            # One after the other, however many turns there are. Validation has a step of -1, and so always the last.
+            network = network.at(tf.cast(step // self._period % network.slots, tf.int32))
+        elif training and self.scheme.crafting_mode == "training" and source in self._in_training:
+            network = in_training_mode(network)
+        with on_device(self.devices, source):
+            return attack(network, images, labels, epsilon=epsilon, seed=own)
+
+    def _by_image(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> dict[str, Crafted]:
+        """One batch for each network, of which each of its sources makes a share.
+
+        Networks whose sources, attacks and weights are the same share the batch. Images that a source crafts for a
+        network that has no other are taken from there.
+        """
+        seed, count = self._seed(step, training=True), tf.shape(images)[0]
+        single = [(name, self.sources[name][0]) for name in self.learners if len(self.sources[name]) == 1]
+        alone = self.craft(single, images, labels, step, training=True)
+        whole = {(source, self._attacks[name, source]): made for (name, source), made in alone.items()}
+        order = tf.argsort(tf.random.stateless_uniform([count], _fold_in(seed, -1)))
+        rounding = tf.random.stateless_uniform([], _fold_in(seed, -2))
+        mixed: dict[tuple[Any, ...], tuple[tf.Tensor, tf.Tensor]] = {}
+        crafted = {}
+        for name in self.learners:
+            its = sorted(self.sources[name], key=list(self._crafters).index)
+            if len(its) == 1:
+                adversarial, chosen = alone[name, its[0]], tf.zeros([count], tf.int32)
+            else:
+                key = tuple((each, self._attacks[name, each], self._weights[name, each]) for each in its)
+                if key not in mixed:
+                    mixed[key] = self._shared_out(key, whole, images, labels, step, seed, order, rounding)
+                adversarial, chosen = mixed[key]
+            ids = tf.gather(tf.constant([list(self.sources[name]).index(each) for each in its]), chosen)
+            crafted[name] = Crafted([adversarial], ids[None], self._ask_peers(name, [adversarial]))
+        return crafted
+
+    def _shared_out(
+        self,
+        key: Sequence[tuple[str, Attack, float]],
+        whole: Mapping[tuple[str, Attack], tf.Tensor],
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        step: tf.Tensor,
+        seed: tf.Tensor,
+        order: tf.Tensor,
+        rounding: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """A batch of which each source makes its share, and the place in `key` of each image's source, int32 `[batch]`.
+
+        A source's share is one stretch of `order`. `rounding`, in [0, 1), lets it have the whole image that is left of
+        it as often as it is due.
+        """
+        weights = np.array([weight for *_, weight in key])
+        count = tf.shape(order)[0]
+        ends = tf.cast(
+            tf.floor(np.cumsum(weights / weights.sum()) * tf.cast(count, tf.float64) + tf.cast(rounding, tf.float64)),
+            tf.int32,
+        )
+        bounds = [tf.zeros([], tf.int32), *tf.unstack(ends)[:-1], count]
+        parts = []
+        for (source, attack, _), begin, end in zip(key, bounds[:-1], bounds[1:], strict=True):
+            if (source, attack) in whole:
+                parts.append(tf.gather(whole[source, attack], order[begin:end]))
+                continue
+            # An image at least: TensorFlow's convolutions may fail on none.
+            first = tf.minimum(begin, count - 1)
+            rows = order[first : tf.maximum(end, first + 1)]
+            made = self._craft(source, attack, tf.gather(images, rows), tf.gather(labels, rows), step, seed, True)
+            parts.append(made[: end - begin])
+        back = tf.argsort(order)
+        chosen = tf.repeat(tf.range(len(key)), [end - begin for begin, end in itertools.pairwise(bounds)])
+        adversarial = tf.ensure_shape(tf.gather(tf.concat(parts, 0), back), images.shape)
+        return adversarial, tf.gather(chosen, back)
 
     def by_source(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         """The adversarial images of each source, as validation uses them."""
@@ -136,7 +242,7 @@ class Crafting:
         return {source: adversarial for (_, source), adversarial in crafted.items()}
 
     def _ask_peers(self, name: str, batches: Sequence[tf.Tensor]) -> tf.Tensor:
-        if not (self.scheme.peer_weight and batches):
+        if not (batches and self.scheme.terms_of(name).peer_weight):
             return tf.zeros([0])
         answers = []
         for peer, network in self.networks.items():

@@ -240,10 +240,11 @@ def _classified(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The losses `[batch]` and hits `[batch]` of a domain head; clean and adversarial count alike.
 
-    `domains` is the domain of each adversarial batch, int32 `[k]`.
+    `domains` is the domain of each adversarial batch, int32 `[k]`, or of each of its images, `[k, batch]`.
     """
+    domains = domains if domains.shape.rank == 2 else domains[:, None]
     features = tf.concat([clean[None], adversarial], 0)
-    truth = tf.concat([tf.zeros([1], tf.int32), domains], 0)[:, None] + tf.zeros(tf.shape(features)[:2], tf.int32)
+    truth = tf.concat([tf.zeros_like(domains[:1]), domains], 0) + tf.zeros(tf.shape(features)[:2], tf.int32)
     logits = head(features, strength=strength)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits)
     hits = tf.cast(tf.argmax(logits, -1, tf.int32) == truth, tf.float32)

@@ -28,8 +28,15 @@ _INSTEAD = {
 }
 
 
-def check_networks(networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any]) -> None:
+def check_networks(
+    networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any], sparring: Mapping[str, ImageClassifier]
+) -> None:
     """Refuses networks that cannot train together.
+
+    Args:
+        networks: Those that train.
+        frozen: Those that only craft.
+        sparring: Sparring partners.
 
     Raises:
         ValueError: If there is none, one has two names, or shapes or numbers of classes differ.
@@ -40,12 +47,14 @@ def check_networks(networks: Mapping[str, ImageClassifier], frozen: Mapping[str,
     if not networks:
         raise ValueError("CoTraining needs at least one network. Received: none")
     common = set(networks) & set(frozen)
-    if common or {id(network) for network in networks.values()} & {id(network) for network in frozen.values()}:
+    shared = [network for each in (networks, frozen, sparring) for network in {id(n): n for n in each.values()}]
+    if common or len(set(shared)) < len(shared):
         raise ValueError(
-            f"A network is either trained or frozen, not both. Received: {sorted(common) or list(networks)}"
+            "A network is one of those that train, or frozen, or a sparring partner, and no two of these. "
+            f"Received: {sorted(common) or [*networks, *sparring]}"
         )
     for fact in ("image_shape", "num_classes"):
-        values = {name: getattr(network, fact) for name, network in networks.items()}
+        values = {name: getattr(network, fact) for each in (networks, sparring) for name, network in each.items()}
         if len(set(values.values())) > 1:
             raise ValueError(f"All networks must have the same {fact}. Received: {values}")
     named = list(networks.items())

@@ -14,7 +14,7 @@ from satm_tf.training.crafting import Crafted
 from satm_tf.training.domain import DomainAdaptation
 from satm_tf.training.losses import ClassificationLoss
 from satm_tf.training.passes import forward
-from satm_tf.training.scheme import Scheme
+from satm_tf.training.scheme import Terms
 
 
 class Evaluated(NamedTuple):
@@ -38,7 +38,7 @@ class Objective(NamedTuple):
 
     Attributes:
         network: The network.
-        scheme: The scheme, whose weights the parts of the loss have.
+        terms: The weights that the parts of the loss have.
         classification_loss: The loss on the network's answers.
         batch_norm: How clean and adversarial images share batch normalisation.
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
@@ -47,7 +47,7 @@ class Objective(NamedTuple):
     """
 
     network: ImageClassifier
-    scheme: Scheme
+    terms: Terms
     classification_loss: ClassificationLoss
     batch_norm: str
     auxiliary: Sequence[tuple[keras.Variable, keras.Variable]]
@@ -62,7 +62,8 @@ class Objective(NamedTuple):
 
     def parts(self, learns: bool) -> list[str]:
         """Names of the loss and of its parts, for a network that learns from adversarial examples or does not."""
-        adversarial = ["adversarial_loss", *(["peer_loss"] if self.scheme.peer_weight else [])] if learns else []
+        optional = {"pairing_loss": self.terms.pairing_weight, "peer_loss": self.terms.peer_weight}
+        adversarial = ["adversarial_loss", *(part for part, weight in optional.items() if weight)] if learns else []
         return ["loss", "clean_loss", *adversarial, *(self.adaptation.metrics if self.adaptation else ())]
 
     def evaluate(
@@ -75,26 +76,39 @@ class Objective(NamedTuple):
         training: bool,
     ) -> Evaluated:
         """The loss on a clean batch and its adversarial batches; no variable changes."""
-        scheme, (adversarial, sources, peers) = self.scheme, crafted
+        terms, (adversarial, sources, peers, shares) = self.terms, crafted
         features, logits, activity, updates = forward(
             self.network, [images, *adversarial], training=training, mode=self.batch_norm, auxiliary=self.auxiliary
         )
         importance = 1.0 if weights is None else tf.cast(weights, tf.float32)
         parts = {"clean_loss": importance * self.classification_loss(labels, logits[0])}
-        loss = scheme.clean_weight * parts["clean_loss"]
+        loss = terms.clean_weight * parts["clean_loss"]
         if adversarial:
-            if scheme.adversarial_loss == "divergence":
+            if terms.adversarial_loss == "divergence":
                 losses = divergence(logits[:1], logits[1:])
             else:
                 losses = self.classification_loss(tf.tile(labels[None], [len(adversarial), 1]), logits[1:])
-            parts["adversarial_loss"] = importance * tf.reduce_mean(losses, axis=0)
-            loss += scheme.adversarial_weight * parts["adversarial_loss"]
-            if scheme.peer_weight:
-                parts["peer_loss"] = tf.reduce_mean(divergence(peers, logits[1:]), axis=[0, 1])
-                loss += scheme.peer_weight * parts["peer_loss"]
+            parts["adversarial_loss"] = importance * _over_sources(losses, shares)
+            loss += terms.adversarial_weight * parts["adversarial_loss"]
+            if terms.pairing_weight:
+                differences = tf.reduce_mean(tf.math.squared_difference(logits[:1], logits[1:]), axis=-1)
+                parts["pairing_loss"] = _over_sources(differences, shares)
+                loss += terms.pairing_weight * parts["pairing_loss"]
+            if terms.peer_weight:
+                losses = divergence(peers, logits[1:])
+                if shares is None:
+                    parts["peer_loss"] = tf.reduce_mean(losses, axis=[0, 1])
+                else:
+                    parts["peer_loss"] = _over_sources(tf.reduce_mean(losses, axis=0), shares)
+                loss += terms.peer_weight * parts["peer_loss"]
             if self.adaptation is not None:
                 added, watched = self.adaptation.losses(self.head, features[0], features[1:], sources, progress)
                 loss += added
                 parts |= watched
         loss += tf.add_n([activity, *self.network.losses])
         return Evaluated(loss, parts, logits, updates)
+
+
+def _over_sources(losses: tf.Tensor, shares: tf.Tensor | None) -> tf.Tensor:
+    """The mean `[batch]` of losses `[k, batch]`, in which each source has its share."""
+    return tf.reduce_mean(losses, axis=0) if shares is None else tf.tensordot(shares, losses, 1)

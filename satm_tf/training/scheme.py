@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from satm_tf.attacks import KLPGD, PGD, RSFGSM, Attack, IterativeLL, RandomisedStep, StepLL
 from satm_tf.configurable import Configurable, unknown_name
 from satm_tf.training.domain import DomainAdaptation, DomainAdversarial, UnifiedEmbedding
 from satm_tf.training.epsilon import EpsilonSchedule
 from satm_tf.training.passes import BATCH_NORM_MODES, BatchNormMode
-from satm_tf.training.sources import LearnsFrom, resolve_sources
+from satm_tf.training.sources import WORDS, LearnsFrom, descriptions, resolve_sources, split
 
 # What is made into an attack, a schedule or an adaptation: itself, its name, or a mapping with its name and options.
 # Instead of one attack, adaptation or batch normalisation mode for all, there may be a mapping from names to them.
-AttackLike = Attack | str | Mapping[str, Any]
+AttackLike = Attack | str | Mapping[str, Any] | Sequence[Any]
 EpsilonScheduleLike = EpsilonSchedule | str | Mapping[str, Any]
 DomainAdaptationLike = DomainAdaptation | str | Mapping[str, Any]
 BatchNormLike = BatchNormMode | Mapping[str, BatchNormMode]
 AdversarialLoss = Literal["cross_entropy", "divergence"]
+AdversarialLossLike = AdversarialLoss | Mapping[str, AdversarialLoss] | Sequence[AdversarialLoss]
+# A weight for all networks, by name, or one after the other in the networks' order.
+WeightLike = float | Mapping[str, float] | Sequence[float]
 CraftingMode = Literal["inference", "training"]
+Mixing = Literal["steps", "images", "all"]
 
 ADVERSARIAL_LOSSES: tuple[AdversarialLoss, ...] = get_args(AdversarialLoss)
 CRAFTING_MODES: tuple[CraftingMode, ...] = get_args(CraftingMode)
+MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
+_WEIGHTS = ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight")
+
+
+class Terms(NamedTuple):
+    """The fields of a scheme that weight and shape the loss, as one network has them; see `Scheme`."""
+
+    clean_weight: float
+    adversarial_weight: float
+    adversarial_loss: AdversarialLoss
+    pairing_weight: float
+    peer_weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +49,29 @@ class Scheme:
     """Everything in which the ways of training differ.
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
-    + adversarial_weight * (CE(x') or KL(x || x')) + peer_weight * KL(peers on x' || x') + domain adaptation`.
+    + adversarial_weight * (CE(x') or KL(x || x')) + pairing_weight * MSE(logits of x and x') + peer_weight * KL(peers
+    on x' || x') + domain adaptation`.
 
     Where epsilon is set in several places, the one given to `CoTraining` wins over the scheme's, and the scheme's over
     that of each attack; `epsilon_schedule` takes its share of the winner.
 
+    Weights, `adversarial_loss` and `attack` may be one for all networks, a mapping by name, or a sequence, of which the
+    networks take one each in their order. A sparring partner has the weights that a mapping gives "sparring", or the
+    defaults, and no peers.
+
     Attributes:
         learns_from: Whose adversarial examples each network learns from, as `resolve_sources` takes it.
-        attack: What the sources craft with; or one for each, by the source's name or by "itself", "others" (another
-            network that trains) and "frozen". An attack may be given by its name, or as a mapping with its name and
+        attack: What the sources craft with; or one for each, by the source's name or by a word of `resolve_sources`:
+            "before_itself" goes before "before". An attack may be given by its name, or as a mapping with its name and
             options. None is the paper's, R+Step-LL at 16/256.
-        all_sources: Whether a step uses every source of a network. If not, sources take turns, one a step, so that half
-            of what a network sees is clean, at the same cost whatever their number. The adversarial parts of the loss
-            are means over the sources of the step in either case.
+        mixing: How the sources of a network share its adversarial images. "steps": they take turns, one a step.
+            "images": each crafts from its share of every batch, chosen at random, as in PubDef. In both, half of what a
+            network sees is clean, whatever the number of sources. "all": each crafts from the whole batch, and the
+            adversarial parts of the loss are means over the sources.
+        source_weights: How much sources count, by their names or by words as for `attack`; 1 where nothing is said. It
+            is their share of a batch where `mixing` is "images", and their weight in the mean where it is "all".
+        snapshots: How many snapshots of a network the sources `past` replay, one after the other.
+        snapshot_steps: After how many steps a snapshot takes the place of the oldest. At first, all are of the start.
         epsilon: Replaces the epsilon of every attack; None keeps theirs.
         epsilon_schedule: Which share of epsilon a training step uses; None, or "none", always uses all of it.
         crafting_mode: "inference", or "training": with dropout and batch statistics, which crafting leaves unchanged.
@@ -53,6 +80,8 @@ class Scheme:
         adversarial_weight: r_adv, weight of the adversarial loss, non-negative.
         adversarial_loss: "cross_entropy" with the labels, or "divergence": how far the answers to adversarial images
             are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES, with a gradient through both answers.
+        pairing_weight: Weight of the mean squared difference between the logits of clean and adversarial images, with a
+            gradient through both; 0 leaves it out.
         peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
             constants in it; 0 leaves it out.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
@@ -71,19 +100,24 @@ class Scheme:
 
     Source:
         Algorithm 1 of Liao (SATM); TRADES: Zhang et al., ICML 2019; peers: Liu et al., "Mutual Adversarial Training",
-        2021; AdvProp: Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020.
+        2021; AdvProp: Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020; logit pairing: Kannan
+        et al., "Adversarial Logit Pairing", 2018; a source for each image: Sitawarin et al., "PubDef", ICLR 2024.
     """
 
     learns_from: LearnsFrom = "others"
     attack: AttackLike | None = None
-    all_sources: bool = False
+    mixing: Mixing = "steps"
+    source_weights: Mapping[str, float] | None = None
+    snapshots: int = 4
+    snapshot_steps: int = 100
     epsilon: float | None = None
     epsilon_schedule: EpsilonScheduleLike | None = None
     crafting_mode: CraftingMode = "inference"
-    clean_weight: float = 1.0
-    adversarial_weight: float = 1.0
-    adversarial_loss: AdversarialLoss = "cross_entropy"
-    peer_weight: float = 0.0
+    clean_weight: WeightLike = 1.0
+    adversarial_weight: WeightLike = 1.0
+    adversarial_loss: AdversarialLossLike = "cross_entropy"
+    pairing_weight: WeightLike = 0.0
+    peer_weight: WeightLike = 0.0
     domain_adaptation: DomainAdaptationLike | None = None
     batch_norm: BatchNormLike = "shared"
 
@@ -95,14 +129,28 @@ class Scheme:
             ("domain_adaptation", _made(DomainAdaptation, self.domain_adaptation)),
         ):
             object.__setattr__(self, field, made)
-        for field in ("clean_weight", "adversarial_weight", "peer_weight"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
-        modes = self.batch_norm.values() if isinstance(self.batch_norm, Mapping) else [self.batch_norm]
+        for field in _WEIGHTS:
+            for weight in _values(getattr(self, field)):
+                if not weight >= 0:
+                    raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
+        for source, weight in (self.source_weights or {}).items():
+            if not weight > 0:
+                raise ValueError(
+                    f"source_weights must be above 0; leave a source out of learns_from. Received: {source}: {weight}"
+                )
+        if self.source_weights and self.mixing == "steps":
+            raise ValueError(
+                "Where sources take turns they have no weights; choose mixing='images' or 'all'. "
+                f"Received: source_weights={dict(self.source_weights)}"
+            )
+        for field in ("snapshots", "snapshot_steps"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1. Received: {getattr(self, field)}")
         for kind, values, known in (
-            ("adversarial loss", [self.adversarial_loss], ADVERSARIAL_LOSSES),
+            ("adversarial loss", _values(self.adversarial_loss), ADVERSARIAL_LOSSES),
             ("crafting mode", [self.crafting_mode], CRAFTING_MODES),
-            ("batch normalisation mode", modes, BATCH_NORM_MODES),
+            ("mixing", [self.mixing], MIXINGS),
+            ("batch normalisation mode", _values(self.batch_norm), BATCH_NORM_MODES),
         ):
             for value in values:
                 if value not in known:
@@ -133,33 +181,80 @@ class Scheme:
                 raise unknown_name("field of a scheme", name, known)
         return dataclasses.replace(start or cls(), **fields)
 
-    def sources(self, networks: Collection[str], frozen: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    def by_name(self, networks: Collection[str]) -> Scheme:
+        """The same scheme, with what it gives in a sequence given by the networks' names, in their order.
+
+        Raises:
+            ValueError: If a sequence is of another length.
+        """
+        named: dict[str, Any] = {}
+        for field in (*_WEIGHTS, "adversarial_loss", "attack"):
+            value: Any = getattr(self, field)
+            if isinstance(value, list | tuple):
+                if len(value) != len(networks):
+                    raise ValueError(f"{field} is for {len(value)} networks. Received: {', '.join(networks)}")
+                named[field] = dict(zip(networks, value, strict=True))
+        return dataclasses.replace(self, **named)
+
+    def sources(
+        self, networks: Collection[str], frozen: Collection[str] = (), sparring: Collection[str] | None = None
+    ) -> dict[str, tuple[str, ...]]:
         """The sources of each network, as `resolve_sources` gives them, once all names in the scheme have been checked.
 
         Args:
             networks: Names of the networks that train.
             frozen: Names of the networks that only craft.
+            sparring: Names of the sparring partners; None stands for one for each network.
 
         Raises:
             ValueError: If the scheme names a network or source that does not exist, lacks an attack, or needs peers.
         """
-        sources = resolve_sources(self.learns_from, networks, frozen)
-        words = ["itself", "others", "frozen", *networks, *frozen]
-        for key in self.attack if isinstance(self.attack, Mapping) else ():
-            if key not in words:
-                raise unknown_name("source in attack", key, words)
+        sources = resolve_sources(self.learns_from, networks, frozen, sparring)
+        known = [*WORDS, *networks, *frozen, *itertools.chain(*sources.values())]
+        for field in ("attack", "source_weights"):
+            for key in getattr(self, field) if isinstance(getattr(self, field), Mapping) else ():
+                if key not in known:
+                    raise unknown_name(f"source in {field}", key, known)
         for name, its in sources.items():
+            self.terms_of(name)
             for source in its:
                 self.attack_on(source, name, trained=source in networks)
-        if self.peer_weight and len(networks) < 2:
+        for field in (*_WEIGHTS, "adversarial_loss"):
+            value = getattr(self, field)
+            for key in value if isinstance(value, Mapping) else ():
+                if key not in (*sources, "sparring"):
+                    raise unknown_name(f"network in {field}", key, (*sources, "sparring"))
+        if any(_values(self.peer_weight)) and len(networks) < 2:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.domain_adaptation_of(sources)
-        self.batch_norm_of(networks)
+        self.batch_norm_of(sources)
         return sources
+
+    def terms_of(self, name: str) -> Terms:
+        """The weights and the kind of a network's loss.
+
+        Raises:
+            ValueError: If a mapping leaves the network out.
+        """
+        partner = split(name)[0] == "sparring"
+        found: dict[str, Any] = {}
+        for field in Terms._fields:
+            value: Any = getattr(self, field)
+            if isinstance(value, Mapping):
+                value = value.get(name, value.get("sparring", getattr(Scheme, field)) if partner else None)
+            if value is None:
+                raise ValueError(f"{field} must say something for each network. Missing: {name}")
+            found[field] = value
+        return Terms(**found)._replace(peer_weight=0.0) if partner else Terms(**found)
+
+    def weight_of(self, source: str, learner: str, trained: bool) -> float:
+        """How much a source counts for a learner; arguments as for `attack_on`."""
+        given = self.source_weights or {}
+        return next((float(given[key]) for key in descriptions(source, learner, trained) if key in given), 1.0)
 
     def domain_adaptation_of(self, sources: Mapping[str, Collection[str]]) -> dict[str, DomainAdaptation]:
         """The domain adaptation of each network that has one, from the sources of all."""
-        learners = [name for name, its in sources.items() if its]
+        learners = [name for name, its in sources.items() if its and not split(name)[0]]
         return _by_network("domain_adaptation", self.domain_adaptation, learners, "have a source")
 
     def batch_norm_of(self, networks: Collection[str]) -> dict[str, str]:
@@ -177,10 +272,10 @@ class Scheme:
         Raises:
             ValueError: If there is none, or if the scheme's epsilon is out of its range.
         """
-        relation = "itself" if source == learner else "others" if trained else "frozen"
         attack: Any = _PAPERS_ATTACK if self.attack is None else self.attack
         if isinstance(attack, Mapping):
-            attack = attack.get(source, attack.get(relation))
+            keys = descriptions(source, learner, trained)
+            attack = next((attack[key] for key in keys if key in attack), None)
         if attack is None:
             raise ValueError(
                 "An attack is needed where networks learn from adversarial examples: "
@@ -202,10 +297,19 @@ def _by_network(field: str, value: Any, names: Collection[str], which: str) -> d
     return {name: each for name, each in value.items() if each is not None}
 
 
+def _values(value: Any) -> Collection[Any]:
+    """All values of a field that may be one for all, a mapping or a sequence."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def _made(family: type[Configurable], value: Any, **options: Any) -> Any:
     """A member of the family from its description, or a mapping of members from one of descriptions."""
     if value is None or (value == "none" and family is not Attack):
         return None
+    if isinstance(value, list | tuple):
+        return tuple(_made(family, each, **options) for each in value)
     if isinstance(value, Mapping) and "name" not in value:
         return {key: _made(family, each, **options) for key, each in value.items()}
     try:
@@ -238,13 +342,23 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "satm": Scheme(learns_from="others", domain_adaptation=DomainAdversarial()),
     "satm_all_sources": Scheme(
-        learns_from="others", domain_adaptation=DomainAdversarial(domains="sources"), all_sources=True
+        learns_from="others", domain_adaptation=DomainAdversarial(domains="sources"), mixing="all"
     ),
     "satm_white_box": Scheme(learns_from=("others", "itself"), domain_adaptation=DomainAdversarial()),
-    "mutual": Scheme(
-        learns_from=("itself", "others"), attack=_PGD, all_sources=True, clean_weight=0.0, peer_weight=1.0
+    "mutual": Scheme(learns_from=("itself", "others"), attack=_PGD, mixing="all", clean_weight=0.0, peer_weight=1.0),
+    # As the authors' code has it: TRADES for the one network; for the other half clean, half adversarial cross-entropy
+    # and logit pairing; 1 : 19 between these and the peer's answers.
+    "cat": Scheme(
+        learns_from="itself",
+        attack=(KLPGD(epsilon=_EPSILON), _PGD),
+        clean_weight=(1 / 20, 1 / 40),
+        adversarial_weight=(6 / 20, 1 / 40),
+        adversarial_loss=("divergence", "cross_entropy"),
+        pairing_weight=(0.0, 1 / 20),
+        peer_weight=19 / 20,
     ),
-    "collaborative": Scheme(learns_from="itself", attack=_PGD, clean_weight=0.0, peer_weight=1.0),
+    "pubdef": Scheme(learns_from="frozen", attack=_PGD, mixing="images", clean_weight=0.5, adversarial_weight=0.5),
+    "sparring": Scheme(learns_from=("before", "sparring"), attack=RSFGSM(epsilon=_EPSILON), mixing="images"),
     "recommended": Scheme(learns_from=("others", "itself"), attack=RSFGSM(epsilon=_EPSILON)),
 }
 """The presets: the paper's schemes, its baselines, later relatives, and the one that docs/results recommends against

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from satm_tf.configurable import unknown_name
 
 LearnsFrom = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
+KINDS = ("before", "past", "sparring")
+"""What a source may be beside a network that trains and a frozen one: see `resolve_sources`."""
+_WHO = ("itself", "others")
+WORDS = ("nobody", *_WHO, "frozen", *KINDS, *(f"{kind}_{who}" for kind in KINDS for who in _WHO))
+"""The words that `resolve_sources` takes beside the names of networks."""
 
-def _others(name: str, networks: list[str], frozen: list[str]) -> list[str]:
-    # Beginning after oneself: in turn, every network is then the source of exactly one other.
-    index = networks.index(name)
-    return networks[index + 1 :] + networks[:index]
+
+def split(source: str) -> tuple[str, str]:
+    """The kind of a source and what follows it: `("before", "a")` of "before_a", `("", "a")` of "a"."""
+    for kind in KINDS:
+        if source == kind or source.startswith(f"{kind}_"):
+            return kind, source[len(kind) + 1 :]
+    return "", source
 
 
-_WORDS: dict[str, Callable[[str, list[str], list[str]], list[str]]] = {
-    "nobody": lambda name, networks, frozen: [],
-    "itself": lambda name, networks, frozen: [name],
-    "others": _others,
-    "frozen": lambda name, networks, frozen: frozen,
-}
+def descriptions(source: str, learner: str, trained: bool) -> tuple[str, ...]:
+    """The keys under which a mapping may describe a source to one of its learners, the most particular first.
+
+    Args:
+        source: Name of the source.
+        learner: Name of the network that learns from it.
+        trained: Whether the source is one of the networks that train, and not a frozen one.
+    """
+    kind, name = split(source)
+    if not kind:
+        return source, "itself" if source == learner else "others" if trained else "frozen"
+    if source == learner:  # A sparring partner's own examples.
+        return source, kind, "itself"
+    return source, f"{kind}_{'itself' if name == learner else 'others'}", kind
 
 
 def resolve_sources(
-    learns_from: LearnsFrom, networks: Collection[str], frozen: Collection[str] = ()
+    learns_from: LearnsFrom,
+    networks: Collection[str],
+    frozen: Collection[str] = (),
+    sparring: Collection[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Names, for each network that trains, the networks whose adversarial examples it learns from.
 
+    | | oneself | the others | both | one of them |
+    | --- | --- | --- | --- | --- |
+    | as they are at each step | `itself` | `others` | | `b` |
+    | as they were when training began | `before_itself` | `before_others` | `before` | `before_b` |
+    | as they were at some of the last steps | `past_itself` | `past_others` | `past` | `past_b` |
+    | robust partners that train beside them | `sparring_itself` | `sparring_others` | `sparring` | `sparring_b` |
+    | given, never changed | | | `frozen` | `old` |
+
+    `others` is SATM; `itself` standard adversarial training; `frozen` ensemble adversarial training, and PubDef;
+    `nobody` fine-tuning; `before` and `sparring` together the table of who (other, self) by what (undefended, robust).
+
     Args:
-        learns_from: "others" (SATM), "itself" (standard adversarial training), "frozen" (ensemble adversarial
-            training), "nobody" (fine-tuning), a name, or several of these; or a mapping that gives each network its
-            own.
+        learns_from: A word of the table, a name, or several of these; or a mapping that gives each network its own.
         networks: Names of the networks that train.
         frozen: Names of the networks that only craft.
+        sparring: Names of the sparring partners, without `sparring_`; None stands for one for each network.
 
     Returns:
-        For each of `networks`, its sources in the order of their turns.
+        For each of `networks`, its sources in the order of their turns. Then the same for each sparring partner that
+        is among these: it learns from itself.
 
     Raises:
         ValueError: If a name is unknown, a network is left out, or a word stands for nobody without saying so.
@@ -46,11 +76,17 @@ def resolve_sources(
         {'a': ('b', 'c'), 'b': ('c', 'a'), 'c': ('a', 'b')}
         >>> resolve_sources({"a": ["itself", "old"], "b": "nobody"}, ["a", "b"], frozen=["old"])
         {'a': ('a', 'old'), 'b': ()}
+        >>> resolve_sources("sparring", ["a", "b"])["a"]
+        ('sparring_b', 'sparring_a')
     """
     networks, frozen = list(networks), list(frozen)
-    reserved = sorted({*networks, *frozen} & {*_WORDS})
+    partners = networks if sparring is None else list(sparring)
+    reserved = sorted(name for name in {*networks, *frozen} if name in WORDS or split(name)[0])
     if reserved:
-        raise ValueError(f"No network may be called {', '.join(_WORDS)}: these are words. Received: {reserved[0]!r}")
+        raise ValueError(
+            f"No network may be called {', '.join(WORDS)}, or begin with {', '.join(f'{kind}_' for kind in KINDS)}: "
+            f"these are words. Received: {reserved[0]!r}"
+        )
     if not isinstance(learns_from, Mapping):
         learns_from = dict.fromkeys(networks, learns_from if isinstance(learns_from, str) else tuple(learns_from))
     for name in learns_from:
@@ -61,21 +97,34 @@ def resolve_sources(
         raise ValueError(f"learns_from must say for each network from whom it learns. Missing: {', '.join(missing)}")
 
     def expand(name: str, term: str) -> list[str]:
-        if term in networks or term in frozen:
+        if term in frozen:
             return [term]
-        if term not in _WORDS:
-            raise unknown_name("source in learns_from", term, [*_WORDS, *networks, *frozen])
-        sources = _WORDS[term](name, networks, frozen)
-        if not sources and term != "nobody":
+        kind, who = split(term)
+        group = partners if kind == "sparring" else networks
+        snapshots = [f"sparring_{partner}" for partner in partners] if kind == "past" else []
+        if who in group or who in snapshots:
+            return [term]
+        if term not in WORDS:
+            names = [*WORDS, *networks, *frozen, *(f"{kind}_{each}" for each in (*group, *snapshots) if kind)]
+            raise unknown_name("source in learns_from", term, names)
+        # Beginning after oneself: in turn, every network is then the source of exactly one other.
+        index = group.index(name) if name in group else -1
+        others, itself = group[index + 1 :] + group[: max(index, 0)], group[index : index + 1] if index >= 0 else []
+        found = {"nobody": [], "frozen": frozen, "itself": itself, "others": others, "": [*others, *itself]}[who]
+        if not found and term != "nobody":
             raise ValueError(
                 f"{name!r} cannot learn from {term!r}: there is none. Add a network, or use 'nobody'. "
                 f"Received: networks={networks}, frozen={frozen}"
             )
-        return sources
+        return [f"{kind}_{each}" if kind else each for each in found]
 
-    sources = {}
+    sources: dict[str, tuple[str, ...]] = {}
     for name in networks:
         terms = learns_from[name]
         terms = [terms] if isinstance(terms, str) else terms
         sources[name] = tuple(dict.fromkeys(source for term in terms for source in expand(name, term)))
+    wanted = {source.removeprefix("past_") for its in sources.values() for source in its}
+    for partner in partners:
+        if (own := f"sparring_{partner}") in wanted:
+            sources[own] = (own,)
     return sources

@@ -7,6 +7,7 @@ import yaml
 from satm_tf import train
 from satm_tf.experiment import config as configuration
 from satm_tf.experiment.config import PRESETS, from_arguments, make_attack
+from satm_tf.experiment.run_folder import Stage
 from satm_tf.training import Scheme, UnifiedEmbedding
 
 
@@ -138,7 +139,9 @@ def changed(config, **changes):
             "'a' cannot learn from 'others'",
         ),
         (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="collaborative", networks=["a"])}),
+            lambda c: changed(
+                c, schemes={"s": configuration.SchemeConfig(learns_from="itself", peer_weight=1.0, networks=["a"])}
+            ),
             "peer_weight needs at least two",
         ),
         (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
@@ -234,3 +237,16 @@ def test_what_a_configuration_is_printed_as_gives_it_again(tmp_path, capsys):
     path.write_text(capsys.readouterr().out)
     assert from_arguments(["--config", str(path)]) == from_arguments(given)
     assert from_arguments(given).scheme("satm").domain_adaptation is None
+
+
+def test_frozen_networks_of_several_schemes_and_sparring_partners(config):
+    groups = configuration.SchemeConfig(
+        preset="pubdef", learns_from={"a": "frozen", "b": ["satm/a", "sparring_a"]}, networks=["a", "b"],
+        frozen_from=["fine_tune", "satm"], sparring=["a"],
+    )  # fmt: skip
+    made = changed(config, schemes={"satm": configuration.SchemeConfig(preset="satm"), "groups": groups})
+    expected = {f"fine_tune/{name}": (Stage("fine_tune", name), name) for name in "ab"}
+    expected |= {f"satm/{name}": (Stage("co_train", "satm"), name) for name in "ab"}
+    assert made.frozen_sources("groups") == expected
+    with pytest.raises(ValueError, match=r"schemes.groups.frozen_from must be a scheme that is trained before it"):
+        changed(config, schemes={"groups": groups})

@@ -32,7 +32,7 @@ def test_a_scheme_takes_the_experiments_attack_or_its_epsilon(described, attacks
 
 def test_a_scheme_has_every_field_of_the_trainers_and_five_of_its_own():
     names = {field.name for field in dataclasses.fields(SchemeConfig)}
-    own = {"preset", "networks", "starts_from", "epochs", "frozen_from"}
+    own = {"preset", "networks", "starts_from", "epochs", "frozen_from", "sparring"}
     assert names == own | {field.name for field in dataclasses.fields(Scheme)}
 
 

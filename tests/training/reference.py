@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -22,14 +22,16 @@ class Case:
 
     `turns` gives for each turn the sources of each network, in the order of its domains. `domain` is "reversal" (clean
     against adversarial), "reversal of each" (clean against each source) or "distance".
+    What is a mapping is each network's own.
     """
 
     turns: Sequence[Mapping[str, str]]
-    attack: Attack | None = None
+    attack: Any = None
     frozen_attack: Attack | None = None
-    clean: float = 1.0
-    adversarial: float = 1.0
-    divergence: bool = False
+    clean: Any = 1.0
+    adversarial: Any = 1.0
+    divergence: Any = False
+    pairing: Any = 0.0
     peer: float = 0.0
     domain: str = ""
     domain_weight: float = 0.1
@@ -56,7 +58,16 @@ CASES = {
     "satm_all_sources": Case([{"a": "bc", "b": "ca", "c": "ab"}], RANDOMISED, domain="reversal of each"),
     "satm_white_box": Case([PARTNER, ITSELF], RANDOMISED, domain="reversal"),
     "mutual": Case([{"a": "ab", "b": "ba"}], PROJECTED, clean=0.0, peer=1.0),
-    "collaborative": Case([ITSELF], PROJECTED, clean=0.0, peer=1.0),
+    "cat": Case(
+        [ITSELF],
+        {"a": KLPGD(epsilon=EPSILON, steps=10), "b": PROJECTED},
+        clean={"a": 1 / 20, "b": 1 / 40},
+        adversarial={"a": 6 / 20, "b": 1 / 40},
+        divergence={"a": True, "b": False},
+        pairing={"a": 0.0, "b": 1 / 20},
+        peer=19 / 20,
+    ),
+    "pubdef": Case([FROZEN], PROJECTED, clean=0.5, adversarial=0.5),
     "recommended": Case([PARTNER, ITSELF], RSFGSM(epsilon=EPSILON)),
 }
 
@@ -85,7 +96,9 @@ def step(
         for name in networks
     }
     everything = {
-        name: _learn(case, networks[name], heads.get(name), images, labels, adversarial[name], answers[name], place)
+        name: _learn(
+            _of(case, name), networks[name], heads.get(name), images, labels, adversarial[name], answers[name], place
+        )
         for name in networks
         for place in [_domains(case, name, sources[name])]
     }
@@ -102,10 +115,17 @@ def _craft(
     case: Case, source: str, networks: Mapping[str, Any], images: Any, labels: Any, count: int, seed: int
 ) -> tf.Tensor:
     """A step's random numbers follow from the seed, the count and the place of the source."""
+    case = _of(case, source)
     attack = case.frozen_attack if source == "o" and case.frozen_attack else case.attack
     fold_in = tf.random.experimental.stateless_fold_in
     numbers = fold_in(fold_in([seed, 0], tf.constant(count, tf.int64)), list(networks).index(source))
     return attack.compiled(networks[source])(images, labels, seed=numbers)
+
+
+def _of(case: Case, name: str) -> Case:
+    """What a case means for one network."""
+    fields = vars(case).items()
+    return replace(case, **{field: value.get(name) for field, value in fields if isinstance(value, Mapping)})
 
 
 def _domains(case: Case, name: str, sources: str) -> list[int]:
@@ -143,6 +163,9 @@ def _learn(
                 losses = [-_mean(truth * tf.math.log(tf.nn.softmax(attacked))) for attacked in logits[1:]]
             parts["adversarial_loss"] = sum(losses) / count
             loss += case.adversarial * parts["adversarial_loss"]
+        if case.pairing:
+            parts["pairing_loss"] = sum(tf.reduce_mean((each - logits[0]) ** 2) for each in logits[1:]) / count
+            loss += case.pairing * parts["pairing_loss"]
         if case.peer:
             losses = [_divergence(given, own) for peer in answers for given, own in zip(peer, logits[1:], strict=True)]
             parts["peer_loss"] = sum(losses) / len(losses)

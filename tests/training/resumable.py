@@ -2,7 +2,8 @@
 
 `python resumable.py FOLDER PRECISION KILL_AT_STEP` ends by SIGKILL. `python resumable.py FOLDER PRECISION REFERENCE`
 goes on in FOLDER and does the whole again in REFERENCE; what remains at the end goes into `result.npz`. In these all on
-which a step depends is in use: dropout, batch normalisation, augmentation, a drawn epsilon, a domain head, an optimizer
+which a step depends is in use: networks as they were,
+sparring partners, dropout, batch normalisation, augmentation, a drawn epsilon, a domain head, an optimizer
 with a schedule.
 """
 
@@ -67,7 +68,15 @@ def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_ra
         networks["b"] = make_network("b", batch_norm=False)
         attack = RandomisedStep(epsilon=0.1)
         augmentation = Augmentation()
-        fields = {"scheme": "satm", "attack": attack, "epsilon_schedule": UniformEpsilon(low=0.3)}
+        fields = {
+            "scheme": "satm",
+            "learns_from": ("others", "before", "past", "sparring_others"),
+            "mixing": "images",
+            "snapshots": 2,
+            "snapshot_steps": 2,
+            "attack": attack,
+            "epsilon_schedule": UniformEpsilon(low=0.3),
+        }
     trainer = CoTraining(networks, ordered=True, **fields)
     decay = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)
     trainer.compile(**{"optimizer": keras.optimizers.Adam(decay), **compiled})

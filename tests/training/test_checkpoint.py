@@ -69,6 +69,30 @@ def test_an_exception_leaves_a_training_that_goes_on(steps, uninterrupted, tmp_p
     assert_equal(train(tmp_path), uninterrupted)
 
 
+def test_networks_as_they_were_are_those_of_the_first_start(make_network, images, labels, tmp_path):
+    """Resumed in networks that have other weights: `before` comes from the checkpoint, and so do partners."""
+
+    def make(seed):
+        keras.utils.set_random_seed(seed)
+        networks = {"a": make_network("a"), "b": make_network("b", width=4)}
+        trainer = CoTraining(networks, learns_from=("before", "past", "sparring"), mixing="images", snapshots=2)
+        trainer.compile("sgd")
+        return trainer
+
+    first = make(0)
+    start = [np.array(weight) for weight in first.networks["a"].weights]
+    checkpoint = Checkpoint(tmp_path)
+    first.fit(images, labels, epochs=1, batch_size=6, verbose=0, shuffle=False, callbacks=[checkpoint])
+    resumed = make(1)
+    Checkpoint(tmp_path).restore(resumed, [])
+    for ours, expected in zip(resumed.state(), first.state(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    kept = [variable for variable in resumed.variables if variable.name.startswith("before_a_")]
+    for variable, expected in zip(kept, start, strict=True):
+        np.testing.assert_array_equal(variable[0], expected)
+    assert any((np.array(now) != then).any() for now, then in zip(resumed.networks["a"].weights, start, strict=True))
+
+
 def test_several_steps_at_a_time_go_on_too(tmp_path):
     expected = train(tmp_path / "uninterrupted", steps_per_execution=2)
     with pytest.raises(StoppedError):

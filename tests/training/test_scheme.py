@@ -58,6 +58,11 @@ def test_what_is_given_goes_before_the_mapping_and_the_mapping_before_the_preset
         ({"attack": {"name": "fgms", "epsilon": 0.1}}, "Unknown attack. Did you mean 'fgsm'"),
         ({"domain_adaptation": "domain_adverserial"}, "Unknown domain adaptation. Did you mean 'domain_adversarial'"),
         ({"epsilon_schedule": "unifrom"}, "Unknown epsilon schedule. Did you mean 'uniform'"),
+        ({"mixing": "image"}, "Unknown mixing. Did you mean 'images'"),
+        ({"source_weights": {"past": 0.0}, "mixing": "all"}, "source_weights must be above 0"),
+        ({"source_weights": {"past": 2.0}}, "choose mixing='images' or 'all'"),
+        ({"snapshots": 0}, "snapshots must be at least 1. Received: 0"),
+        ({"peer_weight": (0.5, -1.0)}, "peer_weight must be non-negative"),
         ({"clean_weight": -1.0}, "clean_weight must be non-negative. Received: -1.0"),
         ({"adversarial_weight": float("nan")}, "adversarial_weight must be non-negative. Received: nan"),
         ({"peer_weight": -0.5}, "peer_weight must be non-negative. Received: -0.5"),
@@ -90,6 +95,25 @@ def test_epsilon_of_the_scheme_is_that_of_every_attack():
 def test_no_attack_is_the_papers():
     assert Scheme().attack_on("b", "a", trained=True) == RandomisedStep(epsilon=16 / 256)
     assert Scheme(epsilon=0.1).attack_on("b", "a", trained=True) == RandomisedStep(epsilon=0.1)
+
+
+def test_the_most_particular_description_of_a_source_goes_first():
+    one, two, three = (FGSM(epsilon=each / 100) for each in range(1, 4))
+    scheme = Scheme(attack={"before_itself": one, "before": two, "sparring": three}, mixing="all")
+    assert scheme.attack_on("before_a", "a", trained=False) == one
+    assert scheme.attack_on("before_b", "a", trained=False) == two
+    assert scheme.attack_on("sparring_b", "sparring_b", trained=False) == three
+    weighted = Scheme(mixing="all", source_weights={"before_others": 3.0, "before_c": 5.0})
+    assert [weighted.weight_of(f"before_{name}", "a", trained=False) for name in "abc"] == [1.0, 3.0, 5.0]
+
+
+def test_a_sequence_is_for_the_networks_in_their_order():
+    scheme = Scheme.get("cat").by_name(["a", "b"])
+    assert scheme.adversarial_loss == {"a": "divergence", "b": "cross_entropy"}
+    assert scheme.terms_of("b") == (1 / 40, 1 / 40, "cross_entropy", 1 / 20, 19 / 20)
+    assert scheme.terms_of("sparring_a") == (1.0, 1.0, "cross_entropy", 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"clean_weight is for 2 networks. Received: a, b, c"):
+        Scheme.get("cat").by_name(["a", "b", "c"])
 
 
 class TestCoTrainingRefuses:
@@ -128,7 +152,7 @@ class TestCoTrainingRefuses:
 
     def test_peers_of_a_network_alone(self, make_network):
         with pytest.raises(ValueError, match=r"at least two networks that train. Received: \['a'\]"):
-            CoTraining({"a": make_network("a")}, "collaborative")
+            CoTraining({"a": make_network("a")}, learns_from="itself", peer_weight=1.0)
 
     def test_a_scheme_without_its_frozen_networks(self, make_network):
         with pytest.raises(ValueError, match="'a' cannot learn from 'frozen': there is none"):

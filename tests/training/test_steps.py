@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from satm_tf import CoTraining, DomainAdversarial
-from satm_tf.attacks import RandomisedStep
+from satm_tf.attacks import RSFGSM, RandomisedStep
 from satm_tf.training import SCHEMES
 from tests.training import reference
 from tests.training.reference import CASES, RANDOMISED, RATE, Case
@@ -58,7 +58,7 @@ def assert_close(ours, expected, tolerance):
 
 
 def test_there_is_a_case_for_every_preset():
-    assert set(CASES) == set(SCHEMES)
+    assert {*CASES, "sparring"} == set(SCHEMES), "that of sparring partners is tested below"
 
 
 @pytest.mark.parametrize("scheme", CASES)
@@ -91,7 +91,7 @@ GRAPHS = {
         Case([{"a": a, "b": b, "c": ""} for a, b in ("ac", "oa", "ao", "oc", "aa", "oo")], RANDOMISED),
     ),
     "all at once": (
-        {"learns_from": ("others", "frozen"), "all_sources": True, "adversarial_weight": 0.7, "clean_weight": 0.5},
+        {"learns_from": ("others", "frozen"), "mixing": "all", "adversarial_weight": 0.7, "clean_weight": 0.5},
         Case([{"a": "bco", "b": "cao", "c": "abo"}], RANDOMISED, adversarial=0.7, clean=0.5),
     ),
     "a domain for each in turn": (
@@ -142,3 +142,96 @@ def test_ensemble_adversarial_training_is_simultaneous_training_with_the_partner
     train({"b": sequential["b"]}, {"a": ensemble["a"]})
     with pytest.raises(AssertionError):
         assert_close(sequential["b"].weights, together["b"].weights, 100 * TOLERANCE)
+
+
+def by_image(names, attack, networks, images, labels, count, seed, order_of_all, weights):
+    """A batch of which each of the named sources makes its share: the sources of single images, and the images."""
+    fold_in = tf.random.experimental.stateless_fold_in
+    numbers = fold_in([seed, 0], tf.constant(count, tf.int64))
+    total = len(images)
+    order = np.argsort(tf.random.stateless_uniform([total], fold_in(numbers, -1)))
+    left = float(tf.random.stateless_uniform([], fold_in(numbers, -2)))
+    ends = np.floor(np.cumsum(weights) / np.sum(weights) * total + left).astype(int)
+    ends[-1] = total
+    mixed, makers = np.zeros_like(images), np.empty(total, object)
+    for name, begin, end in zip(names, [0, *ends], ends, strict=False):
+        rows, own = order[begin:end], fold_in(numbers, order_of_all.index(name))
+        if name.startswith("sparring"):  # which crafts from the whole batch for itself
+            mixed[rows] = attack(networks[name], images, labels, seed=own).numpy()[rows]
+        elif len(rows):
+            mixed[rows] = attack(networks[name], images[rows], labels[rows], seed=own).numpy()
+        makers[rows] = name
+    return makers, mixed
+
+
+@pytest.mark.parametrize("weights", [None, {"before_itself": 3.0}])
+def test_the_steps_of_sparring_partners(make, images, labels, weights):
+    """Two steps: `before` is what the networks were at the start, and partners learn from themselves alone."""
+    attack = RSFGSM(epsilon=reference.EPSILON)
+    networks = make("ab")
+    start, ours = copies(make, networks), copies(make, networks)
+    partners = copies(make, networks)
+    trainer = CoTraining(networks, "sparring", source_weights=weights, seed=5)
+    trainer.compile(keras.optimizers.SGD(RATE))
+    names = ["sparring_a", "sparring_b", "before_b", "before_a"]
+    everything = {"a": ours["a"], "b": ours["b"], "sparring_a": partners["a"], "sparring_b": partners["b"]}
+    order_of_all = [*everything, "before_b", "before_a"]
+    case = Case([], attack)
+    for count in range(2):
+        crafters = {**everything, "before_a": start["a"], "before_b": start["b"]}
+        fold_in = tf.random.experimental.stateless_fold_in
+        numbers = fold_in([5, 0], tf.constant(count, tf.int64))
+        adversarial = {
+            name: attack(crafters[name], images, labels, seed=fold_in(numbers, order_of_all.index(name)))
+            for name in ("sparring_a", "sparring_b")
+        }
+        for name in "ab":
+            shares = [3.0 if weights and each == f"before_{name}" else 1.0 for each in names]
+            makers, adversarial[name] = by_image(
+                names, attack, crafters, images, labels, count, 5, order_of_all, shares
+            )
+            assert set(makers) == set(names), "each has its share of 12 images"
+        trainer.reset_metrics()
+        reported = trainer.train_on_batch(images, labels, return_dict=True)
+        learnt = {
+            name: reference._learn(case, everything[name], None, images, labels, [adversarial[name]], [], [1])
+            for name in everything
+        }
+        for gradients, _ in learnt.values():
+            for variable, gradient in gradients:
+                variable.assign_sub(RATE * gradient)
+        assert reported["loss"] == pytest.approx(sum(float(learnt[name][1]["loss"]) for name in "ab"), rel=1e-4)
+        assert reported["sparring_a_loss"] == pytest.approx(float(learnt["sparring_a"][1]["loss"]), rel=1e-4)
+    for name, network in everything.items():
+        trained = {**trainer.networks, **trainer.sparring}[name]
+        assert_close(trained.weights, network.weights, 2 * TOLERANCE)
+    for name in "ab":
+        with pytest.raises(AssertionError):
+            assert_close(trainer.networks[name].weights, partners[name].weights, 100 * TOLERANCE)
+
+
+def test_the_past_is_replayed_one_snapshot_after_the_other(make, images, labels):
+    """Two snapshots, one after every other step: step s crafts with snapshot s % 2 of the partner."""
+    networks = make("ab")
+    ours = copies(make, networks)
+    slots = [copies(make, networks), copies(make, networks)]
+    trainer = CoTraining(networks, learns_from="past_others", attack=RANDOMISED, snapshots=2, snapshot_steps=2, seed=5)
+    trainer.compile(keras.optimizers.SGD(RATE))
+    fold_in = tf.random.experimental.stateless_fold_in
+    for count in range(6):
+        numbers = fold_in([5, 0], tf.constant(count, tf.int64))
+        adversarial = {
+            name: RANDOMISED(slots[count % 2][other], images, labels, seed=fold_in(numbers, 2 + "ba".index(other)))
+            for name, other in ("ab", "ba")
+        }
+        trainer.train_on_batch(images, labels)
+        for name in "ab":
+            gradients, _ = reference._learn(
+                Case([], RANDOMISED), ours[name], None, images, labels, [adversarial[name]], [], [1]
+            )
+            for variable, gradient in gradients:
+                variable.assign_sub(RATE * gradient)
+        if (count + 1) % 2 == 0:
+            slots[(count + 1) // 2 % 2] = copies(make, ours)
+    for name in "ab":
+        assert_close(trainer.networks[name].weights, ours[name].weights, 6 * TOLERANCE)

@@ -1,0 +1,58 @@
+"""Networks as they were earlier in a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class Recalled:
+    """Weights that a network had, and the network with these: a source that is no second network.
+
+    Args:
+        network: The network, which has its present weights.
+        slots: How many sets of weights are remembered.
+        new_weight: Makes a variable from its name, shape, dtype and value, as part of what is saved.
+        name: What the variables' names begin with.
+    """
+
+    def __init__(self, network: keras.Model, slots: int, new_weight: Callable[..., keras.Variable], name: str):
+        self.network = network
+        self.slots = slots
+        self._kept = [
+            new_weight(f"{name}_{index}", tf.stack([tf.convert_to_tensor(weight.value)] * slots))
+            for index, weight in enumerate(network.weights)
+        ]
+
+    def at(self, slot: tf.Tensor | int) -> Callable[..., tf.Tensor]:
+        """The network with one of the sets of weights, in inference mode."""
+        held = [(own, kept.value[slot]) for own, kept in zip(self.network.weights, self._kept, strict=True)]
+
+        def call(images: tf.Tensor, training: bool = False) -> Any:
+            with keras.StatelessScope(state_mapping=held):
+                return self.network(images, training=False)
+
+        call.gives_logits = True  # type: ignore[attr-defined]  # It cannot be probed, and the network is known.
+        return call
+
+    def remember(self, step: tf.Tensor, every: int) -> None:
+        """Once `every` steps, puts the present weights in the place of the oldest.
+
+        Args:
+            step: How many steps have been taken.
+            every: After how many of them.
+        """
+
+        def replace() -> tf.Operation:
+            slot = tf.cast((step // every) % self.slots, tf.int32)
+            return tf.group(
+                *(
+                    kept.value.assign(tf.tensor_scatter_nd_update(kept.value, [[slot]], own.value[None]))
+                    for own, kept in zip(self.network.weights, self._kept, strict=True)
+                )
+            )
+
+        tf.cond(step % every == 0, replace, tf.no_op)
