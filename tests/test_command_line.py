@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import platform
 import re
 import signal
@@ -319,6 +320,8 @@ keep_freed_memory()
 faults()
 print(first, faults())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    defaults = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=defaults)
     before, after = map(int, done.stdout.split())
     assert after < before / 4, done.stdout

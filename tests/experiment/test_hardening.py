@@ -138,8 +138,12 @@ def test_what_cannot_be_hardened_is_said_before_any_training(mine, photos, tmp_p
         satm_tf.harden(mine, data, output=tmp_path / "run", **{**QUICK, **options})
 
     alike, labels = pictures()
-    with pytest.raises(ValueError, match=r"no better than chance.*input_range"):
+    with pytest.raises(ValueError, match="the same image has another label too: 60"):
         attempt((np.full_like(alike, 90), labels))
+    shutil.rmtree(tmp_path / "run")
+    dim = np.random.default_rng(0).integers(90, 93, alike.shape, dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"no better than chance.*input_range"):
+        attempt((dim, labels))
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(ValueError, match="at least two classes"):
         attempt((alike, np.ones_like(labels)))
