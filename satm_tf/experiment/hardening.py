@@ -22,7 +22,7 @@ from satm_tf.configurable import plural
 from satm_tf.evaluation import Predictions
 from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.predictions import CLEAN
-from satm_tf.evaluation.rungs import RUNGS
+from satm_tf.evaluation.rungs import RUNGS, START
 from satm_tf.evaluation.statistics import compare_paired
 from satm_tf.experiment import cost
 from satm_tf.experiment.config import (
@@ -31,12 +31,14 @@ from satm_tf.experiment.config import (
     DataConfig,
     ExportConfig,
     NetworkConfig,
+    QueriesConfig,
     SchemeConfig,
     TrainingConfig,
 )
 from satm_tf.experiment.images import Sizes, load_data, make_batches
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.experiment.running import run
+from satm_tf.experiment.surrogates import SurrogateConfig
 from satm_tf.models import ImageClassifier, get_backbone
 
 ORIGINAL, HARDENED = "original", "hardened"
@@ -175,6 +177,7 @@ def harden(
                 **{each: _partner(each) for each in partners},
             },
             holdouts={each: _partner(each) for each in helpers["holdouts"] if each not in partners},
+            surrogates={"start": SurrogateConfig(rung="start", start="same")},
             fine_tune=training,
             # A trained model forgets at the learning rate with which a new one starts.
             co_train=dataclasses.replace(training, learning_rate=3e-4),
@@ -184,6 +187,7 @@ def harden(
                 HARDENED: SchemeConfig(preset=scheme),
             },
             evaluation_attacks={"fgsm": {"name": "fgsm"}, "mi_fgsm": {"name": "mi_fgsm", "steps": 10}},
+            queries=QueriesConfig(budgets=[50, 100]),
             checks=_CHECKS,
             export=ExportConfig(HARDENED, str(output / "exported"), [name]),
         )
@@ -419,18 +423,22 @@ def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
     rates = [float(predictions.correct(CLEAN, 0.0, "", target).mean()) for target in (before, after)]
     count = len(predictions.labels)
     ladder = ladder_table(predictions).xs("accuracy", axis="columns", level="value")
-    worst = [predictions.worst(target) for target in (before, after)]
+    rungs = [rung for rung in ladder.columns if rung in RUNGS]
+    # The model as it came is the start itself: for it, that rung is a white box.
+    compared = [rung for rung in rungs if rung != START]
+    worst = [predictions.worst(target, compared) for target in (before, after)]
     gain = compare_paired(*worst)
-    shown = {rung: RUNGS[rung].label for rung in ladder.columns if rung in RUNGS} | {"worst": "worst of all these"}
+
+    def line(label: str, *accuracies: float) -> str:
+        return f"  {label:<24}{accuracies[0]:>7.1%} -> {accuracies[1]:.1%}"
+
     lines = [
         f"Clean accuracy {rates[0]:.1%} -> {rates[1]:.1%} ({100 * clean.difference:+.1f} points, {count} test images).",
         f"Accuracy under attack, epsilon {_fraction(epsilon)}, before -> after:",
-        *(
-            f"  {label:<24}{ladder.loc[before, rung]:>7.1%} -> {ladder.loc[after, rung]:.1%}"
-            for rung, label in shown.items()
-        ),
-        f"  {'(white box, no promise)':<24}{ladder.loc[before, 'white_box']:>7.1%} -> "
-        f"{ladder.loc[after, 'white_box']:.1%}",
+        *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in compared),
+        line("worst of all these", *(float(right.mean()) for right in worst)),
+        *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in rungs if rung == START),
+        line("(white box, no promise)", *ladder.loc[[before, after], "white_box"]),
     ]
     if not gain.rises():
         lines.append(f"The defence did not help: {_why(rates, worst, gain, count)}")

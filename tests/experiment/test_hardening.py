@@ -102,7 +102,9 @@ def test_sixty_images_and_a_broken_one_from_the_command_line_stopped_and_resumed
     summary = (output / "summary.txt").read_text()
     assert summary in printed
     assert summary.startswith("Clean accuracy 100.0% -> ")
-    assert "unseen models" in summary
+    assert [line.split("  ")[1] for line in summary.splitlines()[2:7]] == [
+        *("unseen models", "queries", "worst of all these", "same starting weights", "(white box, no promise)")
+    ]
 
     hardened = satm_tf.harden(mine, photos, output=output, **QUICK)
     served = tf.saved_model.load(str(hardened.saved_model)).signatures["serving_default"]
