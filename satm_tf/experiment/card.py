@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from satm_tf.evaluation import Predictions, label_leaking, read_results
+from satm_tf.evaluation.ladder import WORST, ladder_table
 from satm_tf.evaluation.names import UNSEEN, NetworkName
-from satm_tf.evaluation.rungs import CLEAN_RUNG, PARTNER, QUERIES, RUNGS, UNSEEN_RUNG, WHITE_BOX
+from satm_tf.evaluation.rungs import BESIDE, CLEAN_RUNG, PARTNER, QUERIES, RUNGS, UNSEEN_RUNG, WHITE_BOX, Rung
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.serving.card import NOT_RUN
 from satm_tf.storage import read_config, read_json
@@ -26,10 +27,11 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         network: Its name.
 
     Returns:
-        The facts `training`, `checks`, `results` and `label_leaking`, for `export_saved_model(..., card=...)`. A result
-        is an accuracy with its Wilson 95 % interval, on clean images and under every attacker that is the network
-        itself, a co-trained partner or an unseen model. Without the file of the checks, or the predictions that show
-        label leaking, the card says that they were not run.
+        The facts `training`, `checks`, `results`, `ladder` and `label_leaking`, for `export_saved_model(...,
+        card=...)`. A result is an accuracy with its Wilson 95 % interval, on clean images and under every attacker that
+        is the network itself, a co-trained partner or on a rung of the ladder. `ladder` has these by rung, with the
+        accuracy of the same network without a defence, if the run has one. Without the file of the checks, or the
+        predictions that show label leaking, the card says that they were not run.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -65,10 +67,28 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         rows = results[results.target == str(name)].to_dict("records")
         facts["results"] = [_result(row) for row in rows if _belongs(row)]
     if run.predictions.exists():
-        cells = label_leaking(Predictions.load(run.predictions))
+        predictions = Predictions.load(run.predictions)
+        undefended = [each for each, described in schemes.items() if "undefended" in (each, described.get("preset"))]
+        facts["ladder"] = _ladder(predictions, str(name), [str(NetworkName(each, network)) for each in undefended])
+        cells = label_leaking(predictions)
         leaking = cells[cells.leaks & (cells.target == str(name))]
         facts["label_leaking"] = [f"{cell.attack} of {cell.source}" for cell in leaking.itertuples()]
     return facts
+
+
+def _ladder(predictions: Predictions, name: str, undefended: list[str]) -> list[dict[str, Any]]:
+    """A row for clean images, each rung, the worst of them and the white box; before is without a defence."""
+    table = ladder_table(predictions)
+    before = next((each for each in undefended if each in table.index and each != name), None)
+    places = {**BESIDE, **RUNGS, WORST: Rung("worst of these", "anybody without the weights")}
+    rows = []
+    for rung in dict.fromkeys(table.columns.get_level_values("rung")):
+        figures = {value: _known(table.loc[name, (rung, value)]) for value in ("accuracy", "low", "high", "images")}
+        if figures["accuracy"] is not None:
+            without = None if before is None else _known(table.loc[before, (rung, "accuracy")])
+            row = {"rung": rung, "attacker": places[rung].label, "who": places[rung].who, "before": without, **figures}
+            rows.append({**row, "images": int(row["images"])})
+    return rows
 
 
 def _lineage(schemes: Mapping[str, Any], scheme: str) -> list[str]:

@@ -74,7 +74,7 @@ class Config:
 
     Attributes:
         name: Name of the experiment.
-        run_dir: The run folder; null takes runs/<name>.
+        run_dir: The run folder; null takes runs/<name>, or runs/<name>-<folder> for the data.root of that name.
         seed: The one seed from which everything random follows.
         data: The images.
         networks: The networks that are defended, by name.
@@ -237,7 +237,8 @@ class Config:
     @property
     def folder(self) -> RunFolder:
         """The run folder."""
-        return RunFolder(self.run_dir or Path("runs") / self.name)
+        own = "" if self.data.root is None else "-" + re.sub(r"[^\w.+-]", "_", Path(self.data.root).resolve().name)
+        return RunFolder(self.run_dir or Path("runs") / f"{self.name}{own}")
 
     @property
     def all_networks(self) -> dict[str, NetworkConfig]:

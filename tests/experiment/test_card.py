@@ -60,6 +60,13 @@ def test_the_accuracy_under_each_attacker(run):
     clean = facts["results"][0]
     assert (clean["low"], clean["high"]) == pytest.approx(wilson_interval(150, 200))
     assert (clean["fold"], clean["images"], clean["one_off_accuracy"]) == (2, 200, 0.9)
+    rungs = {row["rung"]: (row["before"], row["accuracy"], row["images"]) for row in facts["ladder"]}
+    assert rungs == {
+        "clean": (None, 0.75, 200),
+        "unseen": (None, 0.6, 200),
+        "worst": (None, 0.6, 200),
+        "white_box": (None, 0.25, 200),
+    }
     assert facts["label_leaking"] == ["pgd of satm/resnet"]
     assert facts["checks"] == card.NOT_RUN
     assert facts["training"]["data"] == {"format": "adience", "fold": 2}

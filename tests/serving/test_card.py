@@ -1,8 +1,10 @@
 """The page that travels with every export."""
 
 import json
+import re
 
 import pytest
+import yaml
 
 from satm_tf.serving import card
 
@@ -23,7 +25,8 @@ def test_the_page_says_what_the_facts_say(exported):
     facts = json.loads((exported.folder / "assets.extra" / "model_card.json").read_text())
     assert (facts["name"], facts["version"], facts["labels"][3]) == ("faces", 1, "Älteste")
     bare = (exported.folder / "assets.extra" / "model_card.md").read_text()
-    assert "None were given" in bare
+    assert "No figures were given" in bare
+    assert yaml.safe_load(bare.split("---\n")[1])["pipeline_tag"] == "image-classification"
     assert "Checks for gradient masking: not run" in bare
     checks = [{"network": "satm/vgg", "check": "noise", "verdict": "pass", "explanation": "a | b"}]
     more = {
@@ -35,15 +38,25 @@ def test_the_page_says_what_the_facts_say(exported):
     page = card.render({**facts, **more})
     assert "| pgd | 0.1 | itself (white box) | 2 | 200 | 25.0% | 19.5% to 31.4% | 50.0% |\n" in page
     assert "| pgd | 0.1 | itself (white box) |  | 200 | 25.0% | 19.5% to 31.4% |  |\n" in page
-    assert "\n| network | check | verdict | explanation |\n| --- | --- | --- | --- |\n" in page
-    assert "\n| satm/vgg | noise | pass | a \\| b |\n" in page
+    assert "\n| check | verdict | explanation |\n| --- | --- | --- |\n" in page
+    assert "\n| noise | pass | a \\| b |\n" in page
     assert "none found" not in page
     assert "better than clean ones): pgd of satm/resnet.\n" in page
-    assert "\n0. infant\n1. child\n" in page
-    assert "\n- run: trial\n- attack:\n  - name: pgd\n- epochs: none\n" in page
-    for heading in ("Intended use", "Limits", "Training", "Verification", "Classes"):
-        assert f"\n## {heading}\n" in page
-    assert "\n\n\n" not in page
+    assert "into 4 classes: infant, child" in page
+    assert "\n- run: trial\n- attack:\n  - name: pgd\n\n" in page, "what is empty is left out"
+    headings = re.findall("^#+ (.*)$", page, re.MULTILINE)
+    assert headings[:6] == ["faces, version 1", "How to use it", "What it withstands", "Limits", "Intended use",
+                            "Is the defence real?"]  # fmt: skip
+    assert {"How it was made", "Training", "Verification"} <= set(headings)
+    rung = {"rung": "unseen", "attacker": "unseen models", "who": "anybody", "accuracy": 0.5, "low": 0.4, "high": 0.6}
+    rungs = [{**rung, "images": 80, "before": 0.2}, {**rung, "attacker": "queries", "images": 40, "before": None}]
+    compared = card.render({**facts, **more, "ladder": rungs})
+    assert "| unseen models | anybody | 20.0% | 50.0% | 40.0% to 60.0% | 80 |\n" in compared
+    assert "| queries | anybody |  | 50.0% | 40.0% to 60.0% | 40 |\n" in compared
+    alone = card.render({**facts, **more, "ladder": rungs[1:]})
+    assert "| queries | anybody | 50.0% | 40.0% to 60.0% | 40 |\n" in alone
+    for each in (bare, page, compared, alone):
+        assert "\n\n\n" not in each
 
 
 def test_a_card_holds_no_nan(tmp_path):
