@@ -58,7 +58,6 @@ setup(
         "tensorboard>=2.18",
         "matplotlib>=3.8",
         "jinja2>=3.1",
-        "requests>=2.31",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],
@@ -74,6 +73,7 @@ setup(
             "keras-applications==1.0.8",
             "nbclient>=0.10",
             "pillow>=10.0",
+            "requests>=2.31",
             "markdown-it-py>=3.0",
             "playwright>=1.40",
             "statsmodels>=0.14",

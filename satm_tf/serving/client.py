@@ -11,8 +11,10 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf.configurable import look_up
+from satm_tf.serving import answers
+from satm_tf.serving.answers import ServingError
 from satm_tf.serving.signatures import INPUTS, OUTPUTS
-from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, ServingError, local
+from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, local
 
 _TRANSPORTS: dict[str, Callable[..., Ask]] = {"rest": RestTransport, "grpc": GrpcTransport}
 
@@ -28,7 +30,8 @@ class Client:
         model: Name of the model.
         transport: "rest" or "grpc"; the latter needs the extra `client`, `pip install "satm_tf[client]"`.
         version: Version of the model; None takes the newest that the server has loaded.
-        timeout: Seconds to wait for an answer: of each attempt over REST, of all together over gRPC.
+        timeout: Seconds for a request of at most `batch_size` images: all attempts, the waits between them, and the
+            whole answer.
         retries: How many more attempts are made, each after twice the wait of the one before, where the server could
             not be reached, broke the connection off, or was too busy; all else is an error at once.
         batch_size: The most images in one request.
@@ -95,17 +98,17 @@ class Client:
         Raises:
             ValueError: If the images are of the wrong kind or shape, or hold what is no number and go over REST.
             FileNotFoundError: If a file does not exist.
-            ServingError: If the server cannot be reached, or refuses.
+            ServingError: If the server cannot be reached, refuses, or answers what is no answer to these images.
         """
         signature, images = _request(images)
-        answers = self._in_batches(signature, images)
+        found = self._in_batches(signature, images)
         frame = pd.DataFrame(index=range(len(images)))
         if any(isinstance(image, str | Path) for image in images):
             frame["file"] = ["" if isinstance(image, bytes) else str(image) for image in images]
-        frame["valid"] = answers["valid"].astype(bool)
-        frame["label"] = [_text(label) for label in answers["label"]]
-        frame["class_id"] = answers["class_id"].astype("int64")
-        probabilities = np.asarray(answers["probabilities"], np.float32)
+        frame["valid"] = found["valid"].astype(bool)
+        frame["label"] = [_text(label) for label in found["label"]]
+        frame["class_id"] = found["class_id"].astype("int64")
+        probabilities = np.asarray(found["probabilities"], np.float32)
         frame["probability"] = probabilities.max(-1, initial=0) if len(images) else np.zeros(0, np.float32)
         if len(images):
             columns = [f"probability_{index}" for index in range(probabilities.shape[-1])]
@@ -126,27 +129,27 @@ class Client:
         signature, images = _request(images)
         if signature != "serving_default":
             raise ValueError("Features are those of arrays of images; decode files first. Received: files")
-        answers = self._in_batches("features", images)
-        features = np.asarray(answers["features"], np.float32)
-        features[~answers["valid"].astype(bool)] = np.nan
+        found = self._in_batches("features", images)
+        features = np.array(found["features"], np.float32)
+        features[~found["valid"].astype(bool)] = np.nan
         return features
 
     def _in_batches(self, signature: str, images: Any) -> dict[str, np.ndarray]:
         """The outputs of all images, by name. Files are read batch by batch."""
         if not len(images):
             return dict.fromkeys(OUTPUTS[signature], np.zeros(0))
-        answers = []
+        found: list[dict[str, np.ndarray]] = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             answer = self._ask(signature, {INPUTS[signature]: batch if isinstance(batch, np.ndarray) else _read(batch)})
-            missing = set(OUTPUTS[signature]) - set(answer)
-            if missing:
+            found.append(answers.check(signature, answer, len(batch)))
+            widths = {value.shape[1] for each in found for value in each.values() if value.ndim == 2}
+            if len(widths) > 1:
                 raise ServingError(
-                    f"This is no model that satm_tf exported: its signature {signature!r} lacks "
-                    f"{', '.join(sorted(missing))}. Received: {', '.join(sorted(answer))}"
+                    "The answers to two requests must be of one model; was another version loaded between them? "
+                    f"Received: {' and '.join(map(str, sorted(widths)))} columns"
                 )
-            answers.append(answer)
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in OUTPUTS[signature]}
+        return {name: np.concatenate([each[name] for each in found]) for name in OUTPUTS[signature]}
 
 
 def _request(images: Any) -> tuple[str, Any]:

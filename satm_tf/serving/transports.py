@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
-import requests
 import tensorflow as tf
-from urllib3.util import Retry
 
 from satm_tf.configurable import look_up
 from satm_tf.models.runtimes import loading, newest_version
+from satm_tf.serving import answers
+from satm_tf.serving.answers import ServingError
+from satm_tf.serving.post import Answer, TooLargeError, post
 
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """A signature and its inputs by name, in; its outputs by name, out."""
 
 _BUSY = (429, 502, 503, 504)
 _FIRST_WAIT = 0.2
-
-
-class ServingError(RuntimeError):
-    """A server that cannot be reached, or that refuses."""
+# Bytes: of an answer, and of its share for each image, which thousands of numbers fit in.
+_ANSWER, _ANSWER_OF_AN_IMAGE = 2**20, 2**18
+_GRPC_ANSWER = 2**26
 
 
 class RestTransport:
     """The REST interface of TensorFlow Serving, in its column format.
 
+    Where a connection broke, also in the middle of an answer, or a server is busy, it is asked again while time is
+    left: a prediction changes nothing. Redirects are not followed, for they would send the images to another host.
+
     Args:
         host: `host:port`, or a URL.
         model: Name of the model.
         version: Its version; None for the newest.
-        timeout: Seconds for one attempt.
+        timeout: Seconds for a request: all attempts, the waits between them, and the whole answer.
         retries: How many more attempts.
 
     Source:
@@ -43,16 +50,11 @@ class RestTransport:
 
     def __init__(self, host: str, model: str, *, version: int | None, timeout: float, retries: int):
         base = host if "://" in host else f"http://{host}"
+        if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
+            raise ValueError(f"A host is host:port, or an http:// or https:// address. Received: {host!r}")
         at = "" if version is None else f"/versions/{version}"
         self._url = f"{base.rstrip('/')}/v1/models/{model}{at}:predict"
         self._timeout, self._retries = timeout, retries
-        self._session = requests.Session()
-        # A prediction changes nothing, so that a POST may be sent twice.
-        policy = Retry(
-            retries, backoff_factor=_FIRST_WAIT, status_forcelist=_BUSY, allowed_methods=None, raise_on_status=False
-        )
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=policy, pool_maxsize=64))
 
     def __call__(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Sends one request; raises `ServingError`."""
@@ -63,34 +65,54 @@ class RestTransport:
             )
         except ValueError as error:
             raise ValueError("JSON has no word for NaN and infinity: send such pixels over gRPC.") from error
-        try:
-            response = self._session.post(
-                self._url, data=body, timeout=self._timeout, headers={"Content-Type": "application/json"}
-            )
-        except requests.RequestException as error:
+        limit = _ANSWER + sum(map(len, inputs.values())) * _ANSWER_OF_AN_IMAGE
+        response = self._ask(body.encode(), limit)
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity" or 300 <= response.status < 400:
+            received = response.headers.get("Location", encoding)
             raise ServingError(
-                f"No answer from {self._url} within {self._timeout:g} s and {self._retries} more attempts. "
-                f"Received: {error}"
-            ) from error
-        answer = _json(response)
-        if response.status_code != 200 or "outputs" not in answer:
-            message = answer.get("error", response.text[:500])
-            raise ServingError(f"{self._url} refused, with status {response.status_code}. Received: {message}")
-        return {name: np.asarray(value) for name, value in answer["outputs"].items()}
+                f"{self._url} must answer itself and uncompressed: give the address that it leads to, if you trust it. "
+                f"Received: status {response.status}, {received}"
+            )
+        answer = answers.from_json(response.body)
+        if response.status != 200 or "outputs" not in answer:
+            message = answer.get("error", response.body[:500].decode(errors="replace"))
+            raise ServingError(f"{self._url} refused, with status {response.status}. Received: {str(message)[:500]}")
+        return answers.from_lists(answer["outputs"])
+
+    def _ask(self, body: bytes, limit: int) -> Answer:
+        began = time.monotonic()
+        for attempt in range(1, self._retries + 2):
+            wait = _FIRST_WAIT * 2 ** (attempt - 1)
+            cause: Exception | None = None
+            try:
+                response = post(self._url, body, deadline=began + self._timeout, limit=limit)
+            except TooLargeError as error:
+                raise ServingError(f"{self._url} answers with more than {limit} bytes.") from error
+            except (OSError, HTTPException) as error:
+                received, cause = f"{type(error).__name__}: {error}", error
+            else:
+                if response.status not in _BUSY:
+                    return response
+                asked = response.headers.get("Retry-After", "")
+                wait = max(wait, float(asked)) if asked.isdecimal() else wait
+                received = f"status {response.status}, {response.body[:200].decode(errors='replace')}"
+                if asked:
+                    received += f" (Retry-After: {asked[:40]})"
+            left = began + self._timeout - time.monotonic()
+            if attempt > self._retries or wait >= left:
+                break
+            time.sleep(wait)
+        raise ServingError(
+            f"No answer from {self._url} within {self._timeout:g} s, in {attempt} of at most {self._retries + 1} "
+            f"attempts. Received: {received}"
+        ) from cause
 
 
 def _as_json(value: np.ndarray) -> list[Any]:
     if value.dtype == object:
         return [{"b64": base64.b64encode(contents).decode()} for contents in value]
     return value.tolist()
-
-
-def _json(response: requests.Response) -> dict[str, Any]:
-    try:
-        answer = response.json()
-    except requests.JSONDecodeError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
 
 
 class GrpcTransport:
@@ -130,8 +152,8 @@ class GrpcTransport:
             del method["retryPolicy"]
         options = {
             "grpc.service_config": json.dumps({"methodConfig": [method]}),
+            "grpc.max_receive_message_length": _GRPC_ANSWER,
             # The default, 4 MB, is six images of 224 x 224.
-            "grpc.max_receive_message_length": -1,
             "grpc.max_send_message_length": -1,
         }
         self._grpc, self._request = grpc, predict_pb2.PredictRequest
@@ -155,7 +177,18 @@ class GrpcTransport:
                 f"Model {self._model!r} at {self._host} did not answer: {error.code().name}. "
                 f"Received: {error.details()}"
             ) from error
-        return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+        return {name: _from_proto(name, value) for name, value in response.outputs.items()}
+
+
+def _from_proto(name: str, value: Any) -> np.ndarray:
+    shape = [dimension.size for dimension in value.tensor_shape.dim]
+    # A proto of one number may claim any shape, which it is then repeated to.
+    if any(size < 0 for size in shape) or math.prod(shape) > _GRPC_ANSWER // 4:
+        raise ServingError(f"{name} is larger than a model's answer can be. Received: {shape}")
+    try:
+        return tf.make_ndarray(value)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ServingError(f"{name} is no tensor that can be read ({error}). Received: {shape}") from error
 
 
 def local(folder: str | Path) -> Ask:

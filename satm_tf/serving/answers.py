@@ -1,0 +1,138 @@
+"""What a model may answer: names, kinds, shapes and ranges, checked wherever an answer comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from satm_tf.serving.signatures import OUTPUTS
+
+
+class ServingError(RuntimeError):
+    """A server that cannot be reached, refuses, or answers what is no answer."""
+
+
+class _Kind(NamedTuple):
+    what: str
+    json: tuple[type, ...]
+    numpy: str
+    dimensions: int
+
+
+_KINDS = {
+    "probabilities": _Kind("numbers [images, classes]", (int, float), "f", 2),
+    "features": _Kind("numbers [images, features]", (int, float), "f", 2),
+    "class_id": _Kind("whole numbers [images]", (int,), "i", 1),
+    "label": _Kind("texts [images]", (str,), "O", 1),
+    "valid": _Kind("true or false [images]", (bool,), "b", 1),
+}
+# float32 sums of thousands of probabilities, and a model that was quantised.
+_SLACK = 1e-2
+
+
+def from_json(body: bytes) -> dict[str, Any]:
+    """The object in an answer; empty if there is none.
+
+    Raises:
+        ServingError: If it holds NaN or infinity, which are no JSON, or is nested too deeply.
+    """
+    try:
+        answer = json.loads(body, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ServingError(f"The answer is nested too deeply. Received: {_start(body)}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _refuse(constant: str) -> float:
+    raise ServingError(f"The answer's numbers must be finite. Received: {constant}")
+
+
+def from_lists(outputs: Any) -> dict[str, np.ndarray]:
+    """The outputs of an answer in JSON as arrays, those that we know.
+
+    Raises:
+        ServingError: If they are no object of lists, or a list is ragged or mixes kinds of values.
+    """
+    if not isinstance(outputs, dict):
+        raise ServingError(f"The outputs must be an object with a list for each. Received: {_start(outputs)}")
+    return {name: _array(name, value) if name in _KINDS else np.zeros(0) for name, value in outputs.items()}
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    kind = _KINDS[name]
+    rows = value if isinstance(value, list) else None
+    if rows is not None and kind.dimensions == 2:
+        ragged = any(not isinstance(row, list) or len(row) != len(rows[0]) for row in rows)
+        values = None if ragged else [each for row in rows for each in row]
+    else:
+        values = rows
+    # By type and not by isinstance: Python's true is an int.
+    if rows is None or values is None or any(type(each) not in kind.json for each in values):
+        raise ServingError(f"{name} must be {kind.what}. Received: {_start(value)}")
+    try:
+        # Texts as objects: of one width, all would take the memory of the longest.
+        return np.array(rows, {"f": np.float64, "i": np.int64, "O": object, "b": bool}[kind.numpy])
+    except OverflowError as error:
+        raise ServingError(f"{name} must be {kind.what}. Received: {_start(value)}") from error
+
+
+def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
+    """The outputs of a signature, once they are what a model of ours gives for so many images.
+
+    Args:
+        signature: The signature that was asked.
+        answer: Its outputs by name.
+        images: How many images were sent.
+
+    Returns:
+        Those outputs that the signature has.
+
+    Raises:
+        ServingError: If one is missing, or of another kind, shape or range.
+
+    Example:
+        >>> check("features", {"features": np.zeros((2, 8), "float32"), "valid": np.array([True, True])}, images=2)
+    """
+    missing = set(OUTPUTS[signature]) - set(answer)
+    if missing:
+        raise ServingError(
+            f"This is no model that satm_tf exported: its signature {signature!r} lacks "
+            f"{', '.join(sorted(missing))}. Received: {', '.join(sorted(answer))}"
+        )
+    outputs = {name: np.asarray(answer[name]) for name in OUTPUTS[signature]}
+    for name, value in outputs.items():
+        kind = _KINDS[name]
+        if (
+            value.ndim != kind.dimensions
+            or len(value) != images
+            or value.dtype.kind not in kind.numpy.replace("O", "OSU")
+        ):
+            raise ServingError(
+                f"{name} must be {kind.what}, for {images} images. Received: {value.dtype} {list(value.shape)}"
+            )
+        if kind.numpy == "f" and not np.isfinite(value).all():
+            raise ServingError(f"{name} must be finite. Received: {np.count_nonzero(~np.isfinite(value))} others")
+    if "probabilities" in outputs:
+        _check_classes(**outputs)
+    return outputs
+
+
+def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.ndarray, **labels: np.ndarray) -> None:
+    if probabilities.size and not (probabilities.min() >= -_SLACK and probabilities.max() <= 1 + _SLACK):
+        raise ServingError(f"Probabilities lie in [0, 1]. Received: {probabilities.min():g} to {probabilities.max():g}")
+    known = np.where(valid, (class_id >= 0) & (class_id < probabilities.shape[1]), class_id == -1)
+    if not known.all():
+        raise ServingError(
+            f"A valid image has one of {probabilities.shape[1]} classes, and another has -1. "
+            f"Received: class_id={class_id[~known][:5].tolist()}, valid={valid[~known][:5].tolist()}"
+        )
+
+
+def _start(value: Any) -> str:
+    text = value[:200].decode(errors="replace") if isinstance(value, bytes) else repr(value)[:200]
+    return f"{text}{'...' if len(text) >= 200 else ''}"

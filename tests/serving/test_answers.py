@@ -1,0 +1,113 @@
+"""Answers that are none: every one is a ServingError that says what came, or is as good as the true one."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+
+from satm_tf.serving import ServingError
+from satm_tf.serving.answers import check, from_json, from_lists
+
+GOOD = {
+    "probabilities": [[0.25, 0.75], [0.0, 0.0], [1.0, 0.0]],
+    "class_id": [1, -1, 0],
+    "label": ["b", "", "a"],
+    "valid": [True, False, True],
+}
+
+
+def read(outputs, signature="serving_default", images=3):
+    return check(signature, from_lists(from_json(json.dumps({"outputs": outputs}).encode())["outputs"]), images)
+
+
+def test_a_good_answer_is_given_as_arrays():
+    answer = read({**GOOD, "more": "of another model's"})
+    assert {name: value.tolist() for name, value in answer.items()} == GOOD
+    assert read({"features": [[1, 2.5]] * 2, "valid": [True] * 2}, "features", 2)["features"].tolist() == [[1, 2.5]] * 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"valid": ["false", False, True]}, r"valid must be true or false \[images\]. Received: \['false'"),
+        ({"valid": [1, 0, 1]}, "valid must be true or false"),
+        ({"valid": [True, False]}, r"for 3 images. Received: bool \[2\]"),
+        ({"class_id": [1.0, -1, 0]}, "class_id must be whole numbers"),
+        ({"class_id": [True, -1, 0]}, "class_id must be whole numbers"),
+        ({"class_id": [2**70, -1, 0]}, "class_id must be whole numbers"),
+        ({"class_id": [2, -1, 0]}, "one of 2 classes"),
+        ({"class_id": [1, 0, 0]}, "another has -1"),
+        ({"label": ["b", 1, "a"]}, "label must be texts"),
+        ({"label": None}, "label must be texts .* Received: None"),
+        ({"probabilities": None}, "probabilities must be numbers"),
+        ({"probabilities": [[0.25, 0.75], [0.0], [1.0, 0.0]]}, "probabilities must be numbers"),
+        ({"probabilities": [[0.25, 0.75]] * 4}, r"for 3 images. Received: float64 \[4, 2\]"),
+        ({"probabilities": [0.25, 0.75, 0.5]}, "probabilities must be numbers"),
+        ({"probabilities": [[0.25, "0.75"], [0, 0], [1, 0]]}, "probabilities must be numbers"),
+        ({"probabilities": [[25, 75], [0, 0], [100, 0]]}, r"lie in \[0, 1\]. Received: 0 to 100"),
+        ({"probabilities": [[1e999, 0.0]] * 3}, "must be finite"),
+        ({"probabilities": {"0": [1, 2]}}, "probabilities must be numbers"),
+    ],
+)
+def test_a_wrong_output_is_named_with_what_came(changed, message):
+    with pytest.raises(ServingError, match=message):
+        read({**GOOD, **changed})
+
+
+@pytest.mark.parametrize("outputs", [[1, 2], None, "outputs", 3, [GOOD]])
+def test_outputs_that_are_no_object(outputs):
+    with pytest.raises(ServingError, match="must be an object"):
+        read(outputs)
+
+
+def test_what_is_no_json():
+    for body in (b"", b"\xff\xfe", b"{", b"[1]", b"3", b"<html>"):
+        assert from_json(body) == {}
+    with pytest.raises(ServingError, match="nested too deeply"):
+        from_json(b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(ServingError, match=r"finite\. Received: NaN"):
+        from_json(b'{"outputs": {"probabilities": [[NaN]]}}')
+
+
+def test_arrays_of_other_kinds():
+    good = {"features": np.zeros((2, 3), np.float32), "valid": np.array([True, False])}
+    assert set(check("features", good, 2)) == set(good)
+    for changed in (
+        {"features": np.zeros((2, 3), complex)},
+        {"features": np.zeros((2, 3, 1), np.float32)},
+        {"features": np.full((2, 3), np.nan, np.float32)},
+        {"valid": np.array([1, 0])},
+        {"valid": np.array(True)},
+    ):
+        with pytest.raises(ServingError, match="Received"):
+            check("features", {**good, **changed}, 2)
+    with pytest.raises(ServingError, match=r"lacks valid\. Received: features"):
+        check("features", {"features": good["features"]}, 2)
+
+
+def test_a_mutated_answer_is_refused_or_means_the_same():
+    """400 texts, each with a few characters changed, dropped, doubled or put elsewhere."""
+    draw, refused = random.Random(0), 0
+    text = json.dumps({"outputs": GOOD})
+    for _ in range(400):
+        characters = list(text)
+        for _ in range(draw.randint(1, 3)):
+            place = draw.randrange(len(characters))
+            how = draw.randrange(3)
+            characters[place : place + how] = draw.choice(
+                ["", '"', "[", "]", "{", ",", "9", "-", "null", "\\u0000", "é"]
+            )
+        mutated = "".join(characters)
+        try:
+            answer = check("serving_default", from_lists(from_json(mutated.encode()).get("outputs")), 3)
+        except ServingError:
+            refused += 1
+            continue
+        # What is accepted is what an independent reading of the same text finds, of the right shape.
+        assert re.sub(r"\s", "", mutated).startswith('{"')
+        plain = json.loads(mutated)["outputs"]
+        assert {name: value.tolist() for name, value in answer.items()} == {name: plain[name] for name in answer}
+        assert answer["probabilities"].shape[0] == len(answer["valid"]) == 3
+    assert refused > 200
