@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import tensorflow as tf
 import yaml
 
@@ -151,6 +152,22 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"This file is damaged; delete it. Received: {path} ({error})") from error
+
+
+def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
+    """What a table of ours holds.
+
+    Args:
+        path: The CSV file.
+        **options: As `pandas.read_csv` takes them.
+
+    Raises:
+        ValueError: If it is damaged; the message names it.
+    """
+    try:
+        return pd.read_csv(path, **options)
+    except ValueError as error:
+        raise ValueError(f"This table is damaged; delete it and make it again. Received: {path} ({error})") from error
 
 
 def _sync(path: Path) -> None:

@@ -29,7 +29,7 @@ from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, Gro
 from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
 from satm_tf.evaluation.transfer import check_request, look_through, measure
 from satm_tf.models import load_model
-from satm_tf.storage import claim, read_json, write_text
+from satm_tf.storage import claim, read_csv, read_json, write_text
 
 Model = Any
 
@@ -268,7 +268,7 @@ def assess(
 
     checks = None
     if files and checked and files.checks.exists():
-        checks = pd.read_csv(files.checks, keep_default_na=False)
+        checks = read_csv(files.checks, keep_default_na=False)
     elif checked:
         some = _some(dataset, len(predictions.labels), check_limit, seed)
         checks = masking_checks(

@@ -12,6 +12,7 @@ from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.rungs import RUNGS, rungs_of
 from satm_tf.evaluation.statistics import REPEATS, compare_paired, wilson_interval
+from satm_tf.storage import read_csv
 
 HOLDOUT = UNSEEN
 WHITE_BOX, PARTNERS = "white box", "partners"
@@ -240,7 +241,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
     """
     rates = ("accuracy", "one_off_accuracy")
     numbers = [f"{name}{end}" for name in rates for end in ("", "_low", "_high")]
-    results = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in [*numbers, *REPEATS]})
+    results = read_csv(path, keep_default_na=False, na_values={name: [""] for name in [*numbers, *REPEATS]})
     for name in rates:
         if f"{name}_low" not in results:
             low, high = wilson_interval(results[name] * results.images, results.images)

@@ -14,7 +14,7 @@ from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.rungs import BESIDE, CLEAN_RUNG, PARTNER, QUERIES, RUNGS, UNSEEN_RUNG, WHITE_BOX, Rung
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.serving.card import NOT_RUN
-from satm_tf.storage import read_config, read_json
+from satm_tf.storage import read_config, read_csv, read_json
 
 
 def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
     }
     facts: dict[str, Any] = {"training": training, "checks": NOT_RUN}
     if run.checks.exists():
-        checks = pd.read_csv(run.checks, keep_default_na=False)
+        checks = read_csv(run.checks, keep_default_na=False)
         facts["checks"] = checks[checks.network == str(name)].to_dict("records")
     if run.results.exists():
         results = read_results(run.results)
@@ -100,7 +100,7 @@ def _lineage(schemes: Mapping[str, Any], scheme: str) -> list[str]:
 def _epochs(run: RunFolder, stages: list[Stage]) -> dict[str, int]:
     if not run.metrics.exists():
         return {}
-    counts = pd.read_csv(run.metrics).stage.value_counts()
+    counts = read_csv(run.metrics).stage.value_counts()
     return {str(stage): int(counts[str(stage)]) for stage in stages if str(stage) in counts}
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
-
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.names import UNSEEN, NetworkName
-from satm_tf.models import ImageClassifier
+from satm_tf.models import ImageClassifier, load_classifier
 
 FINE_TUNE, CO_TRAIN = "fine_tune", "co_train"
 
@@ -89,8 +87,13 @@ class RunFolder(ResultsFolder):
         return self.networks(stage) / f"{name}.keras"
 
     def load(self, stage: Stage, name: str) -> ImageClassifier:
-        """One network as a stage has left it."""
-        return keras.saving.load_model(self.network(stage, name))
+        """One network as a stage has left it.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If its file is damaged.
+        """
+        return load_classifier(self.network(stage, name))
 
     def history(self, stage: Stage) -> Path:
         """The epochs of a finished stage."""

@@ -229,7 +229,7 @@ def _write_metrics(job: Job, stage: Stage, rows: list[dict[str, float]]) -> None
         history = job.folder.history(each)
         if each == stage:
             frames.append(pd.DataFrame(rows).assign(stage=str(stage)))
-        elif history.exists() and len(earlier := pd.read_csv(history)):
+        elif history.exists() and len(earlier := storage.read_csv(history)):
             frames.append(earlier.assign(stage=str(each)))
     storage.write_text(job.folder.metrics, pd.concat(frames).to_csv(index=False))
 

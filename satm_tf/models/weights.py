@@ -88,16 +88,30 @@ def load_weights(backbone: keras.Model, path: Path) -> None:
     """Loads a whole backbone from a weights file as Keras 2 or Keras 3 writes it, matching layers in order.
 
     Raises:
-        ValueError: If the file is damaged or is not that of this architecture.
+        ValueError: If the file is damaged, is not that of this architecture, or holds what is no finite number. The
+            backbone then keeps the weights that it has.
     """
     with _opened(path):
         pass
+    kept = backbone.get_weights()
     try:
         backbone.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+        for variable in backbone.weights:
+            _check_finite(path, variable.path, np.asarray(variable))
+    except Exception as error:  # Keras and h5py raise many kinds for a damaged file
+        backbone.set_weights(kept)
         raise ValueError(
-            f"{path} does not hold the weights of {backbone.name!r} without its classification layer: {error}"
+            f"{path} does not hold the weights of {backbone.name!r} without its classification layer: {error} "
+            "Nothing was loaded."
         ) from error
+
+
+def _check_finite(path: Path, name: str, values: np.ndarray) -> None:
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise ValueError(
+            f"The weights in {path} must be finite numbers. Received: {np.count_nonzero(~np.isfinite(values))} others "
+            f"in {name!r}."
+        )
 
 
 def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
@@ -112,7 +126,8 @@ def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
         path: The HDF5 file. One that Keras 3 wrote is loaded too.
 
     Raises:
-        ValueError: If the file is damaged, a layer is missing, or a weight has another shape; the first is named.
+        ValueError: If the file is damaged, a layer is missing, or a weight has another shape or is no finite number;
+            the first is named.
     """
     with _opened(path) as file:
         group = file.get("model_weights", file)
@@ -131,7 +146,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read: it is damaged, or its download was cut short. Fetch it again. ({error})"
         ) from error
@@ -154,14 +169,16 @@ def _read_keras2(backbone: keras.Model, group: h5py.Group, path: Path) -> dict[k
         )
     values = {}
     for layer, name in zip(layers, wanted, strict=True):
-        arrays = [np.asarray(group[weight]) for weight in saved[name]]
-        expected, received = ([tuple(x.shape) for x in weights] for weights in (layer.weights, arrays))
+        found = [group[weight] for weight in saved[name]]
+        expected, received = ([tuple(x.shape) for x in weights] for weights in (layer.weights, found))
         if expected != received:
             raise ValueError(
                 f"Layer {name!r} in {path} has weights of other shapes than in {backbone.name!r}. Nothing was loaded. "
                 f"Expected: {expected}. Received: {received}"
             )
-        values[layer] = arrays
+        values[layer] = [np.asarray(each) for each in found]
+        for weight, array in zip(saved[name], values[layer], strict=True):
+            _check_finite(path, weight, array)
     return values
 
 

@@ -19,7 +19,7 @@ from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.models import ImageClassifier
 from satm_tf.paper.measuring import resolve, stage_of
 from satm_tf.paper.tables import READINGS, Figure
-from satm_tf.storage import atomic_file, write_text
+from satm_tf.storage import atomic_file, read_csv, write_text
 
 
 def draw_curves(figure: Figure, config: Config, folders: Sequence[RunFolder], reading: str, path: Path) -> None:
@@ -36,7 +36,7 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[RunFolder], re
     for name in figure.networks:
         full = resolve(config, name, reading)
         scheme, network = NetworkName.parse(name)
-        metrics = pd.concat([pd.read_csv(folder.metrics) for folder in folders])
+        metrics = pd.concat([read_csv(folder.metrics) for folder in folders])
         # After so many epochs: Keras counts from 0.
         rows = metrics[metrics.stage == str(stage_of(full))]
         epochs = rows.assign(epoch=rows.epoch + 1).groupby("epoch")

@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.models import weights as weights_room
 from satm_tf.models.weights import PublishedWeights, find_weights, load_weights, load_weights_by_name
+from tests.models.fuzzing import fuzz_weights
 
 NAMES = ["vgg16_face", "resnet50_face", "senet50_face"]
 
@@ -216,3 +218,38 @@ def test_a_file_of_another_checksum_is_refused(tmp_path, monkeypatch):
 def test_neither_published_nor_a_file_is_refused():
     with pytest.raises(ValueError, match=r"'resnet50_face'.*published: 'vggface'.*Received: weights='vgface'"):
         ImageClassifier.from_backbone("resnet50_face", num_classes=2, weights="vgface")
+
+
+@pytest.fixture
+def small(tmp_path, write_keras2):
+    """A model of two layers, its file as Keras 3 writes it and as Keras 2 does, and the values in both."""
+    images = keras.Input((4, 4, 3))
+    model = keras.Model(
+        images, keras.layers.Dense(2, name="b")(keras.layers.Conv2D(2, 3, name="a")(images)), name="small"
+    )
+    values = random_weights(model)
+    files = [tmp_path / "new.weights.h5", tmp_path / "old.h5"]
+    for layer in model.layers:
+        layer.set_weights(list(values[layer.name].values()))
+    model.save_weights(files[0])
+    write_keras2(files[1], values)
+    for weight in model.weights:
+        weight.assign(np.full(weight.shape, 7.0))
+    return model, files, values
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_weights_that_are_no_numbers_are_refused_and_nothing_is_set(small, index):
+    model, files, _ = small
+    with h5py.File(files[index], "a") as file:
+        datasets = []
+        file.visititems(lambda _, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
+        datasets[-1][...] = np.nan
+    with pytest.raises(ValueError, match=f"{files[index].name} must be finite numbers"):
+        load_weights_by_name(model, files[index])
+    assert all((weight.numpy() == 7).all() for weight in model.weights)
+
+
+def test_a_damaged_weights_file_sets_all_or_nothing(small):
+    """150 mutations of each layout: bytes changed, cut out, or cut off."""
+    assert fuzz_weights(*small[:2], small[2], seed=0, count=150)["refused"] > 100

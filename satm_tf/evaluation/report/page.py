@@ -11,13 +11,12 @@ from typing import Any
 
 import jinja2
 import markupsafe
-import pandas as pd
 
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.report import sections
 from satm_tf.evaluation.tables import read_results
-from satm_tf.storage import read_config, read_json, write_text
+from satm_tf.storage import read_config, read_csv, read_json, write_text
 
 
 def write_report(folder: str | Path) -> Path:
@@ -48,11 +47,11 @@ def write_report(folder: str | Path) -> Path:
     shutil.rmtree(files.figures, ignore_errors=True)
     files.figures.mkdir()
 
-    checks = _read(files.checks, lambda path: pd.read_csv(path, keep_default_na=False))
+    checks = _read(files.checks, lambda path: read_csv(path, keep_default_na=False))
     results = _read(files.results, read_results)
-    metrics = _read(files.metrics, pd.read_csv)
+    metrics = _read(files.metrics, read_csv)
     predictions = _read(files.predictions, Predictions.load)
-    surfaces = _read(files.surfaces, pd.read_csv)
+    surfaces = _read(files.surfaces, read_csv)
     config = read_config(files.path) if files.config.exists() else {}
     class_names = _read(files.class_names, read_json)
 
