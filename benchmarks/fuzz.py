@@ -14,8 +14,17 @@ import time
 from pathlib import Path
 
 from tests.data import fuzzing as data
+from tests.experiment.fuzzing import fuzz_configurations
+from tests.models.fuzzing import fuzz_weights
+from tests.serving.fuzzing import fuzz_answers
 
-BOUNDARIES = {"images": (data.fuzz_images, 2_000), "fold_files": (data.fuzz_fold_files, 1_000)}
+BOUNDARIES = {
+    "images": (data.fuzz_images, 2_000),
+    "fold_files": (data.fuzz_fold_files, 1_000),
+    "weights": (fuzz_weights, 400),
+    "configurations": (fuzz_configurations, 200),
+    "answers": (fuzz_answers, 10_000),
+}
 """What is fuzzed, and how many inputs `--times 1` makes. Each function takes a seed, a count and an empty folder."""
 
 

@@ -256,6 +256,8 @@ def test_no_field_of_a_configuration_imports_or_calls(trap, capsys):
         ):
             assert ended(parse, arguments) == 2, arguments
             assert "imports and calls nothing" in capsys.readouterr().err
+        if field in ("data.augmentation", "schemes.x.attack"):
+            assert run_command("train", "--config", str(described), "--dry-run") == 2
         with contextlib.suppress(ValueError):  # no value of this field, found after it was parsed
             ended(parse, [f"--{field}", "trap.make"])
 
@@ -263,7 +265,7 @@ def test_no_field_of_a_configuration_imports_or_calls(trap, capsys):
 @pytest.mark.parametrize("name", [name for name in listing.COMMANDS if name not in ("train", "reproduce")])
 def test_no_option_of_a_command_imports_or_calls(name, trap, capsys):
     assert run_command(name, "--help-all") == 0
-    options = set(re.findall(r"^  (--[a-z_.]+)", capsys.readouterr().out, re.MULTILINE)) - {
+    options = set(re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)) - {
         "--config",
         "--print_config",
     }
@@ -275,6 +277,14 @@ def test_no_option_of_a_command_imports_or_calls(name, trap, capsys):
         assert run_command(name, option, inner, "--print_config") == 2
         assert run_command(name, f"{option}.class_path", "trap.make", "--print_config") == 2
         run_command(name, option, "trap.make", "--print_config")
+
+
+def test_no_option_of_reproduce_imports_or_calls(trap, capsys):
+    assert run_command("reproduce", "--help") == 0
+    options = set(re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert {"--table", "--out", "--scale"} <= options
+    for option in options - {"--help", "--help-all"}:
+        assert run_command("reproduce", option, "{class_path: trap.make, init_args: {cmd: hi}}", "--dry-run") != 0
 
 
 def bomb(width, depth):

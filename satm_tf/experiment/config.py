@@ -122,6 +122,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
+        _check_given(vars(self))
         if not self.networks or not self.schemes or not self.attack:
             raise ValueError(
                 "A configuration needs networks, an attack and schemes; start from a preset with --config. "
@@ -373,6 +374,12 @@ class Config:
         return {name: place for name, place in known.items() if any(name in names for names in sources.values())}
 
 
+def _check_given(values: Any) -> None:
+    for each in dataclasses.fields(Config):
+        if values[each.name] is None and each.default is not None:
+            raise ValueError(f"{each.name} must not be null; leave it out for its default. Received: null")
+
+
 def parser(prog: str = "satm-tf train") -> Parser:
     """The options of a configuration: `--config`, and every field at any depth as an option of its own."""
     result = Parser(
@@ -415,6 +422,8 @@ def parse(options: Parser, arguments: Sequence[str]) -> tuple[Config, dict[str, 
     arguments = list(arguments)
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
         arguments = ["--config", "quickstart", *arguments]
-    values = options.instantiate(options.parse_args(arguments)).as_dict()
+    parsed = options.parse_args(arguments)
+    _check_given(parsed)
+    values = options.instantiate(parsed).as_dict()
     described = {each.name: values.pop(each.name) for each in dataclasses.fields(Config)}
     return Config(**described), values

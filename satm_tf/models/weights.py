@@ -14,6 +14,9 @@ import numpy as np
 
 from satm_tf.storage import sha256
 
+# Bytes of arrays for each of a file's, at most: floats that are weights hardly compress.
+_EXPANSION = 16
+
 
 @dataclass(frozen=True)
 class PublishedWeights:
@@ -145,11 +148,26 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise ValueError(f"Weights are read from HDF5 files (.h5, .hdf5, .weights.h5). Received: {path}")
     try:
         with h5py.File(path, "r") as file:
+            _check_sizes(file, path)
             yield file
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read: it is damaged, or its download was cut short. Fetch it again. ({error})"
         ) from error
+
+
+def _check_sizes(file: h5py.File, path: Path) -> None:
+    """Refuses what would take far more memory than the file has bytes: a damaged shape or type claims gigabytes."""
+    claimed = 0
+
+    def count(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        nonlocal claimed
+        if isinstance(item, h5py.Dataset):
+            claimed += int(item.size or 0) * item.dtype.itemsize
+
+    file.visititems(count)
+    if claimed > _EXPANSION * path.stat().st_size:
+        raise OSError(f"its arrays claim {claimed:,} bytes, of a file of {path.stat().st_size:,}")
 
 
 def _read_keras2(backbone: keras.Model, group: h5py.Group, path: Path) -> dict[keras.layers.Layer, list[np.ndarray]]:

@@ -9,6 +9,7 @@ from satm_tf.experiment import config as configuration
 from satm_tf.experiment.config import PRESETS, from_arguments, make_attack
 from satm_tf.experiment.run_folder import Stage
 from satm_tf.training import Scheme, UnifiedEmbedding
+from tests.experiment.fuzzing import fuzz_configurations
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -250,3 +251,8 @@ def test_frozen_networks_of_several_schemes_and_sparring_partners(config):
     assert made.frozen_sources("groups") == expected
     with pytest.raises(ValueError, match=r"schemes.groups.frozen_from must be a scheme that is trained before it"):
         changed(config, schemes={"groups": groups})
+
+
+def test_a_changed_file_is_a_configuration_or_a_message(tmp_path):
+    outcomes = fuzz_configurations(seed=0, count=30, folder=tmp_path, limit=20)
+    assert outcomes["refused"] > 10

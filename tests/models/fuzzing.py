@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 
@@ -31,13 +31,32 @@ def mutate(rng: np.random.Generator, contents: bytes) -> bytes:
     return contents
 
 
-def fuzz_weights(
-    model: keras.Model, files: Sequence[Path], values: Mapping[str, Mapping[str, np.ndarray]], *, seed: int, count: int
-) -> Counter[str]:
-    """Loads `count` mutations of each file; a network keeps what it has, or gets finite numbers, in every case."""
+def small_model(folder: Path) -> tuple[keras.Model, list[Path], list[np.ndarray]]:
+    """A model of two layers, its file as Keras 3 writes it and as Keras 2 did, and the values in both."""
+    images = keras.Input((4, 4, 3))
+    outputs = keras.layers.Dense(2, name="b")(keras.layers.Conv2D(2, 3, name="a")(images))
+    model = keras.Model(images, outputs, name="small")
+    files, rng = [folder / "new.weights.h5", folder / "old.h5"], np.random.default_rng(0)
+    values = [rng.standard_normal(weight.shape, dtype="float32") for weight in model.weights]
+    model.set_weights(values)
+    model.save_weights(files[0])
+    with h5py.File(files[1], "w") as file:
+        file.attrs["layer_names"] = [b"a", b"b"]
+        for layer in model.layers[1:]:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, weight in zip(names, layer.weights, strict=True):
+                group[name] = np.asarray(weight)
+    model.set_weights([np.full_like(value, 7) for value in values])
+    return model, files, values
+
+
+def fuzz_weights(seed: int, count: int, folder: Path) -> Counter[str]:
+    """Loads `count` changed files of each layout: a network keeps what it has, or gets finite numbers."""
+    model, files, whole = small_model(folder)
     rng, outcomes = np.random.default_rng(seed), Counter[str]()
     kept = [np.array(weight) for weight in model.weights]
-    whole = [array for layer in model.layers for array in values[layer.name].values()]
     for file in files:
         contents = file.read_bytes()
         damaged = file.with_name(f"damaged-{file.name}")
@@ -59,5 +78,5 @@ def fuzz_weights(
                 outcomes["loaded, the same" if same else "loaded, other numbers: HDF5 has no checksum"] += 1
                 for weight, array in zip(model.weights, kept, strict=True):
                     weight.assign(array)
-            assert time.perf_counter() - began < LIMIT
+            assert time.perf_counter() - began < LIMIT, (damaged.name, message)
     return outcomes

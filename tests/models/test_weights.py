@@ -5,14 +5,13 @@ import shutil
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 import pytest
 
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.models import weights as weights_room
 from satm_tf.models.weights import PublishedWeights, find_weights, load_weights, load_weights_by_name
-from tests.models.fuzzing import fuzz_weights
+from tests.models.fuzzing import fuzz_weights, small_model
 
 NAMES = ["vgg16_face", "resnet50_face", "senet50_face"]
 
@@ -220,27 +219,9 @@ def test_neither_published_nor_a_file_is_refused():
         ImageClassifier.from_backbone("resnet50_face", num_classes=2, weights="vgface")
 
 
-@pytest.fixture
-def small(tmp_path, write_keras2):
-    """A model of two layers, its file as Keras 3 writes it and as Keras 2 does, and the values in both."""
-    images = keras.Input((4, 4, 3))
-    model = keras.Model(
-        images, keras.layers.Dense(2, name="b")(keras.layers.Conv2D(2, 3, name="a")(images)), name="small"
-    )
-    values = random_weights(model)
-    files = [tmp_path / "new.weights.h5", tmp_path / "old.h5"]
-    for layer in model.layers:
-        layer.set_weights(list(values[layer.name].values()))
-    model.save_weights(files[0])
-    write_keras2(files[1], values)
-    for weight in model.weights:
-        weight.assign(np.full(weight.shape, 7.0))
-    return model, files, values
-
-
 @pytest.mark.parametrize("index", [0, 1])
-def test_weights_that_are_no_numbers_are_refused_and_nothing_is_set(small, index):
-    model, files, _ = small
+def test_weights_that_are_no_numbers_are_refused_and_nothing_is_set(tmp_path, index):
+    model, files, _ = small_model(tmp_path)
     with h5py.File(files[index], "a") as file:
         datasets = []
         file.visititems(lambda _, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
@@ -250,6 +231,5 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_set(small, index
     assert all((weight.numpy() == 7).all() for weight in model.weights)
 
 
-def test_a_damaged_weights_file_sets_all_or_nothing(small):
-    """150 mutations of each layout: bytes changed, cut out, or cut off."""
-    assert fuzz_weights(*small[:2], small[2], seed=0, count=150)["refused"] > 100
+def test_a_damaged_weights_file_sets_all_or_nothing(tmp_path):
+    assert fuzz_weights(seed=0, count=150, folder=tmp_path)["refused"] > 100
