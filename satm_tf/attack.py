@@ -28,6 +28,7 @@ def attack(
     target: int | None = None,
     limit: int | None = 100,
     image_size: int | None = None,
+    input_range: list[float] | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> None:
@@ -50,6 +51,7 @@ def attack(
         target: The class to reach, for all images; without it any class but the label will do.
         limit: The most images; null for all.
         image_size: Height and width, for a model that takes any.
+        input_range: The lowest and the highest value of a pixel that the model takes; [0, 1] if none.
         batch_size: Images in a batch.
         seed: Seed of the choice of images and of the attack's random numbers.
 
@@ -61,7 +63,8 @@ def attack(
         raise FileExistsError(f"{output} exists; choose another --output. Received: {output}")
     labelled = look_up("data format", format, data_room.formats.FORMATS).labelled
     configured = _configure(attack, options or {}, epsilon, target, labelled, seed)
-    network = models.load_model(model, image_size=image_size)
+    low, high = input_range or (0, 1)
+    network = models.load_model(model, image_size=image_size, input_range=(low, high))
     whole = data_room.formats.load(format, images, **(data or {}))
     if labelled and network.num_classes != whole.num_classes:
         raise ValueError(

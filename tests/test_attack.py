@@ -82,6 +82,19 @@ def test_a_saved_model_of_probabilities_and_images_by_class(files, tmp_path):
     np.testing.assert_array_equal(table.success, table.after != table.label)
 
 
+def test_a_model_of_another_range_is_attacked_in_it(files, tmp_path):
+    layers = [keras.Input([8, 8, 3]), keras.layers.Rescaling(1 / 255), keras.saving.load_model(files / "network.keras")]
+    keras.Sequential(layers).save(files / "wide.keras")
+    code, output = _run(
+        files, tmp_path, "--input_range", "[0, 255]", "--limit", "5", "--attack", "fgsm", model="wide.keras"
+    )
+    assert code == 0
+    network = keras.saving.load_model(files / "network.keras")
+    for row in pd.read_csv(output / "results.csv").itertuples():
+        written = np.asarray(Image.open(output / row.file))
+        assert network(written[None] / np.float32(255), training=False).numpy().argmax() == row.after
+
+
 def test_toward_a_target_and_without_a_cap(files, tmp_path):
     code, output = _run(files, tmp_path, "--attack", "deepfool", "--target", "2", "--limit", "5")
     assert code == 0

@@ -121,6 +121,29 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     assert "36 images of the test split" in capsys.readouterr().out
 
 
+def test_every_image_of_a_folder_without_splits_is_measured_in_the_range_that_a_network_takes(files, tmp_path, capsys):
+    wide = keras.Sequential([keras.Input([SIZE, SIZE, 3]), keras.layers.Rescaling(1 / 255), *_network(0).layers])
+    wide.save(tmp_path / "wide.keras")
+    for number, images in enumerate((files / "images" / "test", tmp_path / "only")):
+        if number:
+            images.mkdir()
+            (images / "test").symlink_to(files / "images" / "test", target_is_directory=True)
+        arguments = ["--targets", json.dumps({"wide": str(tmp_path / "wide.keras")}), "--images", str(images)]
+        arguments += ["--attacks", '{"fgsm": {}}', *SMALL]
+        if not number:
+            assert evaluate.main([*arguments, "--output", str(tmp_path / "narrow")]) == 0
+            assert "--input_range '{\"wide\": [0, 255]}'" in capsys.readouterr().err
+        said = [*arguments, "--input_range", '{"wide": [0, 255]}', "--output", str(tmp_path / f"wide{number}")]
+        assert evaluate.main(said) == 0
+        assert "--input_range" not in capsys.readouterr().err
+        results = read_results(tmp_path / f"wide{number}" / "results.csv")
+        assert set(results.images) == {36}
+        assert results[results.attack == "clean"].accuracy.item() > 0.8
+    missing = ["--targets", json.dumps({"wide": str(tmp_path / "wide.keras")}), "--images", str(tmp_path / "none")]
+    assert evaluate.main([*missing, "--output", str(tmp_path / "out")]) == 1
+    assert "The folder of the images does not exist" in capsys.readouterr().err
+
+
 def test_a_network_that_hides_its_gradient_is_found(run, capsys):
     networks = {"satm/rounded": "rounded.keras", "holdout/other": "softmax.keras"}
     code, output = run(

@@ -378,6 +378,8 @@ def _check_given(values: Any) -> None:
     for each in dataclasses.fields(Config):
         if values[each.name] is None and each.default is not None:
             raise ValueError(f"{each.name} must not be null; leave it out for its default. Received: null")
+        if dataclasses.is_dataclass(each.default_factory) and not hasattr(values[each.name], "__dict__"):
+            raise ValueError(f"{each.name} must be a mapping of its fields. Received: {values[each.name]!r}")
 
 
 def parser(prog: str = "satm-tf train") -> Parser:

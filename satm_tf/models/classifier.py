@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from satm_tf.configurable import unknown_name
@@ -15,6 +17,7 @@ from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import get_backbone
 from satm_tf.models.runtimes import loading
 from satm_tf.models.weights import find_weights, weights_record
+from satm_tf.models.wrapping import take_apart
 
 _POOLING = {
     "avg": keras.layers.GlobalAveragePooling2D,
@@ -41,6 +44,7 @@ class ImageClassifier(keras.Model):
         dropout: Rate of the dropout before the classification layer, in [0, 1).
         initial_weights: What the backbone started from, for the run's record: `weights` as asked for, the name of the
             `file` and its `sha256`; None if it started fresh. It changes nothing and survives saving.
+        head: Model from features to logits `[batch, num_classes]`; None takes a linear layer, freshly started.
         **kwargs: `name`, `dtype`, `trainable`, as any Keras model takes.
 
     Raises:
@@ -64,6 +68,7 @@ class ImageClassifier(keras.Model):
         pooling: str | None = "avg",
         dropout: float = 0.0,
         initial_weights: Mapping[str, str] | None = None,
+        head: keras.Model | None = None,
         **kwargs: Any,
     ):
         # Under mixed precision Keras would round the images before the preprocessing sees them, and perturbations with
@@ -82,7 +87,8 @@ class ImageClassifier(keras.Model):
         self.initial_weights = dict(initial_weights) if initial_weights else None
         self._pool = _POOLING[pooling](dtype="float32", name="pooling") if pooling else None
         self._dropout = keras.layers.Dropout(dropout, dtype="float32", name="dropout")
-        self._classification = keras.layers.Dense(num_classes, dtype="float32", name="classification")
+        self.head = head
+        self._classification = head or keras.layers.Dense(num_classes, dtype="float32", name="classification")
         self.build((None, *self.image_shape))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -96,7 +102,8 @@ class ImageClassifier(keras.Model):
                 f"Received: pooling={self.pooling!r} and a backbone with output shape {tuple(shape)}"
             )
         features = prod(shape[1:]) if self.pooling == "flatten" else shape[-1]
-        self._classification.build((None, features))
+        if self.head is None:
+            self._classification.build((None, features))
         self.feature_size = int(features)
         super().build(input_shape)
 
@@ -167,50 +174,89 @@ class ImageClassifier(keras.Model):
         model: keras.Model | str | os.PathLike[str],
         input_range: tuple[float, float] = (0, 255),
         *,
+        class_names: Sequence[str] | None = None,
+        features: str | None = None,
+        sample: Any = None,
         name: str | None = None,
     ) -> ImageClassifier:
         """A trained Keras classifier as one of ours, its head included, so that it answers as before.
 
+        The softmax goes, or the sigmoid of a model with one output, and the range of the images goes into the graph.
+        The classifier is a copy: training it leaves the model as it is. KerasHub's `preprocessor` is no part of the
+        network, so `input_range` is what that gives.
+
         Args:
-            model: A functional or Sequential model from images `[batch, height, width, 3]` to classes, or its `.keras`
-                file. Its last layer is a `Dense` layer, with a softmax or without. An `ImageClassifier` is returned as
-                it is.
+            model: A functional, Sequential, nested or subclassed model from images `[batch, height, width, channels]`
+                to logits or probabilities `[batch, classes]`, or to one output with a sigmoid; or its `.keras` file. A
+                subclassed model's `call` must work on Keras tensors. An `ImageClassifier` is returned as it is.
             input_range: The lowest and the highest value of a pixel that the model takes.
+            class_names: The classes, to check their number; with two of them, one output without activation is the
+                logit of the second.
+            features: Name of the layer whose output `features` gives; None takes what feeds the last Dense layer. A
+                model that does not end in a Dense layer needs it.
+            sample: Images `[n, height, width, channels]` in `input_range`, on which the answers are compared; None
+                takes noise. A model that has no size of its own needs it.
             name: The classifier's name; None takes the model's.
 
         Raises:
-            ValueError: If the model is another one, or the classifier would not answer as the model does.
+            ValueError: If the model cannot be taken apart, copied or saved, an argument does not fit it, or the
+                classifier would not answer as the model does, to 1e-5.
+
+        Example:
+            >>> network = ImageClassifier.from_keras("mine.keras", input_range=(0, 255))
+            >>> network(images / 255)  # the logits behind the model's probabilities of `images`
         """
         if isinstance(model, (str, os.PathLike)):
+            if not Path(model).is_file():
+                raise FileNotFoundError(f"There is no model at this path. Received: {os.fspath(model)}")
             with loading(os.fspath(model)):
                 model = keras.saving.load_model(model, compile=False)
         if isinstance(model, cls):
             return model
-        head = model.layers[-1] if getattr(model, "inputs", None) else None
-        activation = keras.activations.serialize(head.activation) if isinstance(head, keras.layers.Dense) else None
-        if head is None or activation not in ("softmax", "linear") or not head.use_bias:
-            raise ValueError(
-                "A Keras model to wrap is functional or Sequential, and ends in a Dense layer with bias, with a "
-                f"softmax or without. Received: {type(model).__name__}, whose last layer is {head}"
-            )
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"A model is a Keras model or its .keras file. Received: {type(model).__name__}")
         low, high = map(float, input_range)
-        network = cls(
-            keras.Model(model.inputs, head.input),
-            head.units,
-            image_shape=tuple(model.input_shape[1:]),
+        if not low < high:
+            raise ValueError(f"input_range is the lowest and the highest value. Received: {input_range}")
+        shape = tuple(getattr(model, "input_shape", (None,))[1:]) if sample is None else np.shape(sample)[1:]
+        if len(shape) != 3 or None in shape:
+            raise ValueError(
+                f"{model.name} does not say the size of its images; give some as sample, [n, height, width, channels]. "
+                f"Received: images of shape {shape}"
+            )
+        images = keras.random.uniform((4, *shape), low, high, seed=0) if sample is None else np.asarray(sample)
+        images = keras.ops.cast(images, "float32")
+        if not low <= float(keras.ops.min(images)) <= float(keras.ops.max(images)) <= high:
+            raise ValueError(
+                f"The sample must lie in input_range, {tuple(input_range)}. "
+                f"Received: {float(keras.ops.min(images))} to {float(keras.ops.max(images))}"
+            )
+        expected = keras.ops.cast(model(images, training=False), "float32")
+        parts = take_apart(model, shape, features=features, binary=len(class_names or ()) == 2)
+        head = parts.head
+        classes = int(head.units if isinstance(head, keras.layers.Dense) else head.output_shape[-1])
+        if class_names is not None and len(class_names) != classes:
+            raise ValueError(f"The model has {classes} classes. Received: {len(class_names)} class_names")
+        shared = cls(
+            parts.body,
+            classes,
+            image_shape=shape,
             preprocessing=Preprocessing(scale=high - low, offset=low),
             pooling=None,
+            head=None if isinstance(head, keras.layers.Dense) else head,
             name=name or model.name,
         )
-        network._classification.set_weights(head.get_weights())
-        noise = keras.random.uniform((4, *network.image_shape), seed=0)
-        answers = network(noise, training=False)
-        expected = model(low + (high - low) * noise, training=False)
-        difference = keras.ops.max(
-            keras.ops.abs((keras.ops.softmax(answers) if activation == "softmax" else answers) - expected)
-        )
-        if not difference <= 1e-4 * (1 + keras.ops.max(keras.ops.abs(expected))):
-            raise ValueError(f"The wrapped model must answer as the model does. Received: {difference} between them")
+        shared._classification.set_weights(head.get_weights())
+        with loading(f"A copy of {model.name}"):
+            network = cls.from_config(shared.get_config())
+            network.set_weights(shared.get_weights())
+        answers = parts.answers(network((images - low) / (high - low), training=False))
+        difference = float(keras.ops.max(keras.ops.abs(answers - expected)))
+        if not difference <= 1e-5 * (1 + float(keras.ops.max(keras.ops.abs(expected)))):
+            raise ValueError(
+                f"The classifier must answer as {model.name} does, to 1e-5; check that the model is float32 and takes "
+                f"no random numbers in inference. Received: a difference of {difference:.2g}"
+            )
         return network
 
     def features(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -273,12 +319,14 @@ class ImageClassifier(keras.Model):
             "pooling": self.pooling,
             "dropout": self.dropout,
             "initial_weights": self.initial_weights,
+            "head": serialize(self.head) if self.head else None,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
         layers = {
             key: keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
-            for key in ("backbone", "preprocessing")
+            for key in ("backbone", "preprocessing", "head")
+            if config.get(key) is not None
         }
         return cls(**{**config, **layers})

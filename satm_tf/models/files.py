@@ -36,6 +36,7 @@ def load_model(
     image_shape: tuple[int, int, int] | None = None,
     output: str | None = None,
     signature: str = "serving_default",
+    input_range: tuple[float, float] = (0, 1),
 ) -> LoadedModel:
     """Loads a classifier from wherever it is, as one kind of model: float32 logits of images in [0, 1].
 
@@ -52,6 +53,7 @@ def load_model(
             channels if not given.
         output: Name of the output; None takes the only one, or else `logits` or `probabilities`.
         signature: Signature of a SavedModel or of a LiteRT file.
+        input_range: The lowest and the highest value of a pixel that the model itself takes, such as `(0, 255)`.
 
     Returns:
         The model. A `LoadedModel` is returned as it is.
@@ -79,9 +81,12 @@ def load_model(
         name, path = str(path), _find(path)
         network = _open(path, output, signature)
         chosen = [] if (output, signature) == (None, "serving_default") else [signature, output or ""]
+        chosen += [] if tuple(input_range) == (0, 1) else [str([float(value) for value in input_range])]
         fingerprint = hashlib.sha256("#".join([sha256(path), *chosen]).encode()).hexdigest()
     shape = _image_shape(name, network, image_shape or (image_size, image_size, None))
-    return LoadedModel(network, name=name, image_shape=shape, output=output, fingerprint=fingerprint)
+    return LoadedModel(
+        network, name=name, image_shape=shape, output=output, fingerprint=fingerprint, input_range=input_range
+    )
 
 
 def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
@@ -116,6 +121,7 @@ class LoadedModel:
         image_shape: `(height, width, channels)` of the images.
         output: Name of the output, where there are several.
         fingerprint: See below.
+        input_range: The lowest and the highest value of a pixel that the network takes.
 
     Attributes:
         image_shape: `(height, width, channels)` of the images.
@@ -138,7 +144,12 @@ class LoadedModel:
         image_shape: tuple[int, int, int],
         output: str | None = None,
         fingerprint: str | None = None,
+        input_range: tuple[float, float] = (0, 1),
     ):
+        low, high = map(float, input_range)
+        if not low < high:
+            raise ValueError(f"input_range is the lowest and the highest value. Received: {input_range}")
+        self.input_range = (low, high)
         self.name, self.image_shape, self.fingerprint = name, image_shape, fingerprint
         self._network, self._output = network, output
         parameters = inspect.signature(network).parameters.values()
@@ -149,7 +160,7 @@ class LoadedModel:
         )
         noise = tf.constant(np.random.default_rng(0).uniform(size=(8, *image_shape)).astype("float32"))
         try:
-            answers = self._network(noise, **self._options)
+            answers = self._ask(noise)
         except Exception as error:  # whatever the model's own code raises
             raise ValueError(
                 f"{name} gave no outputs for images of shape {image_shape}; check the size. "
@@ -172,9 +183,14 @@ class LoadedModel:
 
     def __call__(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The float32 logits `[batch, num_classes]` of images `[batch, height, width, channels]`, in inference mode."""
-        outputs = self._chosen(self._network(images, **self._options))
+        outputs = self._chosen(self._ask(images))
         outputs = tf.ensure_shape(outputs, [images.shape[0], self.num_classes])
         return _logarithm(outputs) if self._probabilities else outputs
+
+    def _ask(self, images: tf.Tensor) -> Any:
+        low, high = self.input_range
+        # Not even by 1: what the network sees is to be the images, to the bit.
+        return self._network(images if self.input_range == (0, 1) else low + (high - low) * images, **self._options)
 
     def _chosen(self, answers: Any) -> tf.Tensor:
         if isinstance(answers, Mapping):

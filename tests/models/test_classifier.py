@@ -206,5 +206,5 @@ def test_a_trained_keras_model_keeps_its_head_and_its_answers(tmp_path):
         network = ImageClassifier.from_keras(given, input_range=(0, 255))
         np.testing.assert_allclose(tf.nn.softmax(network(images)), model(255 * images), atol=1e-5)
     assert ImageClassifier.from_keras(network) is network
-    with pytest.raises(ValueError, match="ends in a Dense layer"):
+    with pytest.raises(ValueError, match="softmax and then softmax"):
         ImageClassifier.from_keras(keras.Model(inputs, keras.layers.Softmax()(outputs)))
