@@ -162,3 +162,11 @@ def test_files_that_readme_links_to_exist():
     inside = [link.partition("#")[0] for link in links if "://" not in link]
     assert inside
     assert [link for link in inside if not (ROOT / link).exists()] == []
+
+
+def test_the_tests_that_security_names_exist():
+    root = Path(__file__).parents[1]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for path, test in named:
+        assert f"\ndef {test}(" in (root / path).read_text(encoding="utf-8"), f"{path}::{test}"

@@ -42,7 +42,8 @@ def run(config: Config) -> pd.DataFrame:
     pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
     attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`.
     Whatever is written appears whole or not at all, and random numbers follow from the seed and the stage's name alone.
-    So a run that was killed at any moment and resumed by the same command ends as one that was not, on CPUs to the bit.
+    So a run that was killed at any moment and resumed by the same command ends as one that was not: weights and results
+    to the bit on CPUs, the figures of the epochs to six digits, as their sums may be added in another order.
 
     Under the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
     folder has to be on a file system that they share.
