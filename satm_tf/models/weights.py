@@ -157,17 +157,25 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_sizes(file: h5py.File, path: Path) -> None:
-    """Refuses what would take far more memory than the file has bytes: a damaged shape or type claims gigabytes."""
+    """Refuses what lies elsewhere, or would take far more memory than the file has bytes, as a damaged shape claims."""
     claimed = 0
 
-    def count(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    # A visit ends with the first text that is given back; h5py cannot bear an exception from here.
+    def count(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
         nonlocal claimed
-        if isinstance(item, h5py.Dataset):
-            claimed += int(item.size or 0) * item.dtype.itemsize
+        if not isinstance(item, h5py.Dataset):
+            return None
+        claimed += int(item.size or 0) * item.dtype.itemsize
+        return f"{name!r} lies in another file" if item.external or item.is_virtual else None
 
-    file.visititems(count)
-    if claimed > _EXPANSION * path.stat().st_size:
-        raise OSError(f"its arrays claim {claimed:,} bytes, of a file of {path.stat().st_size:,}")
+    def follow(name: str, link: object) -> str | None:
+        return None if isinstance(link, h5py.HardLink) else f"{name!r} is a link to somewhere else"
+
+    reason = file.visititems_links(follow) or file.visititems(count)
+    if reason is None and claimed > _EXPANSION * path.stat().st_size:
+        reason = f"its arrays claim {claimed:,} bytes, of a file of {path.stat().st_size:,}"
+    if reason is not None:
+        raise OSError(reason)
 
 
 def _read_keras2(backbone: keras.Model, group: h5py.Group, path: Path) -> dict[keras.layers.Layer, list[np.ndarray]]:

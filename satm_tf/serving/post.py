@@ -38,7 +38,8 @@ def post(url: str, body: bytes, *, deadline: float, limit: int) -> Answer:
 
     A library's time-out is one for each read, and a server that sends a byte now and then is never too late. Here what
     is left until the deadline is the time-out of each operation of the socket, and every byte received is counted.
-    Only the look-up of the host's name is the system's, with the system's own bound.
+    Only the look-up of the host's name has the system's own bound, and each of a host's addresses is tried for that
+    time. Proxies in environment variables are not used.
 
     Args:
         url: An `http://` or `https://` address.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import tensorflow as tf
@@ -50,10 +50,17 @@ class RestTransport:
 
     def __init__(self, host: str, model: str, *, version: int | None, timeout: float, retries: int):
         base = host if "://" in host else f"http://{host}"
-        if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
-            raise ValueError(f"A host is host:port, or an http:// or https:// address. Received: {host!r}")
+        parts = urlsplit(base)
+        try:
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+        except ValueError:  # a port that is no number
+            known = False
+        if not known:
+            raise ValueError(
+                f"A host is host:port, or an http:// or https:// address, without a user's name. Received: {host!r}"
+            )
         at = "" if version is None else f"/versions/{version}"
-        self._url = f"{base.rstrip('/')}/v1/models/{model}{at}:predict"
+        self._url = f"{base.rstrip('/')}/v1/models/{quote(model, safe='')}{at}:predict"
         self._timeout, self._retries = timeout, retries
 
     def __call__(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

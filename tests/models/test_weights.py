@@ -233,3 +233,12 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_set(tmp_path, in
 
 def test_a_damaged_weights_file_sets_all_or_nothing(tmp_path):
     assert fuzz_weights(seed=0, count=150, folder=tmp_path)["refused"] > 100
+
+
+def test_a_link_to_another_file_is_refused(tmp_path):
+    model, files, _ = small_model(tmp_path)
+    with h5py.File(files[1], "a") as file:
+        del file["a/a/kernel:0"]
+        file["a/a/kernel:0"] = h5py.ExternalLink(str(files[0]), "/anything")
+    with pytest.raises(ValueError, match="a link to somewhere else"):
+        load_weights_by_name(model, files[1])
