@@ -150,7 +150,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             _check_sizes(file, path)
             yield file
-    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    # h5py raises a SystemError where a visit fails within.
+    except (OSError, KeyError, RuntimeError, SystemError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read: it is damaged, or its download was cut short. Fetch it again. ({error})"
         ) from error
