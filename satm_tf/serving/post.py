@@ -36,10 +36,11 @@ class TooLargeError(Exception):
 def post(url: str, body: bytes, *, deadline: float, limit: int) -> Answer:
     """Posts JSON and reads the answer, compressed or redirected or not, as it comes.
 
-    A library's time-out is one for each read, and a server that sends a byte now and then is never too late. Here what
-    is left until the deadline is the time-out of each operation of the socket, and every byte received is counted.
-    Only the look-up of the host's name has the system's own bound, and each of a host's addresses is tried for that
-    time. Proxies in environment variables are not used.
+    The time-out of an HTTP library applies to each read, so a server that sends a byte now and then is never too late.
+    Here the time left until the deadline is the time-out of each operation of the socket, and every byte received
+    counts. Looking up the host's name has the system's own bound; connecting, and the TLS handshake, may each take the
+    time left at the start, and connecting takes it for each of a host's addresses. Proxies in environment variables
+    are not used.
 
     Args:
         url: An `http://` or `https://` address.
