@@ -15,7 +15,7 @@ import tensorflow as tf
 from satm_tf.configurable import unknown_name
 from satm_tf.models.preprocessing import Preprocessing
 from satm_tf.models.registry import get_backbone
-from satm_tf.models.runtimes import loading
+from satm_tf.models.runtimes import load_keras, loading
 from satm_tf.models.weights import find_weights, weights_record
 from satm_tf.models.wrapping import take_apart
 
@@ -209,8 +209,7 @@ class ImageClassifier(keras.Model):
         if isinstance(model, (str, os.PathLike)):
             if not Path(model).is_file():
                 raise FileNotFoundError(f"There is no model at this path. Received: {os.fspath(model)}")
-            with loading(os.fspath(model)):
-                model = keras.saving.load_model(model, compile=False)
+            model = load_keras(Path(model))
         if isinstance(model, cls):
             return model
         if not isinstance(model, keras.Model):

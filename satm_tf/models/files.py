@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from satm_tf.models.runtimes import (
     SavedModel,
     choose_output,
     first_line,
-    loading,
+    load_keras,
     newest_version,
 )
 from satm_tf.storage import sha256
@@ -105,7 +104,7 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no network at this path. Received: {path}")
-    network = _load_keras(Path(path))
+    network = load_keras(Path(path))
     if not isinstance(network, ImageClassifier):
         raise ValueError(f"This file must hold an ImageClassifier. Received: {type(network).__name__} in {path}")
     return network
@@ -261,19 +260,9 @@ def _find(path: Path) -> Path:
     return version
 
 
-def _load_keras(path: Path) -> keras.Model:
-    with loading(path):
-        with zipfile.ZipFile(path) as archive:
-            # Keras itself finds some damage only, and reads wrong weights for other.
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"The checksum of {damaged} does not fit its content.")
-        return keras.saving.load_model(path, compile=False)
-
-
 def _open(path: Path, output: str | None, signature: str) -> Model:
     if path.suffix == ".keras":
-        return _load_keras(path)
+        return load_keras(path)
     return RuntimeModel(path, output, signature) if path.suffix in RUNTIMES else SavedModel(path, output, signature)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -42,6 +44,21 @@ def loading(path: str | Path) -> Iterator[None]:
             f"{path} cannot be loaded. If it is damaged, copy or export it again; if it holds layers of your own, "
             f"import the module that registers them first. Received: {first_line(error)}"
         ) from error
+
+
+def load_keras(path: str | Path) -> keras.Model:
+    """A model from a `.keras` file that is whole.
+
+    Raises:
+        ValueError: If it is damaged, or cannot be loaded.
+    """
+    with loading(path):
+        with zipfile.ZipFile(path) as archive:
+            # Keras itself finds some damage only, and reads wrong weights for other.
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"The checksum of {damaged} does not fit its content.")
+        return keras.saving.load_model(path, compile=False)
 
 
 def first_line(error: Exception) -> str:
