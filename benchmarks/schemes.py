@@ -70,7 +70,9 @@ def attackers(config: Config, twin: Config | None) -> tuple[dict[str, ImageClass
     for scheme in config.schemes if twin else ():
         group = f"{TWIN}.{scheme}"
         groups[group] = Group(TWIN, scheme)
-        models |= {f"{group}/{NetworkName.parse(name).network}": each for name, each in networks_of(twin, scheme).items()}
+        models |= {
+            f"{group}/{NetworkName.parse(name).network}": each for name, each in networks_of(twin, scheme).items()
+        }
     return models, groups
 
 
@@ -168,7 +170,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             shown = 100 * own if control else curve
             axes.plot(shown.clean, shown[score], color=colour, marker=marker, ms=5, lw=0 if control else 1.5)
             end = 100 * own.sort_values("clean").iloc[0]
-            axes.annotate(family, (end.clean, end[score]), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+            axes.annotate(
+                family, (end.clean, end[score]), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour
+            )
         title = "worst rung" if score == "worst" else "worst rung without queries"
         axes.set(title=title, xlabel="accuracy on clean images, %", ylabel=f"accuracy on the {title}, %")
         axes.grid(alpha=0.3)
