@@ -1,7 +1,8 @@
 """Which way of training is best at equal cost? Trains a configuration's schemes from one start, and measures a ladder.
 
     python benchmarks/schemes.py benchmarks/schemes_search.yaml --data.root FOLDER --split validation --seeds 0 1
-    python benchmarks/schemes.py benchmarks/schemes_confirmation.yaml --data.root FOLDER --split test --seeds 2 3 4 --twins
+    python benchmarks/schemes.py benchmarks/schemes_confirmation.yaml --data.root FOLDER --split test --twins \\
+        --seeds 2 3 4
 
 A scheme's name is that of its family and, after the last dash, of its adversarial weight: `pgd-w1`. For each scheme,
 means over its networks are given: accuracy on clean images; on each rung of the ladder that was measured (an image
@@ -10,14 +11,14 @@ white box, PGD of 20 steps. The last two are on 300 images.
 
 The rule, written down before the first run. The score of a scheme is its **worst rung**: the least of unseen, defended,
 queries and, on test images, twin. Start, the attacker who has the very weights from which training started, stands
-beside: it exists where these are published, as on real faces. `transfer` is the worst rung without queries. Schemes are
-compared **at equal clean accuracy**: the points of a family, one for each weight, and the undefended point make a curve;
-its value at a clean accuracy is the highest score among its points that are at least as accurate, and where the line
-between two points crosses it. The curves are read at 1, 3 and 5 points under the undefended accuracy. Among families
-that are sound (their Square accuracy is not more than 2 points below their white-box one, which would be gradients that
-mislead), the one with the highest worst rung at 3 points is chosen, on validation images over two seeds. The chosen one
-and its competitors run once more from three other seeds on test images, each with the weight that had the best
-mean of clean accuracy and worst rung.
+beside: it exists where these are published, as on real faces. `transfer` is the worst rung without queries. Schemes
+are compared **at equal clean accuracy**: the points of a family, one for each weight, and the undefended point make a
+curve; its value at a clean accuracy is the highest score among its points that are at least as accurate, and where the
+line between two points crosses it. The curves are read at 1, 3 and 5 points under the undefended accuracy. Among
+families that are sound (their Square accuracy is not more than 2 points below their white-box one, which would be
+gradients that mislead), the one with the highest worst rung at 3 points is chosen, on validation images over two seeds.
+The chosen one and its competitors run once more from three other seeds on test images, each with the weight that had
+the best mean of clean accuracy and worst rung.
 
 All is kept in the run folders, runs/<name>/<seed>; re-run the same command to resume. Tables and pictures are
 written beside them, or to --out.
@@ -67,12 +68,12 @@ def attackers(config: Config, twin: Config | None) -> tuple[dict[str, ImageClass
     unseen = [NetworkName(UNSEEN, holdout) for holdout in config.holdouts]
     models = {str(name): folder.load(Stage.of(name), name.network) for name in unseen}
     models |= {str(name): folder.load(config.stage_of(name), name.network) for name in config.surrogate_names}
-    for scheme in config.schemes if twin else ():
-        group = f"{TWIN}.{scheme}"
-        groups[group] = Group(TWIN, scheme)
-        models |= {
-            f"{group}/{NetworkName.parse(name).network}": each for name, each in networks_of(twin, scheme).items()
-        }
+    if twin is not None:
+        for scheme in twin.schemes:
+            group = f"{TWIN}.{scheme}"
+            groups[group] = Group(TWIN, scheme)
+            named = networks_of(twin, scheme)
+            models |= {f"{group}/{NetworkName.parse(name).network}": each for name, each in named.items()}
     return models, groups
 
 
@@ -97,17 +98,12 @@ def measured(config: Config, split: str, twin: Config | None) -> tuple[Predictio
             groups=groups,
             **options,
         ).save(paths[0])
-        concatenate(
-            measure(
-                sources={name: network},
-                targets={name: network},
-                attacks=own,
-                dataset=make_batches(few, config),
-                stage=name,
-                **options,
-            )
-            for name, network in defended.items()
-        ).save(paths[1])
+        batches = make_batches(few, config)
+        parts = [
+            measure(sources={name: each}, targets={name: each}, attacks=own, dataset=batches, stage=name, **options)
+            for name, each in defended.items()
+        ]
+        concatenate(parts).save(paths[1])
     ladder, own_examples = (Predictions.load(path) for path in paths)
     return ladder, own_examples
 
