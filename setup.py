@@ -81,6 +81,7 @@ setup(
         "dev": [
             "ruff>=0.9",
             "mypy>=1.11",
+            "codespell>=2.4",
             "nbstripout>=0.8",
             "pandas-stubs",
             "types-PyYAML",
