@@ -89,7 +89,8 @@ setup(
             "pre-commit",
             "build",
         ],
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1.0"],
+        # Material is maintained until May 2027, MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same mkdocs.yml.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=1.0"],
     },
     project_urls={
         "Source": "https://github.com/satm-tf/satm_tf",
