@@ -89,7 +89,7 @@ setup(
             "pre-commit",
             "build",
         ],
-        # Material is maintained until May 2027, MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same mkdocs.yml.
+        # Material ends in May 2027, and MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same file.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=1.0"],
     },
     project_urls={
