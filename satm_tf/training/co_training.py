@@ -229,6 +229,13 @@ class CoTraining(Fitting):
                 "Snapshots are taken on one device; choose 'sparring' or 'before' in the place of 'past', or another "
                 f"strategy. Received: {', '.join(recalled)}"
             )
+        turns = self.scheme.mixing == "steps" and any(len(its) > 1 for its in self.sources.values())
+        if turns and self.scheme.crafting_mode == "training" and self._several_replicas():
+            raise ValueError(
+                "Sources that take turns cannot craft in training mode on several replicas, whose batch statistics "
+                "would have to meet inside of a branch; choose crafting_mode='inference', or mixing='all'. "
+                f"Received: crafting_mode={self.scheme.crafting_mode!r}, sources={self.sources}"
+            )
         return recalled
 
     def _remembered(self, name: str, value: tf.Tensor) -> keras.Variable:

@@ -22,9 +22,10 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 ONE = tf.distribute.get_strategy()
-# Seen after 8 steps: 2e-6, where two replicas take a variance from the mean square and one does not, and 2e-7 in
-# networks that learn without batch normalisation. Statistics of one replica alone are tested to differ by 1e-3.
-TOLERANCE = 1e-5
+# Seen after 8 steps: 2e-6 on two threads and 1e-5 on one, where two replicas take a variance from the mean square and one
+# does not, and 2e-7 in networks that learn without batch normalisation. Statistics of one replica alone are tested to
+# differ by 1e-3.
+TOLERANCE = 3e-5
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,11 @@ def test_two_replicas_equal_one_with_momentum_turns_weights_and_domains(mirrored
     assert [int(np.asarray(counter)) for counter in counters] == [8, 8, 8]
 
 
-def test_two_replicas_equal_one_with_adam_and_the_signs_of_gradients(mirrored):
-    norms = {name: NETWORKS[name] for name in ("plain", "own")}
-    options = {"norms": norms, "attack": FGSM(epsilon=0.05), "crafting_mode": "training"}
+@pytest.mark.parametrize(
+    "options", [{"crafting_mode": "training"}, {"learns_from": ["others", "before_itself", "sparring_itself"]}]
+)
+def test_two_replicas_equal_one_with_adam_and_the_signs_of_gradients(mirrored, options):
+    options = {"norms": {name: NETWORKS[name] for name in ("plain", "own")}, "attack": FGSM(epsilon=0.05), **options}
     optimizer = lambda: keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 2, 0.5))  # noqa: E731
     one = train(ONE, optimizer, **options)
     two = train(mirrored, optimizer, **options)
@@ -279,6 +282,12 @@ def test_the_work_of_each_replica_is_on_its_own_device(mirrored):
 def test_what_several_replicas_cannot_do_is_refused(mirrored):
     with mirrored.scope():
         trainer = CoTraining({name: make_network(name) for name in "ab"}, attack=FGSM(epsilon=0.1))
+        for options, message in (
+            ({"learns_from": "past"}, "Snapshots are taken on one device"),
+            ({"learns_from": ["others", "itself"], "crafting_mode": "training"}, "cannot craft in training mode"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                CoTraining({name: make_network(name) for name in "ab"}, attack=FGSM(epsilon=0.1), **options)
     with pytest.raises(ValueError, match="jit_compile"):
         trainer.compile("sgd", jit_compile=True)
     with mirrored.scope():
