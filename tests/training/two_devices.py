@@ -22,9 +22,9 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 ONE = tf.distribute.get_strategy()
-# Seen after 8 steps: 2e-6 on two threads and 1e-5 on one, where two replicas take a variance from the mean square and one
-# does not, and 2e-7 in networks that learn without batch normalisation. Statistics of one replica alone are tested to
-# differ by 1e-3.
+# Seen after 8 steps: 2e-6 on two threads and 1e-5 on one, where two replicas take a variance from the mean square and
+# one does not, and 2e-7 in networks that learn without batch normalisation. Statistics of one replica alone are tested
+# to differ by 1e-3.
 TOLERANCE = 3e-5
 
 
