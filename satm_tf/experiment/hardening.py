@@ -61,6 +61,7 @@ class Hardened:
         model: The hardened classifier: images in [0, 1] to logits.
         original: The model as it came, in the same form.
         results: The rows of `results.csv`, with the targets `original/<name>` and `hardened/<name>`.
+        predictions: What each predicted for every image, for `ladder_table` and other tests.
         folder: The run folder.
         keras_file: The hardened classifier on disk.
         saved_model: Its SavedModel, for TensorFlow Serving, with the model card in `assets.extra`.
@@ -71,6 +72,7 @@ class Hardened:
     model: ImageClassifier
     original: ImageClassifier
     results: pd.DataFrame
+    predictions: Predictions
     folder: Path
     keras_file: Path
     saved_model: Path
@@ -390,6 +392,7 @@ def _outcome(config: Config, name: str, results: pd.DataFrame, epsilon: float) -
         model=folder.load(stage, name),
         original=folder.load(Stage(FINE_TUNE, name), name),
         results=results,
+        predictions=predictions,
         folder=folder.path,
         keras_file=folder.network(stage, name),
         saved_model=saved,
