@@ -30,7 +30,7 @@ def write_gallery(
         images: Floats `[images, height, width, channels]` in [0, 1], the clean ones.
         adversarial: Floats like `images`.
         before: The predicted class of each clean image.
-        after: The predicted class of each adversarial image.
+        after: The predicted class of each adversarial image, red where it differs; or several lines, in black.
         title: The heading, such as the attack and its epsilon.
         most: How many images to show, the first ones.
 
@@ -51,7 +51,7 @@ def write_gallery(
         for cell, picture, name in zip(cells, shown, _TITLES, strict=True):
             cell.imshow(picture.squeeze(), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
             cell.set(xticks=[], yticks=[], title=name if row == 0 else "")
-        fooled = "tab:red" if before[row] != after[row] else "black"
+        fooled = "tab:red" if before[row] != after[row] and "\n" not in after[row] else "black"
         cells[0].set_xlabel(before[row])
         cells[1].set_xlabel(after[row], color=fooled)
         cells[2].set_xlabel(f"x {0.5 / largest:.0f} around grey")

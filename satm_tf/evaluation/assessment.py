@@ -14,29 +14,31 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from satm_tf.attacks import Attack, serialize
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import plural, unknown_name
 from satm_tf.evaluation.blocks import fingerprint
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import EFFORT, masking_checks
+from satm_tf.evaluation.masking.verdicts import DETECTED
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.predictions import Predictions, concatenate
 from satm_tf.evaluation.queries import measure_queries
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
-from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, Group, rung_of
+from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, UNSEEN_RUNG, Group, rung_of
 from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
 from satm_tf.evaluation.transfer import check_request, look_through, measure
 from satm_tf.models import load_model
 from satm_tf.storage import claim, read_csv, read_json, write_text
 
 Model = Any
+_ANSWERS = 5  # as many as fit below a picture
 
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """What `assess` finds; printing it shows the tables, label leaking and the checks that fail.
+    """What `assess` finds; printing it shows the tables, label leaking and the masking that was detected.
 
     Attributes:
         predictions: The class predicted for every image in every cell.
@@ -88,9 +90,11 @@ class Assessment:
             found += f"\n{leaks.drop(columns='leaks').to_string(index=False)}"
         parts.append(found)
         if self.checks is not None:
-            failed = self.checks[self.checks.verdict == "fail"]
-            lines = [f"  {row.network}, {row.check}: {row.explanation}" for row in failed.itertuples()]
-            heading = f"Checks for masked gradients and the like: {len(failed)} of {len(self.checks)} fail"
+            detected = self.checks[self.checks.verdict == DETECTED]
+            lines = [f"  {row.network}, {row.check}: {row.explanation}" for row in detected.itertuples()]
+            heading = (
+                f"Gradient masking and the like: detected by {len(detected)} of {plural(len(self.checks), 'check')}"
+            )
             parts.append("\n".join([heading, *lines]))
         return "\n\n".join(parts)
 
@@ -263,8 +267,19 @@ def assess(
         results = read_results(files.results)
         if crafting:
             names = class_names or [str(index) for index in range(num_classes)]
-            source, model = next(iter(crafting.items()))
-            write_galleries(files.path, attacks, source=source, network=model, dataset=dataset, class_names=names)
+            answering = _one_of_each_scheme(targets)
+            # What anybody can craft, if there is a network that stands for it.
+            unseen = [name for name in crafting if rung_of(name, answering[0], groups) == UNSEEN_RUNG]
+            source = next(iter([*unseen, *crafting]))
+            write_galleries(
+                files.path,
+                attacks,
+                source=source,
+                network=models[source],
+                dataset=dataset,
+                targets={NetworkName.parse(name).scheme or name: models[name] for name in answering},
+                class_names=names,
+            )
 
     checks = None
     if files and checked and files.checks.exists():
@@ -369,6 +384,15 @@ def _claim(files: ResultsFolder, made_of: Mapping[str, Any], config: Mapping[str
 def _write_once(path: Path, text: str) -> None:
     if not path.exists():
         write_text(path, text)
+
+
+def _one_of_each_scheme(targets: Iterable[str]) -> list[str]:
+    """The network of each scheme that has the architecture of the first; the first few of names without a scheme."""
+    names = [name for name in map(NetworkName.parse, targets) if not name.unseen]
+    if not names or not names[0].scheme:
+        return list(targets)[:_ANSWERS]
+    same = [str(name) for name in names if name.network == names[0].network]
+    return [same[0], *same[1:][1 - _ANSWERS :]]
 
 
 def _chosen(count: int, limit: int, seed: int) -> NDArray[np.bool_]:

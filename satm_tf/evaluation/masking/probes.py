@@ -58,8 +58,10 @@ def masking_checks(
         stage: What progress bars are called.
 
     Returns:
-        A frame with a row for each check and network, with the columns `check`, `network`, `verdict` ("pass", "fail" or
-        "not applicable"), `explanation` (a sentence) and `figures` (JSON: the figures that the verdict rests on).
+        A frame with a row for each check and network, with the columns `check`, `network`, `verdict` ("masking not
+        detected", "masking detected" or "not applicable"), `explanation` (a sentence) and `figures` (JSON: the figures
+        that the verdict rests on). To a network that is no better than chance no check applies, and those that compare
+        attacks do not to one of which following the gradient leaves nothing.
 
     Raises:
         ValueError: If a network is both defended and undefended, `before` names one that is not checked, or as
@@ -67,7 +69,7 @@ def masking_checks(
 
     Example:
         >>> checks = masking_checks({"satm/vgg": vgg}, undefended={"inception": holdout}, dataset=test, epsilon=8 / 255)
-        >>> checks.query("verdict == 'fail'")
+        >>> checks.query("verdict == 'masking detected'")
 
     Source:
         Athalye et al., "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3; Carlini et al., "On
@@ -278,6 +280,7 @@ def _facts(
     references = [before] if before in losses else [other for other in undefended if other in losses]
     return Facts(
         network=name,
+        chance=1 / alone.num_classes,
         clean=matrix.correct(CLEAN, 0.0, "", name),
         losses=losses.get(name),
         single_step=under("single step", name) if has_gradient else None,

@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from satm_tf.evaluation.leaking import against_clean
 from satm_tf.evaluation.statistics import compare_paired, wilson_interval
 
-PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
+NOT_DETECTED, DETECTED, NOT_APPLICABLE = "masking not detected", "masking detected", "not applicable"
+"""What a check says. None says that a network is robust: that is what the accuracies are for."""
 
 # The share of images that may be exceptions: with a flat loss, or out of reach of any step.
 TOLERATED_SHARE = 0.05
 # Croce and Hein (2020) found what was published of honestly trained networks too high by a few points, and of those
 # that hide their gradients by tens. The whole interval of the difference must lie above this.
 AUTO_ATTACK_MARGIN = 0.05
+# Of images, what an attack that has fooled a network on nearly all leaves: a gradient that does this hides nothing.
+NOTHING_LEFT = 0.02
+# Of chance, by which a network that knows its task is better.
+BETTER_THAN_CHANCE = 1.1
 # Tramer et al. (2018, section 4) saw the ratio fall from 19 to 7 % and from 17 to 8 % in two networks that masked.
 RATIO_KEPT = 0.5
 
@@ -36,7 +41,7 @@ class Verdict:
     Attributes:
         check: Name of the check.
         network: Name of the network.
-        verdict: "pass", "fail" or "not applicable".
+        verdict: "masking not detected", "masking detected" or "not applicable".
         figures: The figures that it rests on.
         explanation: One sentence.
     """
@@ -97,6 +102,7 @@ class Facts:
 
     Attributes:
         network: Its name.
+        chance: The accuracy of guessing, 1 / classes.
         clean: On clean images.
         losses: None where no gradient reaches the images.
         single_step: Under one step on itself; None without a gradient.
@@ -112,6 +118,7 @@ class Facts:
     """
 
     network: str
+    chance: float
     clean: Correct
     losses: Losses | None
     single_step: Correct | None
@@ -131,6 +138,17 @@ class Facts:
             return self.clean
         return self.single_step & self.iterative
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether it has nothing to defend."""
+        return _accuracy(self.clean) <= BETTER_THAN_CHANCE * self.chance
+
+    def verdict(self, detected: bool) -> str:
+        """Of a check that compares attacks: where following the gradient leaves nothing, nothing can be masked."""
+        if detected:
+            return DETECTED
+        return NOT_APPLICABLE if _accuracy(self.white_box) <= NOTHING_LEFT else NOT_DETECTED
+
 
 Judgement = tuple[str, dict[str, float], str]
 _NO_GRADIENT = "No gradient reaches the images, so no attack can follow it; see the check of the gradient."
@@ -139,11 +157,11 @@ _NO_GRADIENT = "No gradient reaches the images, so no attack can follow it; see 
 def gradient(facts: Facts) -> Judgement:
     """A gradient must reach the images and not vanish: rounding cuts it off, a saturated softmax rounds it to zero."""
     if facts.losses is None:
-        return FAIL, {"zero_gradient": 1.0}, "No gradient reaches the images: some operation cuts it off."
+        return DETECTED, {"zero_gradient": 1.0}, "No gradient reaches the images: some operation cuts it off."
     zero = facts.losses.zero_gradient
     low, high = wilson_interval(zero.sum(), zero.size)
     figures = {"zero_gradient": float(zero.mean()), "low": float(low), "high": float(high)}
-    verdict = FAIL if low > TOLERATED_SHARE else PASS
+    verdict = DETECTED if low > TOLERATED_SHARE else NOT_DETECTED
     return verdict, figures, f"The loss has a zero gradient, or none, for {zero.mean():.1%} of the images."
 
 
@@ -158,7 +176,7 @@ def iterative_against_single_step(facts: Facts) -> Judgement:
         "p": compared.p_value,
     }
     return (
-        FAIL if compared.rises() else PASS,
+        facts.verdict(compared.rises()),
         figures,
         f"One step leaves {figures['single_step']:.1%} correct, many steps {figures['iterative']:.1%}.",
     )
@@ -183,7 +201,7 @@ def _strongest_of(facts: Facts, attacks: Mapping[str, Correct], attacker: str) -
     figures["p"] = compared[strongest].p_value
     named = f" ({strongest})" if len(attacks) > 1 else ""
     return (
-        FAIL if any(found.falls(len(attacks)) for found in compared.values()) else PASS,
+        facts.verdict(any(found.falls(len(attacks)) for found in compared.values())),
         figures,
         f"{attacker}{named} leaves {figures[strongest]:.1%} correct, following the gradient "
         f"{figures['white_box']:.1%}.",
@@ -197,7 +215,7 @@ def unbounded_reaches_zero(facts: Facts) -> Judgement:
     low, high = wilson_interval(facts.unbounded.sum(), facts.unbounded.size)
     figures = {"rate": _accuracy(facts.unbounded), "low": float(low), "high": float(high)}
     return (
-        FAIL if low > TOLERATED_SHARE else PASS,
+        facts.verdict(low > TOLERATED_SHARE),
         figures,
         f"With epsilon 1 the iterative attack leaves {figures['rate']:.1%} correct.",
     )
@@ -218,7 +236,7 @@ def loss_along_the_gradient(facts: Facts) -> Judgement:
         "random_gain": float(np.mean(losses.random - losses.clean)),
     }
     return (
-        PASS if low > 0.5 else FAIL,
+        NOT_DETECTED if low > 0.5 else DETECTED,
         figures,
         f"Along the gradient the loss rises faster than along random signs for {faster.mean():.1%} of the images.",
     )
@@ -230,21 +248,23 @@ def approximation_ratio(facts: Facts) -> Judgement:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     ratio = facts.losses.approximation_ratio()
     if math.isnan(ratio):
-        return FAIL, {}, "The iterative attack does not raise the loss at all."
+        return DETECTED, {}, "The iterative attack does not raise the loss at all."
     found = f"One step raises the loss by {ratio:.0%} of what many steps do"
     references = [value for value in facts.reference_ratios if not math.isnan(value)]
     if not references:
         return NOT_APPLICABLE, {"ratio": ratio}, f"{found}; there is no undefended network to compare with."
     reference = float(np.mean(references))
     return (
-        FAIL if ratio < RATIO_KEPT * reference else PASS,
+        DETECTED if ratio < RATIO_KEPT * reference else NOT_DETECTED,
         {"ratio": ratio, "undefended": reference},
         f"{found}; on undefended networks by {reference:.0%}.",
     )
 
 
 def strength_of_own_examples(facts: Facts) -> Judgement:
-    """Its own examples must harm undefended networks more than noise does, where other networks' examples do.
+    """Its own examples must harm undefended networks more than noise does, where those of its earlier self do.
+
+    Where what it was before its defence is not known, other networks' examples stand in.
 
     The loss of strength alone is no criterion: Tramer et al.'s masking networks (2018, Table 1) kept about 0.6 of it,
     and an honest network's examples lose as much when it relies on other features than the undefended ones.
@@ -263,9 +283,11 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
     each = list(facts.strength.values())
     figures = {name: mean([getattr(x, name) for x in each]) for name in ("clean", "noise", "own")}
     than = f"random noise {figures['noise']:.1%}"
-    # No stronger than noise, where another network's examples are.
-    fails = any(
-        not weaker(x.own, x.noise) and any(weaker(other, x.own) and weaker(other, x.noise) for other in x.others)
+    detected = any(
+        not weaker(x.own, x.noise)
+        and any(
+            weaker(other, x.own) and weaker(other, x.noise) for other in (x.others if x.before is None else [x.before])
+        )
         for x in each
     )
     known = [x.before for x in each if x.before is not None]
@@ -273,7 +295,7 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
         figures["before"] = mean(known)
         than = f"those of the network before its defence {figures['before']:.1%}"
     return (
-        FAIL if fails else PASS,
+        DETECTED if detected else NOT_DETECTED,
         figures,
         f"Undefended networks keep {figures['own']:.1%} correct under its examples, under {than}.",
     )
@@ -290,7 +312,7 @@ def label_leaking(facts: Facts) -> Judgement:
     compared = against_clean(facts.clean, attacks)
     (attack, source), best = max(compared.items(), key=lambda item: item[1].accuracy)
     return (
-        FAIL if any(leak.leaks for leak in compared.values()) else PASS,
+        DETECTED if any(leak.leaks for leak in compared.values()) else NOT_DETECTED,
         {"clean": best.clean_accuracy, "adversarial": best.accuracy, "p": best.p_value},
         f"Accuracy is {best.clean_accuracy:.1%} on clean images, and at most {best.accuracy:.1%} on adversarial ones "
         f"({attack} from {source}).",
@@ -309,7 +331,7 @@ def auto_attack(facts: Facts) -> Judgement:
         "high": compared.high,
     }
     return (
-        FAIL if compared.low > AUTO_ATTACK_MARGIN else PASS,
+        facts.verdict(compared.low > AUTO_ATTACK_MARGIN),
         figures,
         f"AutoAttack leaves {figures['auto_attack']:.1%} correct, following the gradient {figures['white_box']:.1%}.",
     )
@@ -333,7 +355,12 @@ def judge(facts: Facts) -> list[Verdict]:
     """The verdict of every check on one network."""
     verdicts = []
     for name, check in CHECKS.items():
-        verdict, figures, explanation = check(facts)
+        if facts.at_chance:
+            right = _accuracy(facts.clean)
+            verdict, figures = NOT_APPLICABLE, {"clean": right}
+            explanation = f"Clean images are right at {right:.1%}, no better than chance: there is nothing to defend."
+        else:
+            verdict, figures, explanation = check(facts)
         verdicts.append(
             Verdict(check=name, network=facts.network, verdict=verdict, figures=figures, explanation=explanation)
         )

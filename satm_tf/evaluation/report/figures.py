@@ -109,6 +109,74 @@ def lines(
     return _write(figure, path, f"Lines of {y} over {x}: {'; '.join(ends)}.", caption)
 
 
+def ladder(table: pd.DataFrame, labels: Mapping[str, str], path: Path, caption: str) -> Picture:
+    """Bars of what each scheme keeps on clean images and under each attacker, with intervals.
+
+    Args:
+        table: As `ladder_table` gives it; each row is a bar of every group.
+        labels: What the groups are called.
+        path: The PNG to write.
+        caption: The caption.
+    """
+    columns = list(dict.fromkeys(table.columns.get_level_values(0)))
+    rows, thickness = len(table), 0.8 / len(table)
+    figure = Figure(figsize=(_WIDTH, 1.1 + len(columns) * (0.16 + 0.17 * rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(table.index):
+        figures = table.loc[name].unstack().reindex(columns) * 100
+        heights = np.arange(len(columns)) + (place - (rows - 1) / 2) * thickness
+        reach = np.stack([figures.accuracy - figures.low, figures.high - figures.accuracy]).clip(min=0)
+        colour = COLOURS[place % len(COLOURS)]
+        error = {"elinewidth": 0.8, "ecolor": "#444444"}
+        axes.barh(heights, figures.accuracy, 0.92 * thickness, xerr=reach, color=colour, error_kw=error, label=name)
+        for height, share, high in zip(heights, figures.accuracy, figures.high, strict=True):
+            if not np.isnan(share):
+                axes.text(high + 1.5, height, f"{share:.0f}", va="center", fontsize=7)
+    axes.set_yticks(range(len(columns)), [labels[column].replace(" ", "\n", 1) for column in columns], fontsize=8)
+    axes.set(xlim=(0, 108), xlabel="accuracy, %", xticks=range(0, 101, 20))
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, _plain(names), loc="outside upper left", fontsize=8, frameon=False, ncols=3)
+    table.to_csv(path.with_suffix(".csv"))
+    accuracies = table.xs("accuracy", axis="columns", level=1) * 100
+    told = [
+        f"{labels[column]}: " + ", ".join(f"{name} {x:.0f}" for name, x in accuracies[column].dropna().items())
+        for column in columns
+    ]
+    return _write(figure, path, f"Bars of accuracy in percent. {'; '.join(told)}.", caption)
+
+
+def scatter(table: pd.DataFrame, path: Path, caption: str, *, x: str, y: str) -> Picture:
+    """A named point for each row.
+
+    Args:
+        table: Two columns of shares in [0, 1].
+        path: The PNG to write.
+        caption: The caption.
+        x: Label of the first column.
+        y: Label of the second.
+    """
+    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, (first, second)) in enumerate(table.iterrows()):
+        axes.plot(100 * first, 100 * second, "o", color=COLOURS[place % len(COLOURS)])
+        below = place % 2
+        axes.annotate(
+            _plain([name])[0], (100 * first, 100 * second), (0, -11 if below else 6), textcoords="offset points",
+            fontsize=8, ha="center",
+        )  # fmt: skip
+    axes.margins(0.25)
+    axes.set(xlabel=f"{x}, %", ylabel=f"{y}, %")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    table.to_csv(path.with_suffix(".csv"))
+    told = [f"{name} {100 * first:.0f} and {100 * second:.0f}" for name, (first, second) in table.iterrows()]
+    return _write(figure, path, f"Points of {x} and {y} in percent: {'; '.join(told)}.", caption)
+
+
 def confusion(matrix: Any, names: Sequence[str], path: Path, caption: str) -> Picture:
     """A confusion matrix, shaded by the share of each true class.
 

@@ -24,33 +24,42 @@ def write_galleries(
     source: str,
     network: Network,
     dataset: tf.data.Dataset,
+    targets: Mapping[str, Network],
     class_names: Sequence[str],
-    most: int = 4,
+    most: int = 3,
 ) -> None:
     """Writes a picture for each attack, at its own epsilon, into `gallery/`; existing ones are kept.
+
+    Under each adversarial image stands what every target takes it for.
 
     Args:
         folder: The folder of the report.
         attacks: The attacks, by name.
         source: Name of the network that crafts.
-        network: The network that crafts, and whose predictions are shown.
+        network: The network that crafts.
         dataset: Batches of `(images, labels)`; the first images of the first are shown.
+        targets: The networks that answer, by the names that are shown.
         class_names: The name of each label.
         most: How many images to show.
     """
     images, labels = (part[:most] for part in next(iter(dataset)))
+    truth = [class_names[label] for label in labels]
     for name, attack in attacks.items():
         picture = f"{name}, epsilon {attack.epsilon:g}, on {source}.png".replace("/", " ")
         path = ResultsFolder(folder).gallery / picture
         if path.exists():
             continue
         adversarial = attack.compiled(network)(images, labels)
-        before, after = (
-            [class_names[index] for index in np.argmax(network(shown, training=False), -1)]
-            for shown in (images, adversarial)
-        )
+        answers = {name: np.argmax(target(adversarial, training=False), -1) for name, target in targets.items()}
+        after = [
+            "\n".join(
+                f"{'✓' if answer[row] == label else '✗'} {name}: {class_names[answer[row]]}"
+                for name, answer in answers.items()
+            )
+            for row, label in enumerate(labels.numpy())
+        ]
         with atomic_file(path) as temporary:
-            write_gallery(temporary, images, adversarial, before, after, title=path.stem)
+            write_gallery(temporary, images, adversarial, truth, after, title=path.stem)
 
 
 def write_surfaces(

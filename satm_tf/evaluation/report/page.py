@@ -13,8 +13,10 @@ import jinja2
 import markupsafe
 
 from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE, NOT_DETECTED
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.report import sections
+from satm_tf.evaluation.report.answer import answer
 from satm_tf.evaluation.tables import read_results
 from satm_tf.storage import read_config, read_csv, read_json, write_text
 
@@ -22,8 +24,9 @@ from satm_tf.storage import read_config, read_csv, read_json, write_text
 def write_report(folder: str | Path) -> Path:
     """Writes `report.html` into a run folder or an evaluation's, and the figures in it into `figures/`.
 
-    It shows what the folder holds of the files that `ResultsFolder` names. The page is one file without scripts, and
-    loads nothing. Every figure is also a PNG, and its numbers a CSV, in `figures/`.
+    It begins with the answer: sentences made from the figures, the ladder as a chart, adversarial images, one table.
+    All else that the folder holds of the files that `ResultsFolder` names is folded below. The page is one file without
+    scripts, and loads nothing. Every figure is also a PNG, and its numbers a CSV, in `figures/`.
 
     Args:
         folder: The folder.
@@ -55,18 +58,25 @@ def write_report(folder: str | Path) -> Path:
     config = read_config(files.path) if files.config.exists() else {}
     class_names = _read(files.class_names, read_json)
 
+    answers = answer(predictions) if predictions is not None else []
+    chart, table = sections.ladder(predictions, files.figures) if predictions is not None else (None, None)
+    gallery = sections.gallery(files)
     parts = [sections.verdicts(checks, results, predictions)]
-    if results is not None:
-        parts += [sections.accuracies(results), sections.matrices(results, files.figures)]
     if predictions is not None:
-        parts.append(sections.comparisons(predictions))
+        parts += [sections.comparisons(predictions), sections.price(predictions, files.figures)]
+    if results is not None:
+        parts += [sections.attacks(results), sections.matrices(results, files.figures)]
     if surfaces is not None:
         parts.append(sections.surfaces(surfaces, files.figures))
     if predictions is not None:
         parts.append(sections.confusion(predictions, class_names, files.figures))
     if metrics is not None:
         parts.append(sections.training(metrics, files.figures))
-    parts += [sections.gallery(files), sections.every_check(checks), sections.origin(files, config)]
+    parts += [
+        sections.Section("More adversarial images", pictures=gallery[1:]),
+        sections.every_check(checks),
+        sections.origin(files, config),
+    ]
     shown = [part for part in parts if part.lead or part.tables or part.pictures or part.texts]
 
     environment = jinja2.Environment(
@@ -81,7 +91,14 @@ def write_report(folder: str | Path) -> Path:
     )
     title = str(config.get("name") or f"Evaluation: {files.path.resolve().name}")
     page = environment.get_template("report.html.j2").render(
-        title=title, summary=sections.summary(results), sections=shown
+        title=title,
+        summary=sections.summary(results),
+        answers=answers,
+        chart=chart,
+        gallery=gallery[0] if gallery else None,
+        table=table,
+        sections=shown,
+        verdicts=(DETECTED, NOT_DETECTED, NOT_APPLICABLE),
     )
     write_text(files.report, page)
     return files.report

@@ -11,11 +11,14 @@ from typing import Any
 import pandas as pd
 
 from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.ladder import WORST, ladder_table
 from satm_tf.evaluation.leaking import label_leaking
-from satm_tf.evaluation.masking.verdicts import FAIL, NOT_APPLICABLE
+from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.report import figures
+from satm_tf.evaluation.report.answer import LABELS, UNDEFENDED, accuracies
 from satm_tf.evaluation.report.figures import Picture
+from satm_tf.evaluation.rungs import CLEAN_RUNG
 from satm_tf.evaluation.tables import (
     HOLDOUT,
     compare_schemes,
@@ -29,6 +32,7 @@ from satm_tf.evaluation.tables import (
 from satm_tf.storage import read_json
 
 _MOST_CLASSES = 20
+_MOST_BARS = 7
 _WORDS = {"accuracy": "accuracy", "one_off_accuracy": "one-off accuracy"}
 
 
@@ -85,21 +89,67 @@ def summary(results: pd.DataFrame | None) -> str:
     )
 
 
+def ladder(predictions: Predictions, drawings: Path) -> tuple[Picture, Table]:
+    """The chart and the table that a report begins with: each scheme on clean images and under each attacker."""
+    table: Any = ladder_table(predictions, by="scheme")
+    texts = pd.DataFrame(
+        {
+            LABELS[column]: [
+                "" if pd.isna(row.accuracy) else f"{row.accuracy:.1%}\n{100 * row.low:.0f} to {100 * row.high:.0f}"
+                for row in table[column].itertuples()
+            ]
+            for column in dict.fromkeys(table.columns.get_level_values("rung"))
+        },
+        index=table.index,
+    )
+    caption = "Accuracy on clean images and under each attacker, with 95 % intervals"
+    kept = accuracies(predictions)
+    shown = list(kept)
+    if len(shown) > _MOST_BARS:
+        best = sorted(kept, key=lambda name: (name in UNDEFENDED, kept[name].get(WORST, 0.0)), reverse=True)
+        shown = [name for name in shown if name in best[:_MOST_BARS]]
+        caption += f"; the {len(shown)} of {len(kept)} schemes that the worst attacker leaves most"
+    picture = figures.ladder(table.loc[shown], LABELS, drawings / "ladder.png", caption)
+    return picture, _table(texts, "Accuracy, and its 95 % interval in percent")
+
+
+def price(predictions: Predictions, drawings: Path) -> Section:
+    """Clean accuracy against the worst attacker's, where there are schemes to compare."""
+    kept = accuracies(predictions)
+    points = {name: (own[CLEAN_RUNG], own[WORST]) for name, own in kept.items() if {CLEAN_RUNG, WORST} <= set(own)}
+    if len(points) < 2:
+        return Section("")
+    section = Section("Clean against robust", "A defence that is further up and further right is better.")
+    table = pd.DataFrame.from_dict(points, orient="index", columns=[CLEAN_RUNG, WORST])
+    names = {"x": "accuracy on clean images", "y": "under the worst of all attackers"}
+    picture = figures.scatter(table, drawings / "price.png", "Each scheme, mean over its networks", **names)
+    section.pictures.append(picture)
+    return section
+
+
 def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predictions: Predictions | None) -> Section:
-    """What fails: the checks, and the cells of the transfer matrix in which labels leak."""
-    section = Section("Verdicts")
+    """The masking that was detected: by the checks, and as label leaking in cells of the transfer matrix."""
+    section = Section("Is it masking?")
     sentences = []
     if checks is not None:
-        failed = checks[checks.verdict == FAIL]
+        detected = checks[checks.verdict == DETECTED]
         sentences.append(
-            f"{len(failed)} of {len(checks)} checks fail"
-            + (f", on {', '.join(dict.fromkeys(failed.network))}." if len(failed) else ".")
+            f"Masking was detected by {len(detected)} of {len(checks)} checks"
+            + (f", on {', '.join(dict.fromkeys(detected.network))}." if len(detected) else ".")
+            + " That none is detected does not make a network robust."
         )
-        grid = checks.pivot(index="check", columns="network", values="verdict")
+        # What AutoAttack leaves is a figure to quote; a verdict beside it is of masking alone.
+        left = [json.loads(text).get("auto_attack") for text in checks.figures]
+        words = [
+            verdict if share is None else f"{verdict}\n{share:.1%} left right"
+            for verdict, share in zip(checks.verdict, left, strict=True)
+        ]
+        grid = checks.assign(verdict=words).pivot(index="check", columns="network", values="verdict")
         grid = grid.loc[list(dict.fromkeys(checks.check)), list(dict.fromkeys(checks.network))]
-        section.tables.append(_table(grid.fillna(NOT_APPLICABLE), "Is it masking? Each check of each network"))
-        if len(failed):
-            section.tables.append(_table(failed[["network", "check", "explanation"]], "What fails", labels=2))
+        section.tables.append(_table(grid.fillna(NOT_APPLICABLE), "Each check of each network"))
+        if len(detected):
+            shown = detected[["network", "check", "explanation"]]
+            section.tables.append(_table(shown, "What was detected", labels=2))
     if predictions is not None and CLEAN in set(predictions.cells.attack):
         leaking = label_leaking(predictions).query("leaks")
         sentences.append(
@@ -108,7 +158,7 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
             else f"Label leaking in the transfer matrix: in {len(leaking)} cells adversarial images are classified "
             "better than clean ones. What was gained there is worth nothing against an unseen model."
         )
-        if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == FAIL].check):
+        if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == DETECTED].check):
             sentences.append("The checks, which make attacks of their own, do find it.")
         if len(leaking):
             shown = leaking[["attack", "epsilon", "source", "target", "accuracy", "clean_accuracy", "p_value"]].copy()
@@ -122,7 +172,7 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
     return section
 
 
-def accuracies(results: pd.DataFrame) -> Section:
+def attacks(results: pd.DataFrame) -> Section:
     """The paper's tables where networks are named by scheme, and else the matrix."""
     section = Section("Accuracy", "The paper calls accuracy the classification rate, and one-off accuracy 1-off.")
     for value in ("accuracy", "one_off_accuracy"):
@@ -287,13 +337,10 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
     return section
 
 
-def gallery(files: ResultsFolder) -> Section:
+def gallery(files: ResultsFolder) -> list[Picture]:
     """The pictures in the gallery's folder."""
-    section = Section("Adversarial images")
-    for path in sorted(files.gallery.glob("[!.]*.png")):
-        alt = f"Rows of a clean image, its adversarial image and their difference, magnified: {path.stem}."
-        section.pictures.append(Picture(path, alt, path.stem))
-    return section
+    shows = "Rows of a clean image, its adversarial image and their difference, magnified"
+    return [Picture(path, f"{shows}: {path.stem}.", path.stem) for path in sorted(files.gallery.glob("[!.]*.png"))]
 
 
 def every_check(checks: pd.DataFrame | None) -> Section:

@@ -41,7 +41,7 @@ def checks(planted, honest, undefended, unseen, quadrants):
 
 
 def failing(checks, network):
-    return set(checks.loc[network].query("verdict == 'fail'").index)
+    return set(checks.loc[network].query("verdict == 'masking detected'").index)
 
 
 def figures(checks, network, check):
@@ -51,12 +51,12 @@ def figures(checks, network, check):
 def test_every_network_goes_through_every_check(checks):
     assert list(checks.loc["honest"].index) == list(CHECKS)
     assert len(checks) == 3 * len(CHECKS)
-    assert set(checks.verdict) == {"pass", "fail", "not applicable"}
+    assert set(checks.verdict) == {verdicts.NOT_DETECTED, verdicts.DETECTED, verdicts.NOT_APPLICABLE}
     assert checks.explanation.str.endswith(".").all()
 
 
-def test_an_honest_network_passes_every_check(checks):
-    assert set(checks.loc["honest"].verdict) == {"pass"}, checks.loc["honest"].explanation.to_dict()
+def test_nothing_is_detected_in_an_honest_network(checks):
+    assert set(checks.loc["honest"].verdict) == {verdicts.NOT_DETECTED}, checks.loc["honest"].explanation.to_dict()
     # And it is robust, or passing would say little: undefended, it was more than ten points lower.
     assert figures(checks, "honest", "AutoAttack")["auto_attack"] > 0.6
 
@@ -121,6 +121,7 @@ def test_a_pair_that_writes_the_label_for_each_other_is_found(undefended, unseen
         own = right.pop(name)
         facts = Facts(
             network=name,
+            chance=0.25,
             clean=measured.correct("clean", 0.0, "", name),
             losses=None,
             single_step=own,
@@ -133,7 +134,8 @@ def test_a_pair_that_writes_the_label_for_each_other_is_found(undefended, unseen
         )
         return verdicts.label_leaking(facts)
 
-    assert {name: leaking(name)[0] for name in networks} == {"a": "fail", "b": "fail", "honest": "pass"}
+    detected, honest = verdicts.DETECTED, verdicts.NOT_DETECTED
+    assert {name: leaking(name)[0] for name in networks} == {"a": detected, "b": detected, "honest": honest}
     found = leaking("a")[1]
     assert found["adversarial"] > found["clean"] + 0.1
     leaks = label_leaking(measured).query("leaks")

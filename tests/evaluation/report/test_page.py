@@ -1,6 +1,7 @@
 """The page, read as people read it: in a browser, at a phone's and a desk's width."""
 
 import base64
+import html
 import json
 import re
 
@@ -11,7 +12,9 @@ import yaml
 
 from satm_tf.attacks.gallery import write_gallery
 from satm_tf.evaluation import Predictions
+from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE, NOT_DETECTED
 from satm_tf.evaluation.report import write_report
+from satm_tf.evaluation.report.answer import answer
 from satm_tf.storage import LAYOUT
 from tests.evaluation.browser import find_browser
 
@@ -35,10 +38,16 @@ def _predictions():
 
 
 def _checks():
-    verdicts = ["pass", "fail", "not applicable"]
+    verdicts = [NOT_DETECTED, DETECTED, NOT_APPLICABLE]
     rows = [
-        (check, network, verdicts[(i + j) % 3], f"One sentence about {network}, with 12.3% in it.", '{"p": 0.001}')
-        for i, check in enumerate(["gradient", "black box against white box", "unbounded epsilon"])
+        (
+            check,
+            network,
+            verdicts[(i + j) % 3],
+            f"One sentence about {network}, with 12.3% in it.",
+            '{"auto_attack": 0.314}' if check == "AutoAttack" else '{"p": 0.001}',
+        )
+        for i, check in enumerate(["gradient", "black box against white box", "AutoAttack"])
         for j, network in enumerate(NETWORKS)
     ]
     return pd.DataFrame(rows, columns=["check", "network", "verdict", "explanation", "figures"])
@@ -87,22 +96,28 @@ def page(folder):
     return (folder / "report.html").read_text()
 
 
-def test_verdicts_lead(page):
-    titles = re.findall("<h2>(.*?)</h2>", page)
-    assert titles == [
-        "Verdicts",
+def test_the_answer_leads_and_all_else_is_folded(page, folder):
+    sentences = answer(Predictions.load(folder / "predictions.npz"))
+    shown = re.findall("<p>(.*?)</p>", page.split('class="answer"')[1].split("</div>")[0])
+    assert [html.unescape(sentence) for sentence in shown] == sentences
+    first = page.index("<details>")
+    assert page.index(sentences[0][:20]) < page.index("Bars of accuracy") < page.index("Rows of a clean image") < first
+    assert page[:first].count("<table>") == 1
+    assert page[:first].count("<img") == 2, "the ladder and adversarial images"
+    assert re.findall("<h2>(.*?)</h2>", page[first:]) == [
+        "Is it masking?",
+        "Schemes compared on the same images",
+        "Clean against robust",
         "Accuracy",
         "Transfer matrix",
-        "Schemes compared on the same images",
         "The loss around images",
         "Confusion matrices",
         "Training",
-        "Adversarial images",
         "Every check, with what it rests on",
         "How it was made",
     ]
-    assert "4 of 12 checks fail" in page
-    assert page.index("✗ fail") < page.index("<h2>Accuracy")
+    assert "Masking was detected by 4 of 12 checks" in page
+    assert "not detected<small>31.4% left right</small>" in page, "AutoAttack's figure, and no tick"
 
 
 def test_the_page_needs_nothing_beside_it(page):
@@ -155,8 +170,8 @@ def test_what_is_absent_is_left_out(folder, tmp_path, kept):
     assert (
         shown
         == {
-            "results.csv": {"Verdicts", "Accuracy", "Transfer matrix"},
-            "checks.csv": {"Verdicts", "Every check, with what it rests on"},
+            "results.csv": {"Is it masking?", "Accuracy", "Transfer matrix"},
+            "checks.csv": {"Is it masking?", "Every check, with what it rests on"},
             "metrics.csv": {"Training"},
             "config.yaml": {"How it was made"},
         }[kept[0]]
@@ -194,6 +209,12 @@ def test_in_a_real_browser(folder):
                 page.goto(f"file://{folder / 'report.html'}")
                 assert said == []
                 assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+                top = "e => e.getBoundingClientRect().top"
+                assert page.eval_on_selector(".answer", top) < 200, "the sentences are what is seen first"
+                assert page.eval_on_selector("main img", top) < 800, "and the chart's head without scrolling"
+                assert page.evaluate("document.documentElement.scrollHeight") < (2800 if width > 500 else 4000)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 # Whatever is wider than the page must be inside something that scrolls.
                 outside = page.evaluate(

@@ -1,0 +1,176 @@
+"""What a report says first: whether a defence helps, against whom, at what price, and what it leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from satm_tf.evaluation.ladder import WORST, compare_ladder, ladder_table
+from satm_tf.evaluation.masking.verdicts import BETTER_THAN_CHANCE
+from satm_tf.evaluation.predictions import Predictions
+from satm_tf.evaluation.rungs import (
+    BESIDE,
+    CLEAN_RUNG,
+    DEFENDED,
+    PUBLIC_WEIGHTS,
+    QUERIES,
+    RUNGS,
+    SAME_SCHEME,
+    START,
+    TWIN,
+    UNSEEN_RUNG,
+    WHITE_BOX,
+)
+
+UNDEFENDED = ("undefended", "original")
+"""The schemes that others are compared with, if they were measured."""
+
+# Of images, what is as good as nothing.
+_LOST = 0.1
+_ATTACKERS = {
+    UNSEEN_RUNG: "unseen models",
+    PUBLIC_WEIGHTS: "models fine-tuned from the same public weights",
+    START: "the network that training started from",
+    DEFENDED: "defended unseen models",
+    SAME_SCHEME: "models trained with the same scheme",
+    TWIN: "a twin",
+    QUERIES: "queries",
+    WHITE_BOX: "the white box",
+}
+LABELS = {**{name: rung.label for name, rung in {**BESIDE, **RUNGS}.items()}, WORST: "worst of all attackers"}
+
+
+def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """What each scheme keeps in each column of `ladder_table`; each target, where these have no scheme."""
+    table: Any = ladder_table(predictions, by="scheme").xs("accuracy", axis="columns", level="value")
+    return {
+        str(name): {column: float(rate) for column, rate in row.items() if not pd.isna(rate)}
+        for name, row in table.iterrows()
+    }
+
+
+def answer(predictions: Predictions) -> list[str]:
+    """A few sentences made from the figures.
+
+    The defence that they speak of is the one that the worst attacker leaves most, and on a tie all attackers on
+    average. It helps on a rung where the 95 % interval of its gain over the undefended networks, on the same images,
+    lies above zero: the mean over the networks of the intervals' ends.
+
+    Args:
+        predictions: As `measure` gives them.
+
+    Returns:
+        Sentences, the most important first.
+
+    Example:
+        >>> print(" ".join(answer(Predictions.load("runs/quickstart/predictions.npz"))))
+    """
+    kept = accuracies(predictions)
+    warnings = _at_chance(kept, predictions.num_classes)
+    rungs = [rung for rung in RUNGS if any(rung in own for own in kept.values())]
+    if not rungs:
+        unknown = "No attacker without the weights was measured, so nothing here says what a network withstands."
+        return [*warnings, unknown]
+    baseline = next((name for name in UNDEFENDED if name in kept), None)
+    # The mean decides between defences of which the worst attacker leaves as much.
+    ranked = sorted(
+        (name for name in kept if name != baseline),
+        key=lambda name: (kept[name].get(WORST, 0.0), np.mean([kept[name].get(rung, 0.0) for rung in rungs])),
+        reverse=True,
+    )
+    if not ranked:
+        return [*warnings, f"Only {baseline} was measured: it keeps {_left(kept[str(baseline)], rungs)}."]
+    best = ranked[0]
+    own = kept[best]
+    measured = [rung for rung in (*rungs, WHITE_BOX) if rung in own]
+    if baseline is None:
+        helped: list[str] = []
+        gained: list[str] = []
+        sentences = [
+            f"{best} withstands most: it keeps {_left(own, rungs)}.",
+            "No undefended network was measured beside it, so this page cannot say what a defence gained.",
+        ]
+    else:
+        gains = _gains(predictions, baseline, best)
+        gained = [rung for rung in rungs if rung in gains]
+        helped = [rung for rung in gained if gains[rung]["low"] > 0]
+        changes = {rung: f"{kept[baseline][rung]:.1%} → {own[rung]:.1%}" for rung in gains}
+        sentences = [_help(best, baseline, gains, changes, helped, gained)]
+        if CLEAN_RUNG in gains:
+            sentences.append(_price(gains[CLEAN_RUNG], changes[CLEAN_RUNG]))
+    lost = [rung for rung in measured if own[rung] <= _LOST or (rung in gained and rung not in helped)]
+    if lost:
+        named = _listed([f"{_ATTACKERS[rung]} ({own[rung]:.1%} left)" for rung in lost])
+        sentences.append(f"It does not protect against {named}.")
+    return [*warnings, *sentences, *_alike(predictions, best, ranked[1:])]
+
+
+def _gains(predictions: Predictions, first: str, second: str) -> dict[str, dict[str, float]]:
+    """What the second has over the first in each column, means over networks: `difference`, `low`, `high`."""
+    compared = compare_ladder(predictions, first, second).groupby("rung", sort=False)
+    means: Any = compared[["difference", "low", "high"]].mean()
+    return {str(rung): dict(row) for rung, row in means.iterrows()}
+
+
+def _help(
+    best: str,
+    baseline: str,
+    gains: Mapping[str, Mapping[str, float]],
+    changes: Mapping[str, str],
+    helped: Sequence[str],
+    gained: Sequence[str],
+) -> str:
+    if not helped:
+        figures = _listed([f"{_ATTACKERS[rung]} {changes[rung]}" for rung in gained])
+        return f"No defence helped beyond chance. The best, {best}, against {baseline}: {figures}."
+    if WORST in gains and gains[WORST]["low"] > 0:
+        return (
+            f"{best} helps against {_listed([_ATTACKERS[rung] for rung in helped])}: under the worst of all attackers, "
+            f"image by image, {changes[WORST]} of the images stay right ({_points(gains[WORST])})."
+        )
+    return f"{best} helps against {_listed([f'{_ATTACKERS[rung]} ({changes[rung]})' for rung in helped])}."
+
+
+def _price(gain: Mapping[str, float], change: str) -> str:
+    figures = f"{change}: {_points(gain)}"
+    if gain["low"] <= 0 <= gain["high"]:
+        return f"On clean images it costs nothing that these images could show ({figures})."
+    return f"On clean images it {'costs' if gain['difference'] < 0 else 'gains'} accuracy ({figures})."
+
+
+def _alike(predictions: Predictions, best: str, others: Sequence[str]) -> list[str]:
+    """The other defences that the worst attacker cannot tell from the best."""
+    alike = []
+    for other in others:
+        try:
+            gains = _gains(predictions, other, best)
+        except ValueError:  # They have no network in common.
+            continue
+        if WORST in gains and gains[WORST]["low"] <= 0:
+            alike.append(other)
+    return [f"Under the worst of all attackers, {_listed(alike)} cannot be told apart from it."] if alike else []
+
+
+def _at_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -> list[str]:
+    low = [name for name, own in kept.items() if own.get(CLEAN_RUNG, 1.0) <= BETTER_THAN_CHANCE / num_classes]
+    if not low:
+        return []
+    verb = "is" if len(low) == 1 else "are"
+    return [f"{_listed(low)} {verb} no better than chance on clean images: nothing else on this page speaks for it."]
+
+
+def _left(own: Mapping[str, float], rungs: Sequence[str]) -> str:
+    parts = [f"{own[CLEAN_RUNG]:.1%} of clean images right"] if CLEAN_RUNG in own else []
+    return _listed([*parts, *(f"{own[rung]:.1%} under {_ATTACKERS[rung]}" for rung in rungs if rung in own)])
+
+
+def _points(gain: Mapping[str, float]) -> str:
+    ends = [100 * gain[end] for end in ("difference", "low", "high")]
+    return "{:+.1f} points, 95 % interval {:+.1f} to {:+.1f}".format(*ends)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
