@@ -25,6 +25,7 @@ from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.predictions import Predictions, concatenate
 from satm_tf.evaluation.queries import measure_queries
 from satm_tf.evaluation.report import write_report
+from satm_tf.evaluation.report.answer import answer
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
 from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, UNSEEN_RUNG, Group, rung_of
 from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
@@ -38,7 +39,7 @@ _ANSWERS = 5  # as many as fit below a picture
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """What `assess` finds; printing it shows the tables, label leaking and the masking that was detected.
+    """What `assess` finds; printing it shows the answer, the tables, label leaking and the masking that was detected.
 
     Attributes:
         predictions: The class predicted for every image in every cell.
@@ -72,6 +73,7 @@ class Assessment:
 
     def __str__(self) -> str:
         parts = [f"{name}: no gradient reaches the images, so it crafts none; see its checks" for name in self.left_out]
+        parts.append("\n".join(answer(self.predictions)))
         table = robustness_table if in_schemes(self.results) else matrix_table
         if in_schemes(self.results):
             ladder = ladder_table(self.predictions, by="scheme").xs("accuracy", axis="columns", level="value")

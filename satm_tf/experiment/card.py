@@ -10,7 +10,9 @@ import pandas as pd
 
 from satm_tf.evaluation import Predictions, label_leaking, read_results
 from satm_tf.evaluation.ladder import WORST, ladder_table
+from satm_tf.evaluation.masking.verdicts import BETTER_THAN_CHANCE
 from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.evaluation.rungs import BESIDE, CLEAN_RUNG, PARTNER, QUERIES, RUNGS, UNSEEN_RUNG, WHITE_BOX, Rung
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.serving.card import NOT_RUN
@@ -27,11 +29,11 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         network: Its name.
 
     Returns:
-        The facts `training`, `checks`, `results`, `ladder` and `label_leaking`, for `export_saved_model(...,
-        card=...)`. A result is an accuracy with its Wilson 95 % interval, on clean images and under every attacker that
-        is the network itself, a co-trained partner or on a rung of the ladder. `ladder` has these by rung, with the
-        accuracy of the same network without a defence, if the run has one. Without the file of the checks, or the
-        predictions that show label leaking, the card says that they were not run.
+        The facts `training`, `checks`, `results`, `ladder`, `at_chance` and `label_leaking`, for
+        `export_saved_model(..., card=...)`. A result is an accuracy with its Wilson 95 % interval, on clean images and
+        under every attacker that is the network itself, a co-trained partner or on a rung of the ladder. `ladder` has
+        these by rung, with the accuracy of the same network without a defence, if the run has one. Without the file of
+        the checks, or the predictions that show label leaking, the card says that they were not run.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -70,6 +72,8 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         predictions = Predictions.load(run.predictions)
         undefended = [each for each, described in schemes.items() if "undefended" in (each, described.get("preset"))]
         facts["ladder"] = _ladder(predictions, str(name), [str(NetworkName(each, network)) for each in undefended])
+        clean = float(predictions.correct(CLEAN, 0.0, "", str(name)).mean())
+        facts["at_chance"] = clean <= BETTER_THAN_CHANCE / predictions.num_classes
         cells = label_leaking(predictions)
         leaking = cells[cells.leaks & (cells.target == str(name))]
         facts["label_leaking"] = [f"{cell.attack} of {cell.source}" for cell in leaking.itertuples()]

@@ -86,6 +86,8 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
         version = _version_of(place, digest)
         if version is None:
             card = {**facts_from_run(folder.path, scheme, name), "network_file": {"sha256": digest}}
+            if card.get("at_chance"):
+                print(f"warning: {name} is no better than chance on clean images, and so says its model card")
             version = serving.export_saved_model(folder.load(stage, name), place, labels=labels, card=card)
         exported[name] = str(version)
         print(f"exported {version}")

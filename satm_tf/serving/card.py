@@ -12,7 +12,10 @@ import jinja2
 from satm_tf.storage import write_text
 
 NOT_RUN = "not run"
-_SHOWN = ("name", "version", "labels", "ladder", "results", "checks", "label_leaking", "limits", "intended_use")
+_SHOWN = (
+    *("name", "version", "labels", "at_chance", "ladder", "results", "checks", "label_leaking"),
+    *("limits", "intended_use"),
+)
 
 INTENDED_USE = (
     "Research on adversarial robustness, and applications whose owner has measured the model on images of the kind "
@@ -53,8 +56,8 @@ def render(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: What `model_card.json` holds: `name`, `version`, `exported`, `network`, `labels`, `signatures`,
-            `verification` and `software`, which every export has; `training`, `ladder`, `results`, `checks` and
-            `label_leaking`, which a run adds; anything else appears under a heading of its own.
+            `verification` and `software`, which every export has; `training`, `at_chance`, `ladder`, `results`,
+            `checks` and `label_leaking`, which a run adds; anything else appears under a heading of its own.
 
     Returns:
         The page, in the order of a model card on a hub, with its YAML front matter.

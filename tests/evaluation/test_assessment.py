@@ -7,6 +7,7 @@ import satm_tf
 from satm_tf.attacks import FGSM, RandomisedStep
 from satm_tf.evaluation import Predictions, assess, label_leaking, masking_checks, measure
 from satm_tf.evaluation.assessment import check_names
+from satm_tf.evaluation.report.answer import answer
 from satm_tf.models import FromProbabilities
 
 EPSILON = 0.1
@@ -125,8 +126,8 @@ def test_what_it_prints(assessed):
     assert "one-off" not in printed, "classes without an order"
     assert "white box" in printed, "names are of schemes"
     assert "Label leaking (adversarial images classified better than clean ones): none found" in printed
-    failed = assessed.checks[assessed.checks.verdict == "fail"]
-    assert f"{len(failed)} of 10 fail" in printed
+    assert "Gradient masking and the like: detected by 1 of 10 checks\n  satm/green, gradient: No gradient" in printed
+    assert f"\n\n{answer(assessed.predictions)[0]}\n" in printed
 
 
 def test_a_folder_holds_all_of_it_and_is_read_when_asked_again(assessed, dataset, monkeypatch):

@@ -68,6 +68,8 @@ def test_the_accuracy_under_each_attacker(run):
         "white_box": (None, 0.25, 200),
     }
     assert facts["label_leaking"] == ["pgd of satm/resnet"]
+    assert not facts["at_chance"]
+    assert facts_from_run(run, "satm", "resnet")["at_chance"], "half of two classes"
     assert facts["checks"] == card.NOT_RUN
     assert facts["training"]["data"] == {"format": "adience", "fold": 2}
     assert facts["training"]["scheme"] == {"name": "satm", "learns_from": "others"}

@@ -28,7 +28,7 @@ def test_the_page_says_what_the_facts_say(exported):
     assert "No figures were given" in bare
     assert yaml.safe_load(bare.split("---\n")[1])["pipeline_tag"] == "image-classification"
     assert "Checks for gradient masking: not run" in bare
-    checks = [{"network": "satm/vgg", "check": "noise", "verdict": "pass", "explanation": "a | b"}]
+    checks = [{"network": "satm/vgg", "check": "noise", "verdict": "masking not detected", "explanation": "a | b"}]
     more = {
         "results": [RESULT, {**RESULT, "fold": None, "one_off_accuracy": None}],
         "checks": checks,
@@ -39,7 +39,7 @@ def test_the_page_says_what_the_facts_say(exported):
     assert "| pgd | 0.1 | itself (white box) | 2 | 200 | 25.0% | 19.5% to 31.4% | 50.0% |\n" in page
     assert "| pgd | 0.1 | itself (white box) |  | 200 | 25.0% | 19.5% to 31.4% |  |\n" in page
     assert "\n| check | verdict | explanation |\n| --- | --- | --- |\n" in page
-    assert "\n| noise | pass | a \\| b |\n" in page
+    assert "\n| noise | masking not detected | a \\| b |\n" in page
     assert "none found" not in page
     assert "better than clean ones): pgd of satm/resnet.\n" in page
     assert "into 4 classes: infant, child" in page
