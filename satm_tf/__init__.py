@@ -28,7 +28,7 @@ from satm_tf import attacks, data, evaluation, layers, metrics, models, serving,
 from satm_tf.evaluation import assess
 from satm_tf.harden import Hardened, harden
 from satm_tf.models import ImageClassifier, available_backbones
-from satm_tf.training import Checkpoint, CoTraining, DomainAdversarial, Pictures, Progress
+from satm_tf.training import Checkpoint, CoTraining, DomainAdversarial, Pictures, Progress, RobustValidation
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "ImageClassifier",
     "Pictures",
     "Progress",
+    "RobustValidation",
     "assess",
     "attacks",
     "available_backbones",

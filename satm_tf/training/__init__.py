@@ -14,6 +14,7 @@ from satm_tf.training.domain import (
 from satm_tf.training.epsilon import EpsilonSchedule, RampedEpsilon, UniformEpsilon
 from satm_tf.training.losses import ClassificationLoss, balanced_class_weights
 from satm_tf.training.precision import PRECISIONS, resolve_precision
+from satm_tf.training.robust_validation import RobustValidation
 from satm_tf.training.scheme import SCHEMES, Scheme
 from satm_tf.training.sources import resolve_sources
 
@@ -33,6 +34,7 @@ __all__ = [
     "Pictures",
     "Progress",
     "RampedEpsilon",
+    "RobustValidation",
     "Scheme",
     "UnifiedEmbedding",
     "UniformEpsilon",

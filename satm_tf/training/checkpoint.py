@@ -16,12 +16,14 @@ import numpy as np
 
 from satm_tf.training.distribution import Position, greatest, is_chief, several_workers
 from satm_tf.training.private_keras import all_layers
+from satm_tf.training.robust_validation import RobustValidation
 from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, remove_unfinished, write
 
 # What Keras's callbacks carry from epoch to epoch; the best weights of `EarlyStopping` are saved as arrays.
 _CALLBACK_STATE = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+    RobustValidation: ("best", "best_epoch"),
 }
 
 
@@ -44,10 +46,10 @@ class Checkpoint(keras.callbacks.Callback):
     """Saves everything a training depends on, and lets `CoTraining.fit` resume from there, bit for bit on a CPU.
 
     Saved are the networks, optimizers, counters, metrics, dropout's seeds, the position in the data, the figures of the
-    epochs and the state of Keras's `EarlyStopping` and `ReduceLROnPlateau` among the callbacks; at the end of each
-    epoch, after some time within one, and when SIGINT or SIGTERM asks the process to end. The state of other callbacks
-    is not saved. The folder holds `last.ckpt`; `previous.ckpt`, which is used if the last one is damaged; and
-    `best.ckpt`, that of the epoch with the lowest monitored figure.
+    epochs and the state of `RobustValidation` and Keras's `EarlyStopping` and `ReduceLROnPlateau` among the callbacks;
+    at the end of each epoch, after some time within one, and when SIGINT or SIGTERM asks the process to end. The state
+    of other callbacks is not saved. The folder holds `last.ckpt`; `previous.ckpt`, which is used if the last one is
+    damaged; and `best.ckpt`, that of the epoch with the lowest monitored figure.
 
     `fit` must be given the same networks, scheme, optimizer, metrics, callbacks and data as the first time. Where
     several workers train together, one of them writes and all read: the folder has to be on a file system that they
@@ -210,6 +212,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save(self, position: Position, best: bool = False) -> None:
         self._saved_at = time.monotonic()
+        self.model.averages.take_out()  # The optimizers' state holds them.
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self.model.state()]
         saved = []
         for callback, name in zip(self._stateful, _classes(self._stateful), strict=True):

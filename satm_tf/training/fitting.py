@@ -16,7 +16,8 @@ from satm_tf.training.distribution import DistributedFit, Position, naming_lost_
 from satm_tf.training.figures import Figures, MetricLike
 from satm_tf.training.guards import check_callbacks, naming_bad_values
 from satm_tf.training.objective import Objective
-from satm_tf.training.optimization import NetworkOptimizer, in_half_precision
+from satm_tf.training.optimization import AveragedWeights, NetworkOptimizer, in_half_precision
+from satm_tf.training.robust_validation import RobustValidation
 
 
 class Fitting(DistributedFit):
@@ -30,6 +31,7 @@ class Fitting(DistributedFit):
     step: keras.Variable
     planned_steps: keras.Variable
     optimizers: Mapping[str, NetworkOptimizer]
+    averages: AveragedWeights
     _objectives: Mapping[str, Objective]
     _figures: Figures
     _given_order: bool | None
@@ -113,6 +115,7 @@ class Fitting(DistributedFit):
                         f"{name}_optimizer",
                     )
             self.optimizers = MappingProxyType(optimizers)
+            self.averages = AveragedWeights(list(optimizers.values()))
         self._given_metrics = metrics
         self._figures = self._make_figures()
 
@@ -151,8 +154,12 @@ class Fitting(DistributedFit):
             UserWarning: If what ramps up over a training cannot: the length of the data is unknown, or the steps of
                 earlier calls leave nothing of it.
         """
-        # A checkpoint comes last, so that it saves what the other callbacks have made of an epoch.
-        given = sorted(keras.tree.flatten(callbacks or []), key=lambda callback: isinstance(callback, Checkpoint))
+        # What adds figures goes before what looks at them, and a checkpoint last, so that it saves what the other
+        # callbacks have made of an epoch.
+        given = sorted(
+            keras.tree.flatten(callbacks or []),
+            key=lambda callback: isinstance(callback, Checkpoint) - isinstance(callback, RobustValidation),
+        )
         check_callbacks(given)
         is_dataset = isinstance(x, tf.data.Dataset)
         if is_dataset and batch_size is not None:
@@ -194,6 +201,7 @@ class Fitting(DistributedFit):
                     validation_freq=validation_freq,
                 )
         finally:
+            self.averages.take_out()
             if checkpoint is not None:
                 checkpoint.release()
 
@@ -247,7 +255,10 @@ class Fitting(DistributedFit):
 
 
 class _Plan(keras.callbacks.Callback):
-    """Tells the model how many steps `fit` is going to take in all, and ends the optimizers' moving averages."""
+    """Tells the model how many steps `fit` is going to take in all, and shows the optimizers' moving averages.
+
+    From a validation to the next epoch the networks have these, and for good at the end.
+    """
 
     def __init__(self, initial_epoch: int):
         super().__init__()
@@ -269,7 +280,17 @@ class _Plan(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        self.model.averages.put_in()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.averages.put_in()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.model.averages.take_out()
+
     def on_train_end(self, logs: Any = None) -> None:
+        self.model.averages.take_out()
         for optimizer in self.model.optimizers.values():
             optimizer.finalize()
 

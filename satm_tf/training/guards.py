@@ -24,7 +24,7 @@ _NOT_FINITE = "is not a finite number at step"
 _INSTEAD = {
     keras.callbacks.ModelCheckpoint: "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end",
     keras.callbacks.BackupAndRestore: "Add satm_tf.Checkpoint to resume",
-    keras.callbacks.SwapEMAWeights: "Each network has an optimizer of its own, whose averages take effect after `fit`",
+    keras.callbacks.SwapEMAWeights: "Validation and callbacks see the averages already",
 }
 
 

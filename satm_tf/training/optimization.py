@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from satm_tf.training.private_keras import all_layers, copy_weight_decay_exclusions
+from satm_tf.training.private_keras import all_layers, copy_weight_decay_exclusions, moving_averages
 
 
 class NetworkOptimizer:
@@ -55,6 +56,32 @@ class NetworkOptimizer:
     def finalize(self) -> None:
         """Puts moving averages of the weights in their place, where the optimizer keeps any."""
         self.optimizer.finalize_variable_values(self.variables)
+
+
+class AveragedWeights:
+    """Moving averages of weights in the place of the weights, for as long as somebody looks at the networks.
+
+    Args:
+        optimizers: Those that may keep averages.
+    """
+
+    def __init__(self, optimizers: Sequence[NetworkOptimizer]):
+        self._pairs = [pair for each in optimizers for pair in moving_averages(each.optimizer)]
+        self._weights: list[np.ndarray] = []
+
+    def put_in(self) -> None:
+        """Puts the averages in, unless they are."""
+        if not self._weights:
+            # Copies: NumPy shares the memory of a variable on a CPU.
+            self._weights = [np.array(keras.ops.convert_to_numpy(variable)) for variable, _ in self._pairs]
+            for variable, average in self._pairs:
+                variable.assign(average)
+
+    def take_out(self) -> None:
+        """Puts the weights back, to the bit, unless they are there."""
+        for (variable, _), weights in zip(self._pairs, self._weights, strict=False):
+            variable.assign(weights)
+        self._weights = []
 
 
 def in_half_precision(network: keras.Model) -> bool:

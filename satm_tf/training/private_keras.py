@@ -54,6 +54,14 @@ def sum_over_replicas(metric: keras.metrics.Metric) -> None:
             )
 
 
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
+    """The variables of which an optimizer keeps moving averages, and these; Keras reads them in its own callback."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not optimizer.use_ema:
+        return []
+    return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))
+
+
 def copy_weight_decay_exclusions(original: keras.optimizers.Optimizer, copy: keras.optimizers.Optimizer) -> None:
     """Excludes from a copy's weight decay what the original excludes, which an optimizer's config leaves out."""
     for name in _WEIGHT_DECAY_EXCLUSIONS:
