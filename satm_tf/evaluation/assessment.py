@@ -123,8 +123,8 @@ def assess(
     """Measures models on clean images and on each other's adversarial examples, and checks what they hide.
 
     Models are whatever `satm_tf.models.load_model` takes: paths, Keras models or functions, with logits or
-    probabilities. Names of the form `<scheme>/<network>`, with `holdout/<network>` for models that no scheme has met,
-    give tables by scheme.
+    probabilities. A `satm_tf.serving.Endpoint` can be a target. Names of the form `<scheme>/<network>`, with
+    `holdout/<network>` for models that no scheme has met, give tables by scheme.
 
     With a folder, all of it is written there (see `ResultsFolder`), and the same call resumes after an interruption:
     what is finished is read, not made again.
@@ -132,7 +132,7 @@ def assess(
     Args:
         targets: The models to measure, by name.
         sources: The models that craft, by name; the targets if none. Those whose gradient does not reach the images
-            are left out.
+            are left out, an endpoint's too.
         dataset: Batches of `(images, labels)`: float32 images in [0, 1], integer labels.
         attacks: The attacks, by the name that results show; in a sequence, each has its registered name.
         epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
@@ -143,7 +143,7 @@ def assess(
         query_limit: How many images are attacked by queries, chosen by the seed.
         check_limit: How many images the checks use, chosen by the seed; 0 for no checks.
         check_epsilon: The epsilon of the checks, in L-infinity; the largest of the attacks in that norm if none.
-        checked: Which targets to check; all but the undefended if none.
+        checked: Which targets to check; all but the undefended and endpoints if none.
         undefended: Which targets or sources have no defence, for the checks to compare with; those named
             `holdout/<network>` if none.
         before: What a checked target was before its defence, by the target's name.
@@ -190,6 +190,8 @@ def assess(
         {name: load_model(model, image_shape=shape) for name, model in given.items()}
         for given in ({**targets, **(sources or {})}, before or {})
     )
+    if any(model.remote for model in earlier.values()):
+        raise ValueError(f"What a network was before its defence must not be on a server. Received: {[*earlier]}")
     num_classes = check_request({**models, **earlier}, attacks, epsilons)
     if class_names is not None and num_classes != len(class_names):
         raise ValueError(
@@ -220,8 +222,8 @@ def assess(
         if class_names is not None:
             _write_once(files.class_names, json.dumps(list(class_names)))
 
-    left_out = tuple(name for name in sources or targets if not models[name].differentiable)
-    crafting = {name: models[name] for name in sources or targets if name not in left_out}
+    crafting = {name: models[name] for name in sources or targets if models[name].differentiable}
+    left_out = tuple(name for name in sources or targets if name not in crafting and not models[name].remote)
     kept: dict[str, Any] = {"seed": seed, "folder": files.blocks if files else None}
     if files and files.predictions.exists():
         predictions = Predictions.load(files.predictions)
@@ -327,9 +329,18 @@ def check_names(
     for name in [*(undefended or []), *before]:
         if name not in named:
             raise unknown_name("network", name, named)
+    remote = [name for name in targets if getattr(targets[name], "remote", False)]
+    for name, source in sources.items():
+        if getattr(source, "remote", False):
+            raise ValueError(
+                "A server's model can be a target alone: no gradient comes out of a server, so white-box examples, "
+                f"and those for others, need the model itself. Received: {name!r} as a source, at {source.name}"
+            )
+    for name in set(remote) & set(undefended or []):
+        raise ValueError(f"The checks compare with networks, not with a server's model. Received: undefended {name!r}")
     if undefended is None:
-        undefended = [name for name in named if NetworkName.parse(name).unseen]
-    available = [name for name in targets if name not in undefended]
+        undefended = [name for name in named if NetworkName.parse(name).unseen and name not in remote]
+    available = [name for name in targets if name not in {*undefended, *remote}]
     chosen = available if checked is None else list(checked)
     for name in chosen:
         if name not in available:
