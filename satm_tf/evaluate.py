@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
-from satm_tf import command_line
+from satm_tf import command_line, storage
 from satm_tf import data as data_room
 from satm_tf.configurable import look_up
 from satm_tf.data import formats
-from satm_tf.evaluation import Assessment, assess
+from satm_tf.evaluation import Assessment, assess, label_leaking, ladder_table
 from satm_tf.evaluation.assessment import check_names
 from satm_tf.evaluation.folder import ResultsFolder
-from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.suite import read_suite
 from satm_tf.experiment.config import make_attack
 from satm_tf.models import LoadedModel, load_model
 from satm_tf.serving import Endpoint
 
 _EPSILON = 16 / 256
 _FEW = 200
+_WITH_SUITE = ("targets", "output", "suite", "input_range", "requests", "pause", "batch_size")
 
 
 def evaluate(
     *,
     targets: dict[str, str],
-    images: str,
     output: str,
+    images: str | None = None,
+    suite: str | None = None,
     sources: dict[str, str] | None = None,
     attacks: dict[str, dict[str, Any]] | None = None,
     epsilon: list[float] | None = None,
@@ -64,8 +69,11 @@ def evaluate(
             may stand the output to use; or addresses on TensorFlow Serving servers, http://host:8501/v1/models/NAME or
             grpc://host:8500/v1/models/NAME, with /versions/N behind them for one version. Names of the form
             <scheme>/<network>, and holdout/<network>, give the paper's tables too.
-        images: The folder of the images.
         output: The folder to write.
+        images: The folder of the images.
+        suite: Instead, the folder of a suite that satm-tf attack wrote: the targets are measured on its adversarial
+            images, once its digests are found right. Of the other options it takes those of the targets alone:
+            input_range, requests, pause, batch_size.
         sources: The networks that craft, by name; the targets if none. The name <rung>/<network> says which attacker
             has it: unseen, public_weights, start (of the target of that network name), defended, same_scheme or twin.
         attacks: The attacks by name, with their options: {"pgd": {"steps": 20}, "ll": {"name": "step_ll"}}; fgsm and
@@ -105,7 +113,16 @@ def evaluate(
             has answered is kept, for a re-run.
     """
     # With more requests, or a longer pause, the same measurement goes on.
-    config = {name: value for name, value in locals().items() if name not in ("output", "requests", "pause")}
+    given = locals()
+    config = {name: value for name, value in given.items() if name not in ("output", "requests", "pause")}
+    if (images is None) == (suite is None):
+        raise ValueError(f"Give either --images or --suite. Received: --images {images}, --suite {suite}")
+    if suite is not None:
+        usual = {name: each.default for name, each in inspect.signature(evaluate).parameters.items()}
+        without = [name for name in given if name not in _WITH_SUITE and given[name] != usual[name]]
+        if without:
+            raise ValueError(f"A suite has its own images, attacks and sources. Received: --{' --'.join(without)}")
+        return _score(suite, targets, output, input_range or {}, requests, pause, batch_size, config)
     sources, before, radii = sources or {}, before or {}, sorted(epsilon or [_EPSILON])
     configured = {
         name: make_attack({"name": name, **options}, radii[-1])
@@ -119,9 +136,7 @@ def evaluate(
         before=before,
     )
     earlier = {name: look_up("network", other, paths) for name, other in before.items()}
-    ranges = {look_up("network", name, paths): _pair(values) for name, values in (input_range or {}).items()}
-    if on_servers := [path for path in ranges if path in endpoints]:
-        raise ValueError(f"What we export to servers takes images in [0, 1]. Received: input_range of {on_servers}")
+    ranges = _ranges(input_range or {}, paths, endpoints)
     networks = {
         path: load_model(path, image_size=image_size, input_range=ranges.get(path, (0, 1)))
         for path in paths.values()
@@ -134,7 +149,7 @@ def evaluate(
         raise ValueError("A server does not say the size of its images; give --image_size. Received: none")
     shape = next(iter(shapes.values()), (image_size or 0, image_size or 0, 3))
     look_up("data format", format, {name: each for name, each in formats.FORMATS.items() if each.labelled})
-    images_by_split = _load(format, images, split, data or {})
+    images_by_split = _load(format, str(images), split, data or {})
     examples = getattr(images_by_split, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
     account = f"{images_by_split.account}\n{len(examples):,} images of the {split or 'test'} split were measured"
@@ -167,17 +182,77 @@ def evaluate(
         stage="evaluate",
     )
     print(f"\n{assessment}\n\nwritten: {assessment.report()}")
-    for path, endpoint in endpoints.items():
-        print(f"{path} was sent {endpoint.sent:,} of {endpoint.requests:,} requests")
-    for name in (name for name, path in targets.items() if path in endpoints):
-        right = assessment.predictions.correct(CLEAN, 0.0, "", name)
-        if _at_chance(int(right.sum()), len(right), assessment.predictions.num_classes):
+    _print_requests(endpoints)
+    served = [name for name, path in targets.items() if path in endpoints]
+    _warn_of_chance(assessment.predictions, served, images_by_split.class_names)
+    return assessment
+
+
+def _score(
+    folder: str,
+    targets: dict[str, str],
+    output: str,
+    input_range: dict[str, list[float]],
+    requests: int | None,
+    pause: float,
+    batch_size: int,
+    config: dict[str, Any],
+) -> Assessment:
+    """Measures the targets on a suite."""
+    endpoints = _endpoints(targets.values(), output, requests, pause, batch_size)
+    ranges = _ranges(input_range, targets, endpoints)
+    suite = read_suite(folder)
+    print(suite)
+    files = ResultsFolder(output)
+    storage.check_claim(files.path, config)
+    networks = {
+        name: load_model(endpoints.get(path, path), image_shape=suite.image_shape, input_range=ranges.get(path, (0, 1)))
+        for name, path in targets.items()
+    }
+    suite.check(networks)
+    storage.claim(files.path, config)
+    predictions = suite.score(networks, batch_size=batch_size, folder=files.blocks)
+    results = predictions.frame(ordered=False)
+    predictions.save(files.predictions)
+    storage.write_text(files.results, results.to_csv(index=False))
+    storage.write_text(files.data, str(suite))
+    storage.write_json(files.class_names, list(suite.class_names))
+    assessment = Assessment(predictions, results, label_leaking(predictions), folder=files)
+    rows = ladder_table(predictions)
+    if len(rows):  # which networks of the group "holdout" have none of
+        ladder = rows.xs("accuracy", axis="columns", level="value")
+        shown = ladder.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
+        print(f"\nAccuracy by attacker, the worst of each and of all, image by image\n{shown}")
+    print(f"\n{assessment}\n\nwritten: {assessment.report()}")
+    _print_requests(endpoints)
+    _warn_of_chance(predictions, targets, suite.class_names)
+    return assessment
+
+
+def _warn_of_chance(predictions: Predictions, targets: Iterable[str], class_names: Iterable[str]) -> None:
+    for name in targets:
+        right = predictions.correct(CLEAN, 0.0, "", name)
+        if _at_chance(int(right.sum()), len(right), predictions.num_classes):
             print(
-                f"warning: {name} is right on {right.mean():.0%} of {len(right)} clean images, which is chance; are "
-                f"its classes these, in this order: {', '.join(images_by_split.class_names)}?",
+                f"warning: {name} is right on {right.mean():.0%} of {len(right)} clean images, which is chance. Are "
+                f"its classes these, in this order: {', '.join(class_names)}? Does it take images in [0, 1]?",
                 file=sys.stderr,
             )
-    return assessment
+
+
+def _print_requests(endpoints: dict[str, Endpoint]) -> None:
+    for path, endpoint in endpoints.items():
+        print(f"{path} was sent {endpoint.sent:,} of {endpoint.requests:,} requests")
+
+
+def _ranges(
+    input_range: dict[str, list[float]], paths: dict[str, str], endpoints: dict[str, Endpoint]
+) -> dict[str, tuple[float, float]]:
+    """The range that the network at a path takes, where one is given."""
+    ranges = {look_up("network", name, paths): _pair(values) for name, values in input_range.items()}
+    if on_servers := [path for path in ranges if path in endpoints]:
+        raise ValueError(f"What we export to servers takes images in [0, 1]. Received: input_range of {on_servers}")
+    return ranges
 
 
 def _endpoints(

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from satm_tf import assess, attacks, evaluate
+from satm_tf import assess, attack, attacks, evaluate
 from satm_tf.evaluation import Predictions
 from satm_tf.models import load_model
 from satm_tf.serving import Endpoint, ServingError
@@ -55,6 +55,19 @@ def _audit(photos, output, targets, requests, *others):
     ]
     given += ["--queries", "[3, 8]", "--query_limit", "10", "--requests", str(requests), *others]
     return evaluate.main(given)
+
+
+def test_a_server_is_scored_on_a_suite(server, exported, photos, tmp_path):
+    suite, results = tmp_path / "suite", tmp_path / "results"
+    given = ["--model", str(photos / "surrogate.keras"), "--images", str(photos / "images"), "--format", "folder"]
+    given += ["--split", "train", "--attack", "fgsm", "--epsilon", "[0.4]", "--output", str(suite)]
+    assert attack.main([*given, "--data", '{"class_names": ["0", "1", "2", "3"]}']) == 0
+    targets = {"api": f"http://{server.rest}/v1/models/faces", "disk": str(exported.folder)}
+    given = ["--suite", str(suite), "--targets", json.dumps(targets), "--output", str(results)]
+    assert evaluate.main([*given, "--requests", "3"]) == 0
+    (cells, predicted), (others, expected) = (_rows(results, name) for name in targets)
+    assert cells == others
+    np.testing.assert_array_equal(predicted, expected)
 
 
 def test_a_server_at_chance_is_warned_of(server, photos, tmp_path, capsys):
