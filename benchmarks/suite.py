@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 import satm_tf
 from satm_tf import attack, data
@@ -47,6 +48,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--limit", type=int, default=200, help="images in the suite")
     options = parser.parse_args()
+    # Sums over several threads come out otherwise with another number of them.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         surrogates = {name: train(name, scheme, Path(folder), options.epochs) for name, scheme in SURROGATES.items()}
         attack.attack(

@@ -26,7 +26,7 @@ def attack(
     options: dict[str, Any] | None = None,
     format: str = "images",
     data: dict[str, Any] | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Literal["train", "validation", "test"] | None = None,
     target: int | None = None,
     limit: int | None = 100,
     image_size: int | None = None,
@@ -53,7 +53,8 @@ def attack(
         format: What the folder holds: images (files without labels, so that the attack leaves the predicted class),
             folder, adience, utkface, idx, table, imagenet or synthetic_faces.
         data: Options of the format, such as {"fold": 1}.
-        split: Which split of a data set.
+        split: Which split of a data set. Null takes the test split; of a folder that has no split of its own, every
+            image.
         target: The class to reach, for all images; without it any class but the label will do.
         limit: The most images; null for all.
         image_size: Height and width, for a model that takes any.
@@ -82,7 +83,7 @@ def attack(
     shapes = {name: network.image_shape for name, network in networks.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"There must be models, of one image_shape. Received: {shapes}")
-    whole = data_room.formats.load(format, images, **(data or {}))
+    whole = data_room.formats.load_to_measure(format, images, split, **(data or {}))
     for name, network in networks.items():
         if labelled and network.num_classes != whole.num_classes:
             raise ValueError(
@@ -90,7 +91,7 @@ def attack(
                 f"Received: {paths[name]}, {images}"
             )
     print(whole.account)
-    examples = getattr(whole, split)
+    examples = getattr(whole, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
     if not len(examples):
         raise ValueError(f"There are no images in this split; choose another. Received: --split {split}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import inspect
 import sys
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
-from satm_tf import command_line, storage
+from satm_tf import command_line
 from satm_tf import data as data_room
 from satm_tf.configurable import look_up
 from satm_tf.data import formats
-from satm_tf.evaluation import Assessment, assess, label_leaking, ladder_table
+from satm_tf.evaluation import Assessment, assess
 from satm_tf.evaluation.assessment import check_names
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.predictions import CLEAN, Predictions
@@ -96,8 +94,8 @@ def evaluate(
             gradient. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
         undefended: Which networks have no defence, for the checks to compare with; those named holdout/... if none.
         before: For a target, which network it was before its defence.
-        requests: The most requests sent to each server, all runs on this output folder together; needed where a target
-            is on one.
+        requests: The most requests sent to each address, all runs on this output folder together; needed where a target
+            is one.
         pause: Seconds between a server's answer and the next request.
         batch_size: Images in a batch.
         seed: What all random numbers follow from.
@@ -112,8 +110,8 @@ def evaluate(
         ServingError: If a server does not answer, answers what is no answer, or may not be sent more requests. What it
             has answered is kept, for a re-run.
     """
-    # With more requests, or a longer pause, the same measurement goes on.
     given = locals()
+    # With more requests, or a longer pause, the same measurement goes on.
     config = {name: value for name, value in given.items() if name not in ("output", "requests", "pause")}
     if (images is None) == (suite is None):
         raise ValueError(f"Give either --images or --suite. Received: --images {images}, --suite {suite}")
@@ -149,7 +147,7 @@ def evaluate(
         raise ValueError("A server does not say the size of its images; give --image_size. Received: none")
     shape = next(iter(shapes.values()), (image_size or 0, image_size or 0, 3))
     look_up("data format", format, {name: each for name, each in formats.FORMATS.items() if each.labelled})
-    images_by_split = _load(format, str(images), split, data or {})
+    images_by_split = formats.load_to_measure(format, str(images), split, **(data or {}))
     examples = getattr(images_by_split, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
     account = f"{images_by_split.account}\n{len(examples):,} images of the {split or 'test'} split were measured"
@@ -203,29 +201,14 @@ def _score(
     ranges = _ranges(input_range, targets, endpoints)
     suite = read_suite(folder)
     print(suite)
-    files = ResultsFolder(output)
-    storage.check_claim(files.path, config)
     networks = {
         name: load_model(endpoints.get(path, path), image_shape=suite.image_shape, input_range=ranges.get(path, (0, 1)))
         for name, path in targets.items()
     }
-    suite.check(networks)
-    storage.claim(files.path, config)
-    predictions = suite.score(networks, batch_size=batch_size, folder=files.blocks)
-    results = predictions.frame(ordered=False)
-    predictions.save(files.predictions)
-    storage.write_text(files.results, results.to_csv(index=False))
-    storage.write_text(files.data, str(suite))
-    storage.write_json(files.class_names, list(suite.class_names))
-    assessment = Assessment(predictions, results, label_leaking(predictions), folder=files)
-    rows = ladder_table(predictions)
-    if len(rows):  # which networks of the group "holdout" have none of
-        ladder = rows.xs("accuracy", axis="columns", level="value")
-        shown = ladder.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
-        print(f"\nAccuracy by attacker, the worst of each and of all, image by image\n{shown}")
+    assessment = suite.assess(networks, folder=output, config=config, batch_size=batch_size)
     print(f"\n{assessment}\n\nwritten: {assessment.report()}")
     _print_requests(endpoints)
-    _warn_of_chance(predictions, targets, suite.class_names)
+    _warn_of_chance(assessment.predictions, targets, suite.class_names)
     return assessment
 
 
@@ -282,38 +265,6 @@ def _pair(values: list[float]) -> tuple[float, float]:
     if len(values) != 2:
         raise ValueError(f"An input_range is the lowest and the highest value. Received: {values}")
     return values[0], values[1]
-
-
-def _load(format: str, root: str, split: str | None, options: dict[str, Any]) -> data_room.ImageData:
-    """The images; those of a folder that has no split of its own are all in `test`."""
-    place = Path(root).expanduser()
-    within = {item.name for item in place.iterdir() if item.is_dir()} if place.is_dir() else set()
-    if format != "folder" or split not in (None, "test") or {"train", "test"} <= within or not within:
-        return formats.load(format, root, **options)
-    if split == "test" and "test" not in within:
-        return formats.load(format, root, **options)
-    for option in options:
-        look_up("option of the data format 'folder'", option, dict.fromkeys(formats.options("folder")))
-    if "test" in within:
-        place = place / "test"
-    folders = sorted(item.name for item in place.iterdir() if item.is_dir() and not item.name.startswith("."))
-    names = tuple(options.get("class_names") or folders)
-    if unknown := sorted(set(folders) - set(names)):
-        raise ValueError(f"Each sub-folder of {place} must be one of the class_names. Received: {unknown}")
-    every = formats.load("images", place)
-    classes = [
-        Path(path).relative_to(place.resolve()).parts[0]
-        for path in ([] if every.test.paths is None else every.test.paths)
-    ]
-    inside = [row for row, name in enumerate(classes) if name in names]
-    if not inside:
-        raise ValueError(f"A folder of images needs one sub-folder a class. Received: {place}, which has none")
-    test = dataclasses.replace(
-        every.test, labels=np.array([names.index(name) if name in names else 0 for name in classes], np.int32)
-    )
-    return dataclasses.replace(
-        every, test=test.select(inside), class_names=names, ordered=bool(options.get("ordered", False))
-    )
 
 
 def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Dataset) -> None:

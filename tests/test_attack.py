@@ -145,16 +145,7 @@ def test_images_by_class_make_a_suite_on_which_any_model_is_scored(files, tmp_pa
     models = {"unseen/a": str(files / "network.keras"), "defended/b": str(files / "softmax.keras")}
     crafted = {"fgsm": {}, "weak": {"name": "pgd", "steps": 2, "epsilon": 0.01}}
     output, results = tmp_path / "suite", tmp_path / "results"
-    given = [
-        "--model",
-        json.dumps(models),
-        "--images",
-        str(files / "classes"),
-        "--format",
-        "folder",
-        "--split",
-        "train",
-    ]
+    given = ["--model", json.dumps(models), "--images", str(files / "classes"), "--format", "folder"]
     given += ["--attack", json.dumps(crafted), "--epsilon", "[0.02, 0.05]", "--limit", "20", "--output", str(output)]
     assert attack.main(given) == 0
     digest = read_suite(output).digest

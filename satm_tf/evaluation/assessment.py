@@ -25,7 +25,7 @@ from satm_tf.evaluation.predictions import Predictions, concatenate
 from satm_tf.evaluation.queries import measure_queries
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
-from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, Group, rung_of
+from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, RUNGS, SAME_SCHEME, TWIN, Group, rung_of
 from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
 from satm_tf.evaluation.transfer import check_request, look_through, measure
 from satm_tf.models import load_model
@@ -70,10 +70,12 @@ class Assessment:
 
     def __str__(self) -> str:
         parts = [f"{name}: no gradient reaches the images, so it crafts none; see its checks" for name in self.left_out]
-        table = robustness_table if in_schemes(self.results) else matrix_table
-        if in_schemes(self.results):
-            ladder = ladder_table(self.predictions, by="scheme").xs("accuracy", axis="columns", level="value")
-            shown = ladder.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
+        schemes = in_schemes(self.results)
+        table = robustness_table if schemes else matrix_table
+        ladder = ladder_table(self.predictions, by="scheme" if schemes else "target")
+        if schemes or (len(ladder) and self.results.rung.isin(RUNGS).any()):
+            shown = ladder.xs("accuracy", axis="columns", level="value")
+            shown = shown.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
             parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")
         attacked = self.results[~self.results.rung.isin([CLEAN_RUNG, QUERIES])]
         for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):

@@ -15,6 +15,9 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import storage
+from satm_tf.evaluation.assessment import Assessment
+from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
 from satm_tf.evaluation.transfer import Classifier, measure
 
@@ -154,6 +157,38 @@ class Suite:
             ]
             parts.append(Predictions(pd.DataFrame(rows), predicted, labels, clean.num_classes))
         return concatenate(parts)
+
+    def assess(
+        self,
+        targets: Mapping[str, Classifier],
+        *,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        batch_size: int = 50,
+    ) -> Assessment:
+        """Scores the targets and writes what `ResultsFolder` names, for a report.
+
+        Args:
+            targets: As for `score`.
+            folder: The folder to write, which is claimed for the configuration. What is finished there is not made
+                again.
+            config: What was asked for.
+            batch_size: Images in a batch.
+
+        Raises:
+            ValueError: As `check` does, or if the folder is another configuration's.
+            FloatingPointError: If a target's logits are not finite.
+        """
+        self.check(targets)
+        files = ResultsFolder(folder)
+        storage.claim(files.path, config)
+        predictions = self.score(targets, batch_size=batch_size, folder=files.blocks)
+        results = predictions.frame(ordered=False)
+        predictions.save(files.predictions)
+        storage.write_text(files.results, results.to_csv(index=False))
+        storage.write_text(files.data, str(self))
+        storage.write_json(files.class_names, list(self.class_names))
+        return Assessment(predictions, results, label_leaking(predictions), folder=files)
 
     def _read(self, path: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_png(tf.io.read_file(path), channels=self.image_shape[2])

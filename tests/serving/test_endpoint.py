@@ -60,7 +60,7 @@ def _audit(photos, output, targets, requests, *others):
 def test_a_server_is_scored_on_a_suite(server, exported, photos, tmp_path):
     suite, results = tmp_path / "suite", tmp_path / "results"
     given = ["--model", str(photos / "surrogate.keras"), "--images", str(photos / "images"), "--format", "folder"]
-    given += ["--split", "train", "--attack", "fgsm", "--epsilon", "[0.4]", "--output", str(suite)]
+    given += ["--attack", "fgsm", "--epsilon", "[0.4]", "--output", str(suite)]
     assert attack.main([*given, "--data", '{"class_names": ["0", "1", "2", "3"]}']) == 0
     targets = {"api": f"http://{server.rest}/v1/models/faces", "disk": str(exported.folder)}
     given = ["--suite", str(suite), "--targets", json.dumps(targets), "--output", str(results)]
