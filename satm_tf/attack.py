@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +13,20 @@ from satm_tf import attacks, command_line, models
 from satm_tf import data as data_room
 from satm_tf.configurable import look_up
 from satm_tf.evaluation.adversarial_images import write_adversarial
+from satm_tf.evaluation.suite import read_suite
 
 
 def attack(
     *,
-    model: str,
+    model: dict[str, str] | str,
     images: str,
     output: str,
-    attack: str = "pgd",
+    attack: dict[str, dict[str, Any]] | str = "pgd",
     epsilon: list[float] | None = None,
     options: dict[str, Any] | None = None,
     format: str = "images",
     data: dict[str, Any] | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Literal["train", "validation", "test"] | None = None,
     target: int | None = None,
     limit: int | None = 100,
     image_size: int | None = None,
@@ -32,26 +34,31 @@ def attack(
     batch_size: int = 32,
     seed: int = 0,
 ) -> None:
-    """Attacks a model on images, and writes PNGs, results.csv and gallery.png.
+    """Attacks models on images, and writes PNGs, results.csv and a gallery.png for each attack and epsilon.
 
     The images are made 8-bit before the attack and the PNGs after it, inside the ball; every figure in the table is
-    measured on the PNGs as written.
+    measured on the PNGs as written. Of images with labels the folder is an adversarial suite, with suite.json, on
+    which satm-tf evaluate --suite scores any model.
 
     Args:
         model: A .keras, .onnx or .tflite file, or the folder of a SavedModel; behind a # may stand the output to use.
+            Several by name: {"unseen/a": "a.keras", "same_scheme/b": "b.keras"}, where the name says which attacker has
+            it, as for the sources of satm-tf evaluate. A single one is called unseen/<name of its file>.
         images: The folder of the images.
         output: The folder to write; it must not exist.
-        attack: The name of the attack.
+        attack: The name of the attack; or several by name, with their options:
+            {"fgsm": {}, "pgd_20": {"name": "pgd", "steps": 20}}. One with an epsilon of its own has only that.
         epsilon: One or several, in units of images in [0, 1]; 16/256 if none, or no cap for minimum-distortion attacks.
-        options: The attack's other options, such as {"steps": 20, "norm": "l2"}.
+        options: The other options of a single attack, such as {"steps": 20, "norm": "l2"}.
         format: What the folder holds: images (files without labels, so that the attack leaves the predicted class),
             folder, adience, utkface, idx, table, imagenet or synthetic_faces.
         data: Options of the format, such as {"fold": 1}.
-        split: Which split of a data set.
+        split: Which split of a data set. Null takes the test split; of a folder that has no split of its own, every
+            image.
         target: The class to reach, for all images; without it any class but the label will do.
         limit: The most images; null for all.
         image_size: Height and width, for a model that takes any.
-        input_range: The lowest and the highest value of a pixel that the model takes; [0, 1] if none.
+        input_range: The lowest and the highest value of a pixel that the models take; [0, 1] if none.
         batch_size: Images in a batch.
         seed: Seed of the choice of images and of the attack's random numbers.
 
@@ -62,48 +69,69 @@ def attack(
     if Path(output).exists():
         raise FileExistsError(f"{output} exists; choose another --output. Received: {output}")
     labelled = look_up("data format", format, data_room.formats.FORMATS).labelled
-    configured = _configure(attack, options or {}, epsilon, target, labelled, seed)
+    if not isinstance(attack, str) and options:
+        raise ValueError(f"Several attacks have their options in --attack. Received: --options {options}")
+    described = {attack: options or {}} if isinstance(attack, str) else attack
+    configured = {
+        name: _configure({"name": name, **each}, epsilon, target, labelled, seed) for name, each in described.items()
+    }
     low, high = input_range or (0, 1)
-    network = models.load_model(model, image_size=image_size, input_range=(low, high))
-    whole = data_room.formats.load(format, images, **(data or {}))
-    if labelled and network.num_classes != whole.num_classes:
-        raise ValueError(
-            f"The model has {network.num_classes} classes, the images {whole.num_classes}. Received: {model}, {images}"
-        )
+    paths = {_name(model): model} if isinstance(model, str) else model
+    networks = {
+        name: models.load_model(path, image_size=image_size, input_range=(low, high)) for name, path in paths.items()
+    }
+    shapes = {name: network.image_shape for name, network in networks.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"There must be models, of one image_shape. Received: {shapes}")
+    whole = data_room.formats.load_to_measure(format, images, split, **(data or {}))
+    for name, network in networks.items():
+        if labelled and network.num_classes != whole.num_classes:
+            raise ValueError(
+                f"The model has {network.num_classes} classes, the images {whole.num_classes}. "
+                f"Received: {paths[name]}, {images}"
+            )
     print(whole.account)
-    examples = getattr(whole, split)
+    examples = getattr(whole, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
     if not len(examples):
         raise ValueError(f"There are no images in this split; choose another. Received: --split {split}")
-    height, width, channels = network.image_shape
+    height, width, channels = next(iter(shapes.values()))
     batches = list(data_room.batches(examples, image_size=(height, width), batch_size=batch_size, cache=False))
     pixels, labels = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))
     table = write_adversarial(
         output,
-        network,
+        networks,
         pixels if channels == 3 else pixels.mean(-1, keepdims=True),
         labels if labelled else None,
-        attack=configured,
-        epsilons=epsilon,
+        attacks=configured,
+        epsilons={name: epsilon for name in configured if epsilon and "epsilon" not in described[name]},
         target=target,
         class_names=whole.class_names,
         paths=None if examples.paths is None else examples.paths.tolist(),
         batch_size=batch_size,
     )
-    for radius, group in table.groupby("epsilon"):
-        print(f"epsilon {radius:g}: {group.success.mean():.1%} of {len(group)} written PNGs fool the model")
+    for (crafting, used, radius), group in table.groupby(["network", "attack", "epsilon"], sort=False):
+        rate = f"{group.success.mean():.1%} of {len(group)} written PNGs"
+        print(f"{crafting}, {used}, epsilon {radius:g}: {rate} fool the model")
     print(f"written: {output}")
+    if labelled:
+        print(read_suite(output))
+
+
+def _name(path: str) -> str:
+    """The name of a single model: an attacker's own, of the weakest kind."""
+    return f"unseen/{re.sub(r'[^A-Za-z0-9_+-]', '_', Path(path.partition('#')[0]).stem) or 'model'}"
 
 
 def _configure(
-    name: str, options: dict[str, Any], epsilon: list[float] | None, target: int | None, labelled: bool, seed: int
+    described: dict[str, Any], epsilon: list[float] | None, target: int | None, labelled: bool, seed: int
 ) -> attacks.Attack:
-    bounded = getattr(attacks.Attack.members.get(name), "bounded", True)
+    bounded = getattr(attacks.Attack.members.get(described["name"]), "bounded", True)
     radius = {"epsilon": max(epsilon)} if epsilon else {"epsilon": 16 / 256} if bounded else {}
     # Files without labels have none to leave.
     source = "target" if target is not None else "label" if labelled else "predicted"
     chosen = {} if source == "label" else {"label_source": source}
-    return attacks.get(name, **{**radius, **chosen, "seed": seed, **options})
+    return attacks.get({**radius, **chosen, "seed": seed, **described})
 
 
 main = command_line.command(attack)

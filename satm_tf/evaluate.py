@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +18,24 @@ from satm_tf.configurable import look_up
 from satm_tf.data import formats
 from satm_tf.evaluation import Assessment, assess
 from satm_tf.evaluation.assessment import check_names
+from satm_tf.evaluation.folder import ResultsFolder
+from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.suite import read_suite
 from satm_tf.experiment.config import make_attack
 from satm_tf.models import LoadedModel, load_model
+from satm_tf.serving import Endpoint
 
 _EPSILON = 16 / 256
 _FEW = 200
+_WITH_SUITE = ("targets", "output", "suite", "input_range", "requests", "pause", "batch_size")
 
 
 def evaluate(
     *,
     targets: dict[str, str],
-    images: str,
     output: str,
+    images: str | None = None,
+    suite: str | None = None,
     sources: dict[str, str] | None = None,
     attacks: dict[str, dict[str, Any]] | None = None,
     epsilon: list[float] | None = None,
@@ -43,6 +51,8 @@ def evaluate(
     check_options: dict[str, int] | None = None,
     undefended: list[str] | None = None,
     before: dict[str, str] | None = None,
+    requests: int | None = None,
+    pause: float = 0.0,
     batch_size: int = 50,
     seed: int = 0,
 ) -> Assessment:
@@ -54,10 +64,14 @@ def evaluate(
 
     Args:
         targets: The networks to measure, by name: .keras, .onnx or .tflite files, or folders of SavedModels; behind a #
-            may stand the output to use. Names of the form <scheme>/<network>, and holdout/<network>, give the paper's
-            tables too.
-        images: The folder of the images.
+            may stand the output to use; or addresses on TensorFlow Serving servers, http://host:8501/v1/models/NAME or
+            grpc://host:8500/v1/models/NAME, with /versions/N behind them for one version. Names of the form
+            <scheme>/<network>, and holdout/<network>, give the paper's tables too.
         output: The folder to write.
+        images: The folder of the images.
+        suite: Instead, the folder of a suite that satm-tf attack wrote: the targets are measured on its adversarial
+            images, once its digests are found right. Of the other options it takes those of the targets alone:
+            input_range, requests, pause, batch_size.
         sources: The networks that craft, by name; the targets if none. The name <rung>/<network> says which attacker
             has it: unseen, public_weights, start (of the target of that network name), defended, same_scheme or twin.
         attacks: The attacks by name, with their options: {"pgd": {"steps": 20}, "ll": {"name": "step_ll"}}; fgsm and
@@ -80,6 +94,9 @@ def evaluate(
             gradient. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
         undefended: Which networks have no defence, for the checks to compare with; those named holdout/... if none.
         before: For a target, which network it was before its defence.
+        requests: The most requests sent to each address, all runs on this output folder together; needed where a target
+            is one.
+        pause: Seconds between a server's answer and the next request.
         batch_size: Images in a batch.
         seed: What all random numbers follow from.
 
@@ -90,37 +107,61 @@ def evaluate(
         ValueError: If something named is unknown, or networks and images do not go together.
         FileNotFoundError: If a file is missing.
         FloatingPointError: If a network's logits are not numbers.
+        ServingError: If a server does not answer, answers what is no answer, or may not be sent more requests. What it
+            has answered is kept, for a re-run.
     """
-    config = {name: value for name, value in locals().items() if name != "output"}
+    given = locals()
+    # With more requests, or a longer pause, the same measurement goes on.
+    config = {name: value for name, value in given.items() if name not in ("output", "requests", "pause")}
+    if (images is None) == (suite is None):
+        raise ValueError(f"Give either --images or --suite. Received: --images {images}, --suite {suite}")
+    if suite is not None:
+        usual = {name: each.default for name, each in inspect.signature(evaluate).parameters.items()}
+        without = [name for name in given if name not in _WITH_SUITE and given[name] != usual[name]]
+        if without:
+            raise ValueError(f"A suite has its own images, attacks and sources. Received: --{' --'.join(without)}")
+        return _score(suite, targets, output, input_range or {}, requests, pause, batch_size, config)
     sources, before, radii = sources or {}, before or {}, sorted(epsilon or [_EPSILON])
     configured = {
         name: make_attack({"name": name, **options}, radii[-1])
         for name, options in (attacks or {"fgsm": {}, "pgd": {}}).items()
     }
     paths = {**targets, **sources}
-    check_names(targets, sources, undefended=undefended, before=before)
+    endpoints = _endpoints(paths.values(), output, requests, pause, batch_size)
+    check_names(
+        *({name: endpoints.get(path, path) for name, path in each.items()} for each in (targets, sources)),
+        undefended=undefended,
+        before=before,
+    )
     earlier = {name: look_up("network", other, paths) for name, other in before.items()}
-    ranges = {look_up("network", name, paths): _pair(values) for name, values in (input_range or {}).items()}
+    ranges = _ranges(input_range or {}, paths, endpoints)
     networks = {
-        path: load_model(path, image_size=image_size, input_range=ranges.get(path, (0, 1))) for path in paths.values()
+        path: load_model(path, image_size=image_size, input_range=ranges.get(path, (0, 1)))
+        for path in paths.values()
+        if path not in endpoints
     }
-    shapes = {name: networks[path].image_shape for name, path in paths.items()}
+    shapes = {name: networks[path].image_shape for name, path in paths.items() if path in networks}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"Networks that are measured together must have the same image_shape. Received: {shapes}")
+    if not shapes and image_size is None:
+        raise ValueError("A server does not say the size of its images; give --image_size. Received: none")
+    shape = next(iter(shapes.values()), (image_size or 0, image_size or 0, 3))
     look_up("data format", format, {name: each for name, each in formats.FORMATS.items() if each.labelled})
-    images_by_split = _load(format, images, split, data or {})
+    images_by_split = formats.load_to_measure(format, str(images), split, **(data or {}))
     examples = getattr(images_by_split, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
     account = f"{images_by_split.account}\n{len(examples):,} images of the {split or 'test'} split were measured"
     print(account)
-    few = _batches(examples.limit(_FEW, seed), next(iter(shapes.values())), batch_size)
+    few = _batches(examples.limit(_FEW, seed), shape, batch_size)
     for name, path in paths.items():
-        if networks[path].num_classes == images_by_split.num_classes and path not in ranges:
+        if path in networks and networks[path].num_classes == images_by_split.num_classes and path not in ranges:
             _check_range(name, path, networks[path], few)
+    # Last, when nothing else can be wrong any more: this asks the servers.
+    networks |= {path: load_model(endpoint, image_shape=shape) for path, endpoint in endpoints.items()}
     assessment = assess(
         {name: networks[path] for name, path in targets.items()},
         {name: networks[path] for name, path in sources.items()},
-        dataset=_batches(examples, next(iter(shapes.values())), batch_size),
+        dataset=_batches(examples, shape, batch_size),
         attacks=configured,
         epsilons={name: radii for name in configured if "epsilon" not in (attacks or {}).get(name, {})},
         ordered=images_by_split.ordered,
@@ -139,45 +180,91 @@ def evaluate(
         stage="evaluate",
     )
     print(f"\n{assessment}\n\nwritten: {assessment.report()}")
+    _print_requests(endpoints)
+    served = [name for name, path in targets.items() if path in endpoints]
+    _warn_of_chance(assessment.predictions, served, images_by_split.class_names)
     return assessment
+
+
+def _score(
+    folder: str,
+    targets: dict[str, str],
+    output: str,
+    input_range: dict[str, list[float]],
+    requests: int | None,
+    pause: float,
+    batch_size: int,
+    config: dict[str, Any],
+) -> Assessment:
+    """Measures the targets on a suite."""
+    endpoints = _endpoints(targets.values(), output, requests, pause, batch_size)
+    ranges = _ranges(input_range, targets, endpoints)
+    suite = read_suite(folder)
+    print(suite)
+    networks = {
+        name: load_model(endpoints.get(path, path), image_shape=suite.image_shape, input_range=ranges.get(path, (0, 1)))
+        for name, path in targets.items()
+    }
+    assessment = suite.assess(networks, folder=output, config=config, batch_size=batch_size)
+    print(f"\n{assessment}\n\nwritten: {assessment.report()}")
+    _print_requests(endpoints)
+    _warn_of_chance(assessment.predictions, targets, suite.class_names)
+    return assessment
+
+
+def _warn_of_chance(predictions: Predictions, targets: Iterable[str], class_names: Iterable[str]) -> None:
+    for name in targets:
+        right = predictions.correct(CLEAN, 0.0, "", name)
+        if _at_chance(int(right.sum()), len(right), predictions.num_classes):
+            print(
+                f"warning: {name} is right on {right.mean():.0%} of {len(right)} clean images, which is chance. Are "
+                f"its classes these, in this order: {', '.join(class_names)}? Does it take images in [0, 1]?",
+                file=sys.stderr,
+            )
+
+
+def _print_requests(endpoints: dict[str, Endpoint]) -> None:
+    for path, endpoint in endpoints.items():
+        print(f"{path} was sent {endpoint.sent:,} of {endpoint.requests:,} requests")
+
+
+def _ranges(
+    input_range: dict[str, list[float]], paths: dict[str, str], endpoints: dict[str, Endpoint]
+) -> dict[str, tuple[float, float]]:
+    """The range that the network at a path takes, where one is given."""
+    ranges = {look_up("network", name, paths): _pair(values) for name, values in input_range.items()}
+    if on_servers := [path for path in ranges if path in endpoints]:
+        raise ValueError(f"What we export to servers takes images in [0, 1]. Received: input_range of {on_servers}")
+    return ranges
+
+
+def _endpoints(
+    paths: Iterable[str], output: str, requests: int | None, pause: float, batch_size: int
+) -> dict[str, Endpoint]:
+    """The paths that are addresses, with what asks there."""
+    addresses = [path for path in dict.fromkeys(paths) if "://" in path]
+    if bool(addresses) != (requests is not None) or (pause and not addresses):
+        raise ValueError(
+            "The number of --requests is what each target on a server may be sent; where one is, it must be given. "
+            f"Received: requests={requests}, pause={pause:g}, with targets on servers: {', '.join(addresses) or 'none'}"
+        )
+    folder = ResultsFolder(output).requests
+    return {
+        address: Endpoint(
+            address,
+            requests=requests or 0,
+            pause=pause,
+            batch_size=batch_size,
+            journal=folder / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.jsonl",
+        )
+        for address in addresses
+    }
 
 
 def _pair(values: list[float]) -> tuple[float, float]:
     if len(values) != 2:
         raise ValueError(f"An input_range is the lowest and the highest value. Received: {values}")
     return values[0], values[1]
-
-
-def _load(format: str, root: str, split: str | None, options: dict[str, Any]) -> data_room.ImageData:
-    """The images; those of a folder that has no split of its own are all in `test`."""
-    place = Path(root).expanduser()
-    within = {item.name for item in place.iterdir() if item.is_dir()} if place.is_dir() else set()
-    if format != "folder" or split not in (None, "test") or {"train", "test"} <= within or not within:
-        return formats.load(format, root, **options)
-    if split == "test" and "test" not in within:
-        return formats.load(format, root, **options)
-    for option in options:
-        look_up("option of the data format 'folder'", option, dict.fromkeys(formats.options("folder")))
-    if "test" in within:
-        place = place / "test"
-    folders = sorted(item.name for item in place.iterdir() if item.is_dir() and not item.name.startswith("."))
-    names = tuple(options.get("class_names") or folders)
-    if unknown := sorted(set(folders) - set(names)):
-        raise ValueError(f"Each sub-folder of {place} must be one of the class_names. Received: {unknown}")
-    every = formats.load("images", place)
-    classes = [
-        Path(path).relative_to(place.resolve()).parts[0]
-        for path in ([] if every.test.paths is None else every.test.paths)
-    ]
-    inside = [row for row, name in enumerate(classes) if name in names]
-    if not inside:
-        raise ValueError(f"A folder of images needs one sub-folder a class. Received: {place}, which has none")
-    test = dataclasses.replace(
-        every.test, labels=np.array([names.index(name) if name in names else 0 for name in classes], np.int32)
-    )
-    return dataclasses.replace(
-        every, test=test.select(inside), class_names=names, ordered=bool(options.get("ordered", False))
-    )
 
 
 def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Dataset) -> None:
@@ -189,17 +276,18 @@ def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Da
         right += int(np.sum(np.argmax(network(images), -1) == labels))
         right_wide += int(np.sum(np.argmax(wide(images), -1) == labels))
         count += len(labels)
-    chance = 1 / network.num_classes
-    # Twice the standard error of a network that guesses.
-    if count and (
-        right / count <= chance + 2 * (chance * (1 - chance) / count) ** 0.5 or right_wide - right > count / 5
-    ):
+    if count and (_at_chance(right, count, network.num_classes) or right_wide - right > count / 5):
         print(
             f"warning: {name} is right on {right / count:.0%} of {count} clean images in [0, 1], chance being "
-            f"{chance:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it takes another range, say so: "
-            f"--input_range '{{\"{name}\": [0, 255]}}'",
+            f"{1 / network.num_classes:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it takes another range, "
+            f"say so: --input_range '{{\"{name}\": [0, 255]}}'",
             file=sys.stderr,
         )
+
+
+def _at_chance(right: int, count: int, classes: int) -> bool:
+    # Twice the standard error of a network that guesses.
+    return right / count <= 1 / classes + 2 * ((classes - 1) / count) ** 0.5 / classes
 
 
 def _batches(examples: data_room.Examples, shape: tuple[int, int, int], batch_size: int) -> tf.data.Dataset:

@@ -59,7 +59,7 @@ def quickstart(tmp_path_factory):
     return RunFolder(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_network():
     """A factory of networks of a few hundred weights: no batch normalisation unless asked for."""
 

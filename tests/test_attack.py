@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import keras
 import numpy as np
 import pandas as pd
@@ -9,7 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from satm_tf import attack
+from satm_tf import attack, evaluate
+from satm_tf.evaluation import read_results, read_suite
 
 
 def _network():
@@ -66,7 +69,7 @@ def test_pngs_table_and_gallery_agree_with_each_other(files, tmp_path):
         assert predicted == row.after
         assert row.success == (row.after != row.before)
     assert table.success.any()
-    galleries = list(output.glob("pgd-*/gallery.png"))
+    galleries = list(output.glob("unseen/network/pgd-*/gallery.png"))
     assert len(galleries) == 2
     assert all(min(Image.open(path).size) > 300 for path in galleries)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
@@ -136,3 +139,43 @@ def test_probabilities_are_recognised_and_no_folder_is_overwritten(files, tmp_pa
     code, _ = _run(files, tmp_path, model="softmax.keras")
     assert code == 1
     assert f"{output} exists" in capsys.readouterr().err
+
+
+def test_images_by_class_make_a_suite_on_which_any_model_is_scored(files, tmp_path, capsys):
+    models = {"unseen/a": str(files / "network.keras"), "defended/b": str(files / "softmax.keras")}
+    crafted = {"fgsm": {}, "weak": {"name": "pgd", "steps": 2, "epsilon": 0.01}}
+    output, results = tmp_path / "suite", tmp_path / "results"
+    given = ["--model", json.dumps(models), "--images", str(files / "classes"), "--format", "folder"]
+    given += ["--attack", json.dumps(crafted), "--epsilon", "[0.02, 0.05]", "--limit", "20", "--output", str(output)]
+    assert attack.main(given) == 0
+    digest = read_suite(output).digest
+    assert digest in capsys.readouterr().out
+    assert {(cell.attack, cell.epsilon) for cell in read_suite(output).cells} == {
+        ("fgsm", 0.02),
+        ("fgsm", 0.05),
+        ("weak", 0.01),
+    }
+    scored = ["--suite", str(output), "--output", str(results)]
+    targets = {"net": str(files / "network.keras"), "saved": f"{files / 'saved'}#probabilities"}
+    for _ in range(2):
+        assert evaluate.main([*scored, "--targets", json.dumps(targets), "--batch_size", "8"]) == 0
+        said = capsys.readouterr()
+    assert "worst" in said.out
+    assert "which is chance" in said.err, "an untrained network"
+    table = read_results(results / "results.csv").set_index(["source", "attack", "epsilon", "target"]).accuracy
+    # An image that was right is in a suite only as what its own network gets wrong, or as itself.
+    crafted = pd.read_csv(output / "results.csv").groupby(["network", "attack", "epsilon"]).success.mean()
+    for (network, name, epsilon), rate in crafted.items():
+        assert table[network, name, epsilon, "net"] == pytest.approx(1 - rate)
+        assert table[network, name, epsilon, "saved"] == pytest.approx(1 - rate), "the same network"
+    assert digest in (results / "data.txt").read_text()
+    assert (results / "report.html").exists()
+
+    for more, message in (
+        (["--images", str(files / "classes")], "either --images or --suite"),
+        (["--queries", "[5]", "--seed", "3"], "Received: --queries --seed"),
+        (["--targets", json.dumps({"net": str(files / "three.keras")})], "with 3 classes"),
+    ):
+        code = evaluate.main([*scored, "--targets", json.dumps(targets), *more, "--output", str(tmp_path / "no")])
+        assert (code, message in capsys.readouterr().err) == (1, True), message
+        assert not (tmp_path / "no").exists()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from satm_tf.configurable import look_up, unknown_name
 from satm_tf.data import adience, folder, idx, imagenet, intake, synthetic, tables, unlabelled, utkface
@@ -152,3 +155,48 @@ def load(name: str, root: str | os.PathLike[str], **options: Any) -> ImageData:
         if options.get(option) is None:
             raise ValueError(f"Data of the format {name!r} needs `{option}`, {meaning}. Received: {options or 'none'}")
     return entry.load(root=root, **options)
+
+
+def load_to_measure(name: str, root: str | os.PathLike[str], split: str | None, **options: Any) -> ImageData:
+    """As `load`, but every image of a folder by class that has no split of its own is in `test`.
+
+    Args:
+        name: The format.
+        root: The folder.
+        split: The split that is wanted; None for `test`, or for every image where there are no splits.
+        **options: The format's options.
+
+    Raises:
+        FileNotFoundError: As `load` does.
+        ValueError: As `load` does, or if a sub-folder is none of the `class_names`.
+
+    Example:
+        >>> len(load_to_measure("folder", "photos", None).test)
+        60
+    """
+    place = Path(root).expanduser()
+    within = {item.name for item in place.iterdir() if item.is_dir()} if place.is_dir() else set()
+    if name != "folder" or split not in (None, "test") or {"train", "test"} <= within or not within:
+        return load(name, root, **options)
+    if split == "test" and "test" not in within:
+        return load(name, root, **options)
+    for option in options:
+        look_up("option of the data format 'folder'", option, dict.fromkeys(FORMATS["folder"].options))
+    if "test" in within:
+        place = place / "test"
+    folders = sorted(item.name for item in place.iterdir() if item.is_dir() and not item.name.startswith("."))
+    names = tuple(options.get("class_names") or folders)
+    if unknown := sorted(set(folders) - set(names)):
+        raise ValueError(f"Each sub-folder of {place} must be one of the class_names. Received: {unknown}")
+    every = load("images", place)
+    classes = [
+        Path(path).relative_to(place.resolve()).parts[0]
+        for path in ([] if every.test.paths is None else every.test.paths)
+    ]
+    inside = [row for row, each in enumerate(classes) if each in names]
+    if not inside:
+        raise ValueError(f"A folder of images needs one sub-folder a class. Received: {place}, which has none")
+    test = replace(
+        every.test, labels=np.array([names.index(each) if each in names else 0 for each in classes], np.int32)
+    )
+    return replace(every, test=test.select(inside), class_names=names, ordered=bool(options.get("ordered", False)))

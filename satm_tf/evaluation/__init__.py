@@ -6,6 +6,7 @@ from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking import gradient_reaches, loss_surface, masking_checks
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.statistics import compare_paired, mean_interval, over_repeats, wilson_interval
+from satm_tf.evaluation.suite import Suite, read_suite
 from satm_tf.evaluation.tables import (
     compare_schemes,
     matrix_table,
@@ -19,6 +20,7 @@ from satm_tf.evaluation.transfer import measure, transfer_matrix
 __all__ = [
     "Assessment",
     "Predictions",
+    "Suite",
     "assess",
     "compare_ladder",
     "compare_paired",
@@ -33,6 +35,7 @@ __all__ = [
     "measure",
     "over_repeats",
     "read_results",
+    "read_suite",
     "robustness_table",
     "strength_table",
     "transfer_matrix",

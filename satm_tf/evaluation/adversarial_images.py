@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,95 +11,126 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf.attacks import Attack, as_uint8, distortion, quantise
+from satm_tf.attacks import Attack, as_uint8, distortion, quantise, serialize
 from satm_tf.attacks.gallery import write_gallery
+from satm_tf.evaluation.predictions import CLEAN
+from satm_tf.evaluation.suite import Suite, SuiteCell, check_name
 from satm_tf.storage import atomic_folder
 
 
 def write_adversarial(
     folder: str | Path,
-    model: Any,
+    sources: Mapping[str, Any],
     images: np.ndarray,
     labels: np.ndarray | None = None,
     *,
-    attack: Attack,
-    epsilons: Sequence[float] | None = None,
+    attacks: Mapping[str, Attack],
+    epsilons: Mapping[str, Sequence[float]] | None = None,
     target: int | None = None,
     class_names: Sequence[str] = (),
     paths: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Attacks a model and writes the adversarial images, `results.csv` and a gallery for each epsilon.
+    """Attacks models and writes the adversarial images, `results.csv` and a gallery for each attack and epsilon.
 
     The images are made 8-bit before the attack and the PNGs after it, inside the ball; every figure in the table is
-    measured on the PNGs as written. The folder appears as a whole or not at all.
+    measured on the PNGs as written. Of images with labels a suite is written, which `read_suite` reads: the clean
+    images, and those adversarial ones that their model does not give the label any more. The folder appears as a whole
+    or not at all.
 
     Args:
         folder: The folder to write, which must not exist.
-        model: Model to logits `[batch, classes]`, which a gradient reaches if the attack needs one.
+        sources: Models to logits `[batch, classes]`, by name, which a gradient reaches if the attack needs one. A
+            suite's results are on the rung of the name, `<rung>/<network>`.
         images: Floats `[images, height, width, channels]` in [0, 1].
         labels: Integers `[images]`, the true ones; None if they are unknown, for an attack that needs none.
-        attack: The attack.
-        epsilons: In units of images in [0, 1]; the attack's own if None.
+        attacks: The attacks, by name.
+        epsilons: The epsilons of an attack, by its name, in units of images in [0, 1]; an attack that is not named has
+            its own.
         target: The class to reach, for an attack with the label source "target".
         class_names: The name of each class; its number if there are none.
         paths: The file of each image, for the table.
         batch_size: Images at once.
 
     Returns:
-        The table, one row for each epsilon and image: `attack`, `epsilon`, `file` (relative to the folder), `source`,
-        `label`, `before` and `after` (the classes predicted), the sizes of the perturbation as `attacks.distortion`
-        gives them, and `success`.
+        The table, one row for each source, attack, epsilon and image: `network`, `attack`, `epsilon`, `file` (relative
+        to the folder), `source`, `label`, `before` and `after` (the classes predicted), the sizes of the perturbation
+        as `attacks.distortion` gives them, and `success`.
 
     Raises:
         FileExistsError: If the folder exists.
-        ValueError: If images are outside [0, 1], or the attack does not apply to the model.
+        ValueError: If images are outside [0, 1], an attack does not apply to a model, or a name is no folder's.
 
     Example:
-        >>> table = write_adversarial("adversarial", model, images, labels, attack=attacks.PGD(epsilon=8 / 255))
+        >>> table = write_adversarial("adversarial", {"unseen/resnet": model}, images, labels,
+        ...                           attacks={"pgd": attacks.PGD(epsilon=8 / 255)})
         >>> table.success.mean()
         0.93
     """
     if Path(folder).exists():
         raise FileExistsError(f"{folder} exists; choose another folder. Received: {folder}")
+    for what, names in (("a source", sources), ("an attack", attacks)):
+        for name in names:
+            check_name(name, what)
     clean = quantise(images)
     known = np.zeros(len(clean), np.int32) if labels is None else np.asarray(labels, np.int32)
     sought = known if target is None else np.full_like(known, target)
-    radii = list(epsilons or [attack.epsilon])
-    crafted = attack.craft(model, clean, sought, epsilons=radii, batch_size=batch_size)
-    before = _logits(model, clean, batch_size)
-    classes = np.asarray(attack.classes(lambda *_, **__: tf.constant(before), tf.constant(clean), sought))
 
-    def names(indices: np.ndarray) -> list[str]:
+    def named(indices: np.ndarray) -> list[str]:
         return [class_names[index] if class_names else str(index) for index in indices]
 
-    tables = []
+    tables, cells = [], []
     with atomic_folder(folder) as temporary:
-        for epsilon, adversarial in zip(radii, crafted, strict=True):
-            part = temporary / f"{attack.name}-{epsilon:g}"
-            part.mkdir()
-            written = _write_pngs(part, as_uint8(adversarial, clean))
-            after = _logits(model, written, batch_size)
-            table = pd.DataFrame(
-                {
-                    "attack": attack.name,
-                    "epsilon": epsilon,
-                    "file": [f"{part.name}/{_file_name(index)}" for index in range(len(clean))],
-                    "source": "" if paths is None else paths,
-                    "label": "" if labels is None else names(known),
-                    "before": names(before.argmax(-1)),
-                    "after": names(after.argmax(-1)),
-                    **distortion(written, clean),
-                    "success": np.asarray(attack.succeeds(tf.constant(after), tf.constant(classes))),
-                }
-            )
-            title = f"{attack.name}, {attack.norm}, epsilon {epsilon:g}"
-            shown = [table[column].tolist() for column in ("before", "after")]
-            write_gallery(part / "gallery.png", clean, written, *shown, title=title)
-            tables.append(table)
+        for (source, model), (name, attack) in itertools.product(sources.items(), attacks.items()):
+            radii = list((epsilons or {}).get(name, [attack.epsilon]))
+            before = _logits(model, clean, batch_size)
+            classes = np.asarray(attack.classes(_constant(before), tf.constant(clean), sought))
+            crafted = attack.craft(model, clean, sought, epsilons=radii, batch_size=batch_size)
+            for epsilon, adversarial in zip(radii, crafted, strict=True):
+                part = temporary / source / f"{name}-{epsilon:g}"
+                part.mkdir(parents=True)
+                files = [str((part / _file_name(index)).relative_to(temporary)) for index in range(len(clean))]
+                written = _write_pngs(part, as_uint8(adversarial, clean))
+                after = _logits(model, written, batch_size)
+                table = pd.DataFrame(
+                    {
+                        "network": source,
+                        "attack": name,
+                        "epsilon": epsilon,
+                        "file": files,
+                        "source": "" if paths is None else paths,
+                        "label": "" if labels is None else named(known),
+                        "before": named(before.argmax(-1)),
+                        "after": named(after.argmax(-1)),
+                        **distortion(written, clean),
+                        "success": np.asarray(attack.succeeds(tf.constant(after), tf.constant(classes))),
+                    }
+                )
+                title = f"{name}, {attack.norm}, epsilon {epsilon:g}"
+                shown = [table[column].tolist() for column in ("before", "after")]
+                write_gallery(part / "gallery.png", clean, written, *shown, title=title)
+                tables.append(table)
+                rows = np.flatnonzero(after.argmax(-1) != known).tolist()
+                cells.append(SuiteCell(source, name, epsilon, rows, [files[row] for row in rows], serialize(attack)))
         result = pd.concat(tables, ignore_index=True)
         result.to_csv(temporary / "results.csv", index=False)
+        if labels is not None:
+            (temporary / CLEAN).mkdir()
+            _write_pngs(temporary / CLEAN, as_uint8(clean, clean))
+            Suite(
+                temporary,
+                tuple(class_names or map(str, range(before.shape[-1]))),
+                clean.shape[1:],
+                known.tolist(),
+                [f"{CLEAN}/{_file_name(index)}" for index in range(len(clean))],
+                cells,
+            ).write()
     return result
+
+
+def _constant(logits: np.ndarray) -> Any:
+    """A model that always answers this."""
+    return lambda *_, **__: tf.constant(logits)
 
 
 def _logits(model: Any, images: np.ndarray, batch_size: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from satm_tf.evaluation.queries import measure_queries
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.answer import answer
 from satm_tf.evaluation.report.illustrations import write_galleries, write_surfaces
-from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, SAME_SCHEME, TWIN, UNSEEN_RUNG, Group, rung_of
+from satm_tf.evaluation.rungs import CLEAN_RUNG, QUERIES, RUNGS, SAME_SCHEME, TWIN, UNSEEN_RUNG, Group, rung_of
 from satm_tf.evaluation.tables import in_schemes, matrix_table, read_results, robustness_table
 from satm_tf.evaluation.transfer import check_request, look_through, measure
 from satm_tf.models import load_model
@@ -74,10 +74,12 @@ class Assessment:
     def __str__(self) -> str:
         parts = [f"{name}: no gradient reaches the images, so it crafts none; see its checks" for name in self.left_out]
         parts.append("\n".join(answer(self.predictions)))
-        table = robustness_table if in_schemes(self.results) else matrix_table
-        if in_schemes(self.results):
-            ladder = ladder_table(self.predictions, by="scheme").xs("accuracy", axis="columns", level="value")
-            shown = ladder.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
+        schemes = in_schemes(self.results)
+        table = robustness_table if schemes else matrix_table
+        ladder = ladder_table(self.predictions, by="scheme" if schemes else "target")
+        if schemes or (len(ladder) and self.results.rung.isin(RUNGS).any()):
+            shown = ladder.xs("accuracy", axis="columns", level="value")
+            shown = shown.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
             parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")
         attacked = self.results[~self.results.rung.isin([CLEAN_RUNG, QUERIES])]
         for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):
@@ -129,8 +131,8 @@ def assess(
     """Measures models on clean images and on each other's adversarial examples, and checks what they hide.
 
     Models are whatever `satm_tf.models.load_model` takes: paths, Keras models or functions, with logits or
-    probabilities. Names of the form `<scheme>/<network>`, with `holdout/<network>` for models that no scheme has met,
-    give tables by scheme.
+    probabilities. A `satm_tf.serving.Endpoint` can be a target. Names of the form `<scheme>/<network>`, with
+    `holdout/<network>` for models that no scheme has met, give tables by scheme.
 
     With a folder, all of it is written there (see `ResultsFolder`), and the same call resumes after an interruption:
     what is finished is read, not made again.
@@ -138,7 +140,7 @@ def assess(
     Args:
         targets: The models to measure, by name.
         sources: The models that craft, by name; the targets if none. Those whose gradient does not reach the images
-            are left out.
+            are left out, an endpoint's too.
         dataset: Batches of `(images, labels)`: float32 images in [0, 1], integer labels.
         attacks: The attacks, by the name that results show; in a sequence, each has its registered name.
         epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
@@ -149,7 +151,7 @@ def assess(
         query_limit: How many images are attacked by queries, chosen by the seed.
         check_limit: How many images the checks use, chosen by the seed; 0 for no checks.
         check_epsilon: The epsilon of the checks, in L-infinity; the largest of the attacks in that norm if none.
-        checked: Which targets to check; all but the undefended if none.
+        checked: Which targets to check; all but the undefended and endpoints if none.
         undefended: Which targets or sources have no defence, for the checks to compare with; those named
             `holdout/<network>` if none.
         before: What a checked target was before its defence, by the target's name.
@@ -196,6 +198,8 @@ def assess(
         {name: load_model(model, image_shape=shape) for name, model in given.items()}
         for given in ({**targets, **(sources or {})}, before or {})
     )
+    if any(model.remote for model in earlier.values()):
+        raise ValueError(f"What a network was before its defence must not be on a server. Received: {[*earlier]}")
     num_classes = check_request({**models, **earlier}, attacks, epsilons)
     if class_names is not None and num_classes != len(class_names):
         raise ValueError(
@@ -226,8 +230,8 @@ def assess(
         if class_names is not None:
             _write_once(files.class_names, json.dumps(list(class_names)))
 
-    left_out = tuple(name for name in sources or targets if not models[name].differentiable)
-    crafting = {name: models[name] for name in sources or targets if name not in left_out}
+    crafting = {name: models[name] for name in sources or targets if models[name].differentiable}
+    left_out = tuple(name for name in sources or targets if name not in crafting and not models[name].remote)
     kept: dict[str, Any] = {"seed": seed, "folder": files.blocks if files else None}
     if files and files.predictions.exists():
         predictions = Predictions.load(files.predictions)
@@ -344,9 +348,18 @@ def check_names(
     for name in [*(undefended or []), *before]:
         if name not in named:
             raise unknown_name("network", name, named)
+    remote = [name for name in targets if getattr(targets[name], "remote", False)]
+    for name, source in sources.items():
+        if getattr(source, "remote", False):
+            raise ValueError(
+                "A server's model can be a target alone: no gradient comes out of a server, so white-box examples, "
+                f"and those for others, need the model itself. Received: {name!r} as a source, at {source.name}"
+            )
+    for name in set(remote) & set(undefended or []):
+        raise ValueError(f"The checks compare with networks, not with a server's model. Received: undefended {name!r}")
     if undefended is None:
-        undefended = [name for name in named if NetworkName.parse(name).unseen]
-    available = [name for name in targets if name not in undefended]
+        undefended = [name for name in named if NetworkName.parse(name).unseen and name not in remote]
+    available = [name for name in targets if name not in {*undefended, *remote}]
     chosen = available if checked is None else list(checked)
     for name in chosen:
         if name not in available:

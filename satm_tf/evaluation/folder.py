@@ -29,6 +29,7 @@ class ResultsFolder:
         figures: The folder of the figures in it.
         gallery: The folder of pictures of adversarial images.
         blocks: The folder of the finished parts of a measurement, from which it resumes.
+        requests: The folder of what servers were asked and answered, a file for each address.
 
     Example:
         >>> ResultsFolder("results").report
@@ -51,6 +52,7 @@ class ResultsFolder:
         self.figures = self.path / "figures"
         self.gallery = self.path / "gallery"
         self.blocks = self.path / "blocks"
+        self.requests = self.path / "requests"
 
     def __str__(self) -> str:
         return str(self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,16 +106,23 @@ def measure_queries(
                 bar.update(len(dataset))
                 continue
             network = targets[target]
-            makers = [(each, sources[name]) for name in ladder for each in crafting.values()]
+            remote = getattr(network, "remote", False)
+            makers = [
+                each.compiled(sources[name]) if remote else functools.partial(each, sources[name])
+                for name in ladder
+                for each in crafting.values()
+            ]
 
-            @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
             def search(
                 images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, network: Any = network, makers: Any = makers
             ) -> tf.Tensor:
-                starts = [maker(source, images, classes, epsilon=epsilon, seed=key) for maker, source in makers]
+                starts = [make(images, classes, epsilon=epsilon, seed=key) for make in makers]
                 found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
                 return tf.stack([tf.argmax(network(each, training=False), -1) for each in found])
 
+            if not remote:
+                signature = [*dataset.element_spec, tf.TensorSpec([2], tf.int32)]
+                search = tf.function(search, input_signature=signature)
             asked = [search(images, batch, tf.constant([seed, n])).numpy() for n, (images, batch) in enumerate(dataset)]
             bar.update(len(dataset))
             predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, np.min_scalar_type(-network.num_classes))

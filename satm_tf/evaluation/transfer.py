@@ -219,8 +219,6 @@ def look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> t
 
 
 def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
-    # One trace for all batches, the last and smaller one too.
-    @tf.function(input_signature=[dataset.element_spec[0]])
     def predict(images: tf.Tensor) -> tf.Tensor:
         classes = []
         for target in targets.values():
@@ -229,7 +227,10 @@ def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Call
             classes.append(tf.where(numbers, tf.argmax(logits, -1), -1))
         return tf.stack(classes)
 
-    return predict.get_concrete_function()
+    if any(getattr(target, "remote", False) for target in targets.values()):
+        return predict
+    # One trace for all batches, the last and smaller one too.
+    return tf.function(predict, input_signature=[dataset.element_spec[0]]).get_concrete_function()
 
 
 def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:

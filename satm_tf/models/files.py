@@ -76,6 +76,11 @@ def load_model(
         name = str(getattr(source, "name", None) or getattr(source, "__name__", type(source).__name__))
         network, fingerprint = source, getattr(source, "fingerprint", None)
     else:
+        if "://" in os.fspath(source):
+            raise ValueError(
+                "A server's model is only asked, with a bound on the requests: its address may be a target of "
+                f"`satm-tf evaluate`, and a satm_tf.serving.Endpoint one of assess. Received: {os.fspath(source)}"
+            )
         path, output = _split(os.fspath(source), output)
         name, path = str(path), _find(path)
         network = _open(path, output, signature)
@@ -128,6 +133,7 @@ class LoadedModel:
         fingerprint: A digest of the file and of what was chosen in it; None for a model that was in memory already,
             whose weights may still change.
         differentiable: Whether a gradient reaches the images.
+        remote: Whether it is a server's, as `serving.Endpoint`: asked outside graphs alone, and no more than needed.
 
     Raises:
         ValueError: If the outputs are not `[batch, classes]`.
@@ -151,6 +157,7 @@ class LoadedModel:
         self.input_range = (low, high)
         self.name, self.image_shape, self.fingerprint = name, image_shape, fingerprint
         self._network, self._output = network, output
+        self.remote = bool(getattr(network, "remote", False))
         parameters = inspect.signature(network).parameters.values()
         self._options = (
             {"training": False}
@@ -161,6 +168,8 @@ class LoadedModel:
         try:
             answers = self._ask(noise)
         except Exception as error:  # whatever the model's own code raises
+            if self.remote:
+                raise
             raise ValueError(
                 f"{name} gave no outputs for images of shape {image_shape}; check the size. "
                 f"Received: {first_line(error)}"
@@ -178,7 +187,7 @@ class LoadedModel:
             and np.all(outputs >= 0)
             and np.allclose(outputs.sum(-1), 1, atol=1e-2)
         )
-        self.differentiable = self._has_gradient(noise[:1])
+        self.differentiable = not self.remote and self._has_gradient(noise[:1])
 
     def __call__(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The float32 logits `[batch, num_classes]` of images `[batch, height, width, channels]`, in inference mode."""

@@ -15,6 +15,18 @@ class ServingError(RuntimeError):
     """A server that cannot be reached, refuses, or answers what is no answer."""
 
 
+class UnavailableError(ServingError):
+    """A server that could not be reached, broke off, or was too busy: asking again may help.
+
+    Attributes:
+        wait: How many seconds to wait before.
+    """
+
+    def __init__(self, message: str, wait: float):
+        super().__init__(message)
+        self.wait = wait
+
+
 class _Kind(NamedTuple):
     what: str
     json: tuple[type, ...]

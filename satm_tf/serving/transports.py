@@ -18,13 +18,14 @@ import tensorflow as tf
 from satm_tf.configurable import look_up
 from satm_tf.models.runtimes import loading, newest_version
 from satm_tf.serving import answers
-from satm_tf.serving.answers import ServingError
+from satm_tf.serving.answers import ServingError, UnavailableError
 from satm_tf.serving.post import Answer, TooLargeError, post
 
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """A signature and its inputs by name, in; its outputs by name, out."""
 
 _BUSY = (429, 502, 503, 504)
+_GRPC_BUSY = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 _FIRST_WAIT = 0.2
 # Bytes: of an answer, and of its share for each image, which thousands of numbers fit in.
 _ANSWER, _ANSWER_OF_AN_IMAGE = 2**20, 2**18
@@ -110,10 +111,11 @@ class RestTransport:
             if attempt > self._retries or wait >= left:
                 break
             time.sleep(wait)
-        raise ServingError(
+        message = (
             f"No answer from {self._url} within {self._timeout:g} s, in {attempt} of at most {self._retries + 1} "
             f"attempts. Received: {received}"
-        ) from cause
+        )
+        raise (ServingError(message) if isinstance(cause, TimeoutError) else UnavailableError(message, wait)) from cause
 
 
 def _as_json(value: np.ndarray) -> list[Any]:
@@ -152,12 +154,14 @@ class GrpcTransport:
                 "initialBackoff": f"{_FIRST_WAIT}s",
                 "maxBackoff": "5s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": _GRPC_BUSY,
             },
         }
         if retries < 1:
             del method["retryPolicy"]
         options = {
+            # Or the channel would send again what it takes for unseen.
+            "grpc.enable_retries": int(retries > 0),
             "grpc.service_config": json.dumps({"methodConfig": [method]}),
             "grpc.max_receive_message_length": _GRPC_ANSWER,
             # The default, 4 MB, is six images of 224 x 224.
@@ -180,10 +184,9 @@ class GrpcTransport:
         try:
             response = self._service.Predict(request, timeout=self._timeout)
         except self._grpc.RpcError as error:
-            raise ServingError(
-                f"Model {self._model!r} at {self._host} did not answer: {error.code().name}. "
-                f"Received: {error.details()}"
-            ) from error
+            code = error.code().name
+            message = f"Model {self._model!r} at {self._host} did not answer: {code}. Received: {error.details()}"
+            raise (UnavailableError(message, _FIRST_WAIT) if code in _GRPC_BUSY else ServingError(message)) from error
         return {name: _from_proto(name, value) for name, value in response.outputs.items()}
 
 

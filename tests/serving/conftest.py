@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import keras
 import numpy as np
@@ -19,7 +24,7 @@ from PIL import Image
 
 from satm_tf import ImageClassifier
 from satm_tf.models import Preprocessing
-from satm_tf.serving import export_saved_model
+from satm_tf.serving import Client, export_saved_model
 
 SHAPE = (16, 16, 3)
 LABELS = ["infant", "child", "adult", "Älteste"]
@@ -66,6 +71,40 @@ def exported(tmp_path_factory) -> Exported:
     network = build_network()
     folder = export_saved_model(network, tmp_path_factory.mktemp("exported") / "faces", labels=LABELS)
     return Exported(network, folder)
+
+
+@dataclass
+class Server:
+    """The addresses of the test double, and the folder that it polls."""
+
+    folder: Path
+    grpc: str
+    rest: str
+
+    def asked(self) -> int:
+        """How many predictions it has been asked for."""
+        with urlopen(f"http://{self.rest}/count", data=b"") as answer:
+            return json.load(answer)["asked"]
+
+    def fail(self, count: int) -> None:
+        """Lets it refuse or break off so many requests by REST."""
+        urlopen(f"http://{self.rest}/break/{count}", data=b"").close()
+
+    def client(self, transport, **options):
+        return Client(getattr(self, transport), "faces", transport=transport, **options)
+
+
+@pytest.fixture(scope="module")
+def server(exported, tmp_path_factory):
+    """The test double, in a process of its own, with a copy of the shared export."""
+    folder = tmp_path_factory.mktemp("polled")
+    shutil.copytree(exported.folder.parent, folder / "faces")
+    double = Path(__file__).with_name("server_double.py")
+    process = subprocess.Popen([sys.executable, double, folder], stdout=subprocess.PIPE, text=True)
+    ports = process.stdout.readline().split()
+    yield Server(folder, *(f"127.0.0.1:{port}" for port in ports))
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="session")

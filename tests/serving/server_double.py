@@ -36,7 +36,8 @@ class NotFoundError(LookupError):
 
 class Models:
     def __init__(self, root: Path):
-        self.root, self.loaded = root, {}
+        self.root, self.loaded, self.asked = root, {}, 0
+        self.counting = threading.Lock()
         self.poll()
         threading.Thread(target=self.keep_polling, daemon=True).start()
 
@@ -46,6 +47,10 @@ class Models:
             if versions and max(versions) != self.loaded.get(folder.name, (0,))[0]:
                 # Available versions are replaced by an assignment: requests under way keep the old one alive.
                 self.loaded[folder.name] = max(versions), tf.saved_model.load(str(folder / str(max(versions))))
+
+    def count(self):
+        with self.counting:
+            self.asked += 1
 
     def keep_polling(self):
         while True:
@@ -73,6 +78,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.models = models
 
     def Predict(self, request, context):  # noqa: N802
+        self.models.count()
         spec = request.model_spec
         version = spec.version.value if spec.HasField("version") else None
         inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
@@ -112,7 +118,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/break/"):  # not of the real server: the tests ask for trouble here
             Handler.broken = int(self.path.rsplit("/", 1)[1])
             self.answer(200, {})
-        elif Handler.broken:
+            return
+        if self.path == "/count":  # nor this: how many predictions both interfaces were asked for
+            self.answer(200, {"asked": self.models.asked})
+            return
+        self.models.count()
+        if Handler.broken:
             Handler.broken -= 1
             if Handler.broken % 2:
                 self.answer(503, {"error": "busy"})

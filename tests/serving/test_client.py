@@ -1,13 +1,9 @@
 import base64
 import json
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +18,6 @@ from .conftest import LABELS, build_network
 grpc = pytest.importorskip("grpc", reason="needs the client extra")
 pytest.importorskip("tensorflow_serving", reason="needs the client extra")
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc  # noqa: E402
-
-
-@dataclass
-class Server:
-    folder: Path
-    grpc: str
-    rest: str
-
-    def client(self, transport, **options):
-        return Client(getattr(self, transport), "faces", transport=transport, **options)
-
-
-@pytest.fixture(scope="module")
-def server(exported, tmp_path_factory):
-    """The test double, in a process of its own, with a copy of the shared export."""
-    folder = tmp_path_factory.mktemp("polled")
-    shutil.copytree(exported.folder.parent, folder / "faces")
-    double = Path(__file__).with_name("server_double.py")
-    process = subprocess.Popen([sys.executable, double, folder], stdout=subprocess.PIPE, text=True)
-    ports = process.stdout.readline().split()
-    yield Server(folder, *(f"127.0.0.1:{port}" for port in ports))
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture
@@ -143,12 +116,12 @@ def test_what_the_server_refuses_is_an_error(server, images):
 
 
 def test_a_busy_server_is_asked_again(server, images):
-    requests.post(f"http://{server.rest}/break/3", timeout=5)
+    server.fail(3)
     assert server.client("rest", retries=3).predict(images).valid.all()
-    requests.post(f"http://{server.rest}/break/2", timeout=5)
+    server.fail(2)
     with pytest.raises(ServingError, match="status 503"):
         server.client("rest", retries=0).predict(images)
-    requests.post(f"http://{server.rest}/break/0", timeout=5)
+    server.fail(0)
 
 
 class Busy(prediction_service_pb2_grpc.PredictionServiceServicer):
