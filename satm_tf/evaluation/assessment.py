@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from satm_tf.attacks import Attack, serialize
+from satm_tf.bars import begin
 from satm_tf.configurable import unknown_name
 from satm_tf.evaluation.blocks import fingerprint
 from satm_tf.evaluation.folder import ResultsFolder
@@ -226,6 +227,7 @@ def assess(
     if files and files.predictions.exists():
         predictions = Predictions.load(files.predictions)
     else:
+        begin("measure", expected=2 if queries and check_epsilon else 1)
         predictions = measure(
             sources=crafting,
             targets={name: models[name] for name in targets},
@@ -271,6 +273,8 @@ def assess(
         checks = read_csv(files.checks, keep_default_na=False)
     elif checked:
         some = _some(dataset, len(predictions.labels), check_limit, seed)
+        # One for gradients, one for the losses of each network, one for the other attacks on each that is checked.
+        begin("check", expected=1 + 2 * len(checked) + len(undefended) + len(earlier))
         checks = masking_checks(
             {name: models[name] for name in checked},
             dataset=some,

@@ -24,7 +24,7 @@ from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.evaluation.rungs import RUNGS, START
 from satm_tf.evaluation.statistics import compare_paired
-from satm_tf.experiment import cost
+from satm_tf.experiment import cost, work
 from satm_tf.experiment.config import (
     ChecksConfig,
     Config,
@@ -359,8 +359,7 @@ def _partner(backbone: str) -> NetworkConfig:
 
 def _seconds(config: Config, sizes: Sizes) -> float:
     """About how long a whole run takes on this machine."""
-    costs = cost.estimate(config, config.stages(), cost.cells_of(config), sizes)
-    return sum(each.seconds for each in costs.values()) + cost.estimate_checks(config, sizes).seconds
+    return sum(each.seconds for each in work.parts(config, sizes, cost.timed(config)).values())
 
 
 def _plan_for(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from satm_tf import data
-from satm_tf.experiment import cost
+from satm_tf.experiment import cost, work
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import look_at_data
 from satm_tf.experiment.run_folder import RunFolder, Stage
@@ -115,7 +115,7 @@ def describe_cost(request: Request) -> str:
         stages = request.stages(experiment)
         to_do = {str(stage): sum(not each.folder.networks(stage).exists() for each in repeats) for stage in stages}
         to_do["measure"] = sum(bool(set(cells) - set(measured_cells(each.folder))) for each in repeats)
-        rows, whole = cost.table(cost.estimate(config, stages, cells, found), to_do)
+        rows, whole = cost.table(work.count(config, stages, cells, found, cost.timed(config)), to_do)
         wholes.append(whole._replace(bytes=whole.bytes + len(request.seeds) * cost.data_bytes(config)))
         lines.append(
             f"{experiment}: {len(repeats)} runs of {found.train} training, {found.validation} validation and "
