@@ -10,7 +10,7 @@ import numpy as np
 
 from satm_tf import attacks, command_line, models
 from satm_tf import data as data_room
-from satm_tf.configurable import look_up
+from satm_tf.configurable import look_up, plural
 from satm_tf.evaluation.adversarial_images import write_adversarial
 
 
@@ -91,7 +91,7 @@ def attack(
         batch_size=batch_size,
     )
     for radius, group in table.groupby("epsilon"):
-        print(f"epsilon {radius:g}: {group.success.mean():.1%} of {len(group)} written PNGs fool the model")
+        print(f"epsilon {radius:g}: {group.success.mean():.1%} of {plural(len(group), 'written PNG')} fool the model")
     print(f"written: {output}")
 
 

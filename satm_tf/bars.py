@@ -11,6 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 _SECONDS_BETWEEN = 0.5
+# The share of what is left that has to be done before it tells how long the rest takes: a first step is slow.
+_ENOUGH = 0.02
 
 
 class Bar(tqdm):
@@ -95,9 +97,10 @@ class Whole:
         finished = max(self._bars - 1, 0)
         self._fraction = min((finished + fraction) / self._expected, 1.0)
         now, done = time.monotonic(), self._done()
-        if done > self._skipped:
-            rate = (now - self._began) / (done - self._skipped)
-            self._left, self._left_at = rate * (sum(self._to_do.values()) - done), now
+        left = sum(self._to_do.values()) - done
+        measured = done - self._skipped
+        if measured > 0 and measured >= _ENOUGH * left:
+            self._left, self._left_at = (now - self._began) / measured * left, now
         if now - self._shown_at >= _SECONDS_BETWEEN:
             self._show()
 

@@ -90,6 +90,23 @@ def test_outside_of_a_run_nothing_is_said(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_first_slow_step_does_not_tell_how_long_the_rest_takes_nor_does_what_was_done_before(clock):
+    with bars.whole({"train": 100.0}) as whole:
+        bars.begin("train")
+        with bars.Bar(100, "train", "step", file=io.StringIO(), disable=False) as bar:
+            clock.now += 30
+            bar.update()
+            assert whole.described() == "stage 1 of 1"
+            clock.now += 3
+            bar.update(2)
+            assert whole.described() == "stage 1 of 1, about 18 min left", "97 of 3 in 33 s"
+    with bars.whole({"train": 100.0}) as whole:
+        bars.begin("train")
+        with bars.Bar(100, "train", "step", file=io.StringIO(), disable=False, initial=100) as bar:
+            bar.update(0)
+        assert whole.described() == "stage 1 of 1"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(59, "less than a minute"), (61, "about 1 min"), (5990, "about 100 min"), (3600 * 2.5, "about 2.5 h")],

@@ -74,13 +74,13 @@ class Assessment:
         table = robustness_table if in_schemes(self.results) else matrix_table
         if in_schemes(self.results):
             ladder = ladder_table(self.predictions, by="scheme").xs("accuracy", axis="columns", level="value")
-            shown = ladder.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
+            shown = ladder.map(_percent).to_string()
             parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")
         attacked = self.results[~self.results.rung.isin([CLEAN_RUNG, QUERIES])]
         for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):
             for value in ("accuracy", "one_off_accuracy"):
                 if self.results[value].notna().any():
-                    rates = table(self.results, attack, value, epsilon).map("{:.1%}".format)
+                    rates = table(self.results, attack, value, epsilon).map(_percent)
                     heading = f"{value.replace('_', ' ').replace('one off', 'one-off')}, {attack}, epsilon {epsilon:g}"
                     parts.append(f"{heading}\n{rates.to_string()}")
         leaks = self.leaking[self.leaking.leaks]
@@ -94,6 +94,10 @@ class Assessment:
             heading = f"Checks for masked gradients and the like: {len(failed)} of {len(self.checks)} fail"
             parts.append("\n".join([heading, *lines]))
         return "\n\n".join(parts)
+
+
+def _percent(rate: float) -> str:
+    return "" if pd.isna(rate) else f"{rate:.1%}"
 
 
 def assess(

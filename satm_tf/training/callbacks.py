@@ -16,7 +16,7 @@ from satm_tf.bars import Bar, shortened
 _SECONDS_BETWEEN_FIGURES = 2.0
 _LINE = 80
 # What is left of a line beside the other parts of the bar.
-_STAGE = 20
+_STAGE = 24
 
 
 class Progress(keras.callbacks.Callback):

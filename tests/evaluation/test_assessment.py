@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,6 +129,8 @@ def test_what_it_prints(assessed):
     assert "Label leaking (adversarial images classified better than clean ones): none found" in printed
     failed = assessed.checks[assessed.checks.verdict == "fail"]
     assert f"{len(failed)} of 10 fail" in printed
+    lacking = assessed.results.assign(accuracy=assessed.results.accuracy.where(assessed.results.source != "satm/green"))
+    assert "nan" not in str(dataclasses.replace(assessed, results=lacking)), "what was not measured is left blank"
 
 
 def test_a_folder_holds_all_of_it_and_is_read_when_asked_again(assessed, dataset, monkeypatch):
