@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 
-if os.path.basename(sys.argv[0] if sys.argv else "") in ("-m", "satm-tf"):
-    # Run as a program: TensorFlow's start-up messages would stand before everything that the program says.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from satm_tf import start_up
 
-try:
-    import keras
+with start_up.quieted() if start_up.is_command() else contextlib.nullcontext():
+    try:
+        import keras
 
-    _backend = keras.backend.backend()
-except (ImportError, ValueError) as _error:
-    _backend = os.environ.get("KERAS_BACKEND") or getattr(_error, "name", None) or str(_error)
-    if _backend in ("keras", "tensorflow"):
-        raise
+        _backend = keras.backend.backend()
+    except (ImportError, ValueError) as _error:
+        _backend = os.environ.get("KERAS_BACKEND") or getattr(_error, "name", None) or str(_error)
+        if _backend in ("keras", "tensorflow"):
+            raise
+    if _backend == "tensorflow" and start_up.is_command() and not start_up.has_gpu():
+        import tensorflow as _tensorflow
+
+        _tensorflow.config.list_physical_devices()  # TensorFlow looks for GPUs, and says so, once.
 if _backend != "tensorflow":
     raise ImportError(
         "satm_tf runs on Keras's TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow before "

@@ -11,7 +11,7 @@ import numpy as np
 
 from satm_tf import attacks, command_line, models
 from satm_tf import data as data_room
-from satm_tf.configurable import look_up
+from satm_tf.configurable import look_up, plural
 from satm_tf.evaluation.adversarial_images import write_adversarial
 from satm_tf.evaluation.suite import read_suite
 
@@ -111,7 +111,7 @@ def attack(
         batch_size=batch_size,
     )
     for (crafting, used, radius), group in table.groupby(["network", "attack", "epsilon"], sort=False):
-        rate = f"{group.success.mean():.1%} of {len(group)} written PNGs"
+        rate = f"{group.success.mean():.1%} of {plural(len(group), 'written PNG')}"
         print(f"{crafting}, {used}, epsilon {radius:g}: {rate} fool the model")
     print(f"written: {output}")
     if labelled:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from satm_tf import command_line
 from satm_tf import data as data_room
-from satm_tf.configurable import look_up
+from satm_tf.configurable import look_up, plural
 from satm_tf.data import formats
 from satm_tf.evaluation import Assessment, assess
 from satm_tf.evaluation.assessment import check_names
@@ -150,7 +150,7 @@ def evaluate(
     images_by_split = formats.load_to_measure(format, str(images), split, **(data or {}))
     examples = getattr(images_by_split, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
-    account = f"{images_by_split.account}\n{len(examples):,} images of the {split or 'test'} split were measured"
+    account = f"{images_by_split.account}\nmeasured: {plural(len(examples), 'image')} of the {split or 'test'} split"
     print(account)
     few = _batches(examples.limit(_FEW, seed), shape, batch_size)
     for name, path in paths.items():
@@ -278,9 +278,9 @@ def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Da
         count += len(labels)
     if count and (_at_chance(right, count, network.num_classes) or right_wide - right > count / 5):
         print(
-            f"warning: {name} is right on {right / count:.0%} of {count} clean images in [0, 1], chance being "
-            f"{1 / network.num_classes:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it takes another range, "
-            f"say so: --input_range '{{\"{name}\": [0, 255]}}'",
+            f"warning: {name} is right on {right / count:.0%} of {plural(count, 'clean image')} in [0, 1], chance "
+            f"being {1 / network.num_classes:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it takes another "
+            f"range, say so: --input_range '{{\"{name}\": [0, 255]}}'",
             file=sys.stderr,
         )
 

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "satm_tf"
 # Each room may import those of the rows above it that it names; the command modules, and the package itself, all.
-BASE = {"configurable", "storage", "layers", "metrics"}
+BASE = {"bars", "configurable", "storage", "layers", "metrics", "start_up"}
 ROOMS = {
     **{room: set() for room in BASE},
     "attacks": BASE,

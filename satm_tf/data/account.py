@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from satm_tf.configurable import plural
+
 
 @dataclass(frozen=True)
 class Account:
@@ -51,7 +53,7 @@ class Account:
             )
 
     def __str__(self) -> str:
-        lines = [f"{self.rows:,} rows, {self.used:,} used"]
+        lines = [f"{plural(self.rows, 'row')}, {self.used:,} used"]
         lines += [f"  mapped: {old!r} to {new!r}: {count:,}" for (old, new), count in self.mapped.items()]
         lines += [f"  left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
         if self.missing:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from satm_tf.attacks import Attack, serialize
+from satm_tf.bars import begin
 from satm_tf.configurable import plural, unknown_name
 from satm_tf.evaluation.blocks import fingerprint
 from satm_tf.evaluation.folder import ResultsFolder
@@ -79,13 +80,13 @@ class Assessment:
         ladder = ladder_table(self.predictions, by="scheme" if schemes else "target")
         if schemes or (len(ladder) and self.results.rung.isin(RUNGS).any()):
             shown = ladder.xs("accuracy", axis="columns", level="value")
-            shown = shown.map(lambda rate: "" if pd.isna(rate) else f"{rate:.1%}").to_string()
+            shown = shown.map(_percent).to_string()
             parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")
         attacked = self.results[~self.results.rung.isin([CLEAN_RUNG, QUERIES])]
         for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):
             for value in ("accuracy", "one_off_accuracy"):
                 if self.results[value].notna().any():
-                    rates = table(self.results, attack, value, epsilon).map("{:.1%}".format)
+                    rates = table(self.results, attack, value, epsilon).map(_percent)
                     heading = f"{value.replace('_', ' ').replace('one off', 'one-off')}, {attack}, epsilon {epsilon:g}"
                     parts.append(f"{heading}\n{rates.to_string()}")
         leaks = self.leaking[self.leaking.leaks]
@@ -101,6 +102,10 @@ class Assessment:
             )
             parts.append("\n".join([heading, *lines]))
         return "\n\n".join(parts)
+
+
+def _percent(rate: float) -> str:
+    return "" if pd.isna(rate) else f"{rate:.1%}"
 
 
 def assess(
@@ -236,6 +241,7 @@ def assess(
     if files and files.predictions.exists():
         predictions = Predictions.load(files.predictions)
     else:
+        begin("measure", expected=2 if queries and check_epsilon else 1)
         predictions = measure(
             sources=crafting,
             targets={name: models[name] for name in targets},
@@ -292,6 +298,8 @@ def assess(
         checks = read_csv(files.checks, keep_default_na=False)
     elif checked:
         some = _some(dataset, len(predictions.labels), check_limit, seed)
+        # One for gradients, one for the losses of each network, one for the other attacks on each that is checked.
+        begin("check", expected=1 + 2 * len(checked) + len(undefended) + len(earlier))
         checks = masking_checks(
             {name: models[name] for name in checked},
             dataset=some,

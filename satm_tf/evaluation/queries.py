@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from satm_tf.attacks import Attack, SquareAttack
+from satm_tf.bars import Bar
 from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.predictions import NOT_MEASURED, Predictions, concatenate
@@ -84,7 +84,7 @@ def measure_queries(
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
     parts = []
-    with tqdm(total=len(searches) * len(dataset), desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
+    with Bar(len(searches) * len(dataset), stage, "batch") as bar:
         for target, kind, ladder in searches:
             path = None
             if folder:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from satm_tf.attacks import Attack
+from satm_tf.bars import Bar
 from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
 from satm_tf.evaluation.rungs import RUNGS, Group, rung_of, rungs_of
@@ -132,7 +132,7 @@ def measure(
     radii = {name: epsilons.get(name, [attack.epsilon]) for name, attack in attacks.items()} | {CLEAN: [0.0]}
     total = sum(len(radii[name]) for name, *_ in crafts) * len(dataset)
     parts = []
-    with tqdm(total=total, desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
+    with Bar(total, stage, "batch") as bar:
         for name, attack, source in crafts:
             craft = None
             seen = {target: targets[target] for target in shown.get(source, targets)}

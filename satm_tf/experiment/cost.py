@@ -5,64 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.evaluation.names import UNSEEN, NetworkName
-from satm_tf.evaluation.predictions import CLEAN, Cell
-from satm_tf.evaluation.rungs import rung_of
+from satm_tf.configurable import plural
+from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config, NetworkConfig
-from satm_tf.experiment.images import Sizes
-from satm_tf.experiment.run_folder import FINE_TUNE, Stage
 from satm_tf.experiment.running import check
 from satm_tf.experiment.stage import precision
-from satm_tf.training.sources import split
+from satm_tf.experiment.work import NOTHING, Cost, Network, Timed, finished, parts
 
-# Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
-# to the images.
-_FORWARD, _CRAFT = 1 / 3, 2 / 3
-# Tracing a stage's graphs, loading, saving and logging, in times of a network's first call.
-_STAGE_OVERHEAD = 8.0
-# Of the masking checks: gradients for each step of the iterative attack, all attacks together; the usual effort.
-_GRADIENTS = 10
-_EFFORT = {"steps": 20, "queries": 300}
-# Of an export and of asking it.
-_EXPORTS = 4.0
-_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}
 _FACE_BYTES = 4_000
 # Of a batch that networks are timed on: 64 images of 48 x 48.
 _PIXELS = 64 * 48**2
-
-
-class Cost(NamedTuple):
-    """What one stage, or measuring, takes.
-
-    Attributes:
-        steps: Steps of training, or batches to measure.
-        seconds: About how long, on this machine.
-        bytes: What it leaves on disk.
-        passing: What it needs there while it runs.
-    """
-
-    steps: int
-    seconds: float
-    bytes: float
-    passing: float = 0.0
-
-
-NOTHING = Cost(0, 0.0, 0.0)
-
-
-class Network(NamedTuple):
-    """What one network takes: seconds of a pass forward and back for each image, of its first call; its weights."""
-
-    seconds: float
-    first: float
-    weights: int
 
 
 @functools.cache
@@ -93,90 +51,10 @@ def time_network(described: NetworkConfig, size: int, batch: int, policy: str, n
     return Network(float(np.median(times)) / batch, first, weights)
 
 
-def _timed(config: Config) -> Callable[[str], Network]:
+def timed(config: Config) -> Timed:
+    """What each network of a configuration takes on this machine, by its name."""
     options = config.data.image_size, config.co_train.batch_size, config.precision
     return lambda name: time_network(config.described_network(NetworkName.parse(name)), *options)
-
-
-def estimate(config: Config, stages: Iterable[Stage], cells: Iterable[Cell], found: Sizes) -> dict[str, Cost]:
-    """The cost of each stage, and of "measure".
-
-    A network's pass forward and back is timed; an adversarial image is counted as such a pass of who learns from it
-    and, for each gradient of the attack, two thirds of one of who crafts it; a prediction as a third.
-
-    Args:
-        config: The configuration.
-        stages: The stages that are still to be trained.
-        cells: The cells that are to be measured.
-        found: The numbers of images.
-    """
-    timed = _timed(config)
-    costs = {}
-    for stage in stages:
-        training = config.training(stage)
-        trained = [stage.name] if stage.kind == FINE_TUNE else _names(config, stage.name)
-        clean = sum(timed(each).seconds for each in trained)
-        learning = 0.0 if stage.kind == FINE_TUNE else _adversarial(config, stage.name, timed)
-        seen = training.epochs * (found.train + 0.5 * found.validation)
-        overhead = _STAGE_OVERHEAD * sum(timed(each).first for each in trained)
-        size = 4.0 * sum(timed(each).weights for each in trained)
-        costs[str(stage)] = Cost(
-            training.epochs * max(1, found.train // training.batch_size),
-            seen * (clean + learning) + overhead,
-            size,
-            2 * size * (1 + _SLOTS.get(training.optimizer, 2)),
-        )
-    attacks = config.table_attacks()
-    wanted = set(cells)
-    crafted = {(cell.attack, cell.epsilon, cell.source) for cell in wanted if cell.attack != CLEAN}
-    seconds = sum(_CRAFT * getattr(attacks[attack], "steps", 1) * timed(s).seconds for attack, _, s in crafted)
-    seconds += sum(_FORWARD * timed(NetworkName.parse(cell.target).network).seconds for cell in wanted)
-    overhead = sum(timed(NetworkName.parse(cell.target).network).first for cell in wanted) / 4
-    # Two searches of every network that is defended; half of the images fall before their end.
-    asked = max(config.queries.budgets, default=0) * min(config.queries.limit, found.test)
-    queried = {cell.target for cell in wanted if NetworkName.parse(cell.target).scheme in config.schemes}
-    searched = sum(asked * _FORWARD * timed(target).seconds for target in queried)
-    blocks = len(crafted) * -(-found.test // 128)
-    costs["measure"] = Cost(blocks, found.test * seconds + searched + overhead, float(found.test * len(wanted)))
-    return costs
-
-
-def estimate_checks(config: Config, found: Sizes) -> Cost:
-    """The cost of the checks, by a simple count: every image takes some gradients a step, and queries, of each network.
-
-    Of one network the checks' attacks take about ten gradients for each of their steps, and ask it half of the queries,
-    as most images fall before.
-    """
-    schemes = config.schemes if config.checks.schemes is None else config.checks.schemes
-    checked = [name for scheme in schemes for name in config.networks_of(scheme)]
-    images = min(found.test, config.checks.limit)
-    timed = _timed(config)
-    effort = {**_EFFORT, **config.checks.effort}
-    each = _CRAFT * _GRADIENTS * effort["steps"] + _FORWARD * effort["queries"] / 2
-    seconds = sum(images * each * timed(name).seconds + _STAGE_OVERHEAD * timed(name).first for name in checked)
-    return Cost(0, seconds, 0.0)
-
-
-def _estimate_export(config: Config) -> Cost:
-    """Of the SavedModels, each written and asked once more."""
-    names = config.networks_of(config.export.scheme) if config.export.scheme else []
-    exported = [_timed(config)(name) for name in names]
-    return Cost(0, sum(_EXPORTS * each.first for each in exported), sum(4.0 * each.weights for each in exported))
-
-
-def cells_of(config: Config) -> list[Cell]:
-    """All cells that a run measures."""
-    trained = [NetworkName(scheme, name) for scheme in config.schemes for name in config.networks_of(scheme)]
-    networks = [str(name) for name in (*trained, *(NetworkName(UNSEEN, holdout) for holdout in config.holdouts))]
-    attacks = {CLEAN: 0.0, **{name: attack.epsilon for name, attack in config.table_attacks().items()}}
-    surrogates = [str(name) for name in config.surrogate_names]
-    return [
-        Cell(attack, epsilon, source, target)
-        for attack, epsilon in attacks.items()
-        for source in ([""] if attack == CLEAN else [*networks, *surrogates])
-        for target in networks
-        if source not in surrogates or rung_of(source, target, config.groups)
-    ]
 
 
 def describe(config: Config) -> str:
@@ -190,23 +68,16 @@ def describe(config: Config) -> str:
         FileNotFoundError: As `experiment.check` does.
     """
     images, found = check(config)
-    folder, stages = config.folder, config.stages()
-    cells = cells_of(config)
-    costs = {
-        **estimate(config, stages, cells, found),
-        "check": estimate_checks(config, found),
-        "export": _estimate_export(config),
-    }
-    files = {"measure": folder.results, "check": folder.checks, "export": folder.exports}
-    files |= {str(stage): folder.networks(stage) for stage in stages}
-    done = {part for part, file in files.items() if file.exists() or costs[part] == NOTHING}
+    folder = config.folder
+    costs = parts(config, found, timed(config))
+    done = finished(config) | {part for part, cost in costs.items() if cost == NOTHING}
     to_do = {part: int(part not in done) for part in costs}
     rows, whole = table(costs, to_do)
     drawn = 0.0 if folder.synthetic_faces.exists() or config.data.root else data_bytes(config)
     return "\n".join(
         [
-            f"{config.name}, in {folder}: {found.train:,} training, {found.validation:,} validation and {found.test:,} "
-            f"test images of {images.num_classes} classes",
+            f"{config.name}, in {folder}: {found.train:,} training, {found.validation:,} validation and "
+            f"{plural(found.test, 'test image')} of {images.num_classes} classes",
             *describe_networks(config),
             *rows,
             summary(whole._replace(bytes=whole.bytes + drawn)),
@@ -216,9 +87,9 @@ def describe(config: Config) -> str:
 
 def describe_networks(config: Config) -> list[str]:
     """A line for each network: its backbone and size."""
-    timed = _timed(config)
+    of = timed(config)
     return [
-        f"  {name + ': ' + described.described:<60}{timed(name).weights:>14,} parameters"
+        f"  {name + ': ' + described.described:<60}{of(name).weights:>14,} parameters"
         for name, described in config.all_networks.items()
     ]
 
@@ -260,38 +131,6 @@ def summary(whole: Cost) -> str:
         f"In all about {shown} on this machine, by networks timed just now on one batch each (it may well take half or "
         f"twice that); at most {(whole.bytes + whole.passing) / 1e9:.2f} GB on disk."
     )
-
-
-def _adversarial(config: Config, scheme: str, timed: Callable[[str], Network]) -> float:
-    """Seconds, for each clean image, of crafting adversarial ones and learning from them."""
-    described = config.scheme(scheme)
-    frozen = config.frozen_sources(scheme)
-    networks = config.networks_of(scheme)
-
-    def architecture(source: str) -> Network:
-        if source in frozen:
-            source = frozen[source].network
-        while split(source)[0]:
-            source = split(source)[1]
-        return timed(str(NetworkName(scheme, source)))
-
-    seconds = 0.0
-    for learner, sources in described.sources(networks, frozen, config.sparring(scheme)).items():
-        crafting = [
-            _CRAFT
-            * getattr(described.attack_on(source, learner, source in networks), "steps", 1)
-            * architecture(source).seconds
-            for source in sources
-        ]
-        share = 1.0 if described.mixing == "all" or not sources else 1 / len(sources)
-        seconds += share * (sum(crafting) + len(sources) * architecture(learner).seconds)
-        if learner not in networks:  # A sparring partner has clean images to learn from too.
-            seconds += architecture(learner).seconds
-    return seconds
-
-
-def _names(config: Config, scheme: str) -> list[str]:
-    return [str(NetworkName(scheme, name)) for name in config.networks_of(scheme)]
 
 
 def data_bytes(config: Config) -> float:

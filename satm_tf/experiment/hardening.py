@@ -24,7 +24,7 @@ from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.evaluation.rungs import RUNGS, START
 from satm_tf.evaluation.statistics import compare_paired
-from satm_tf.experiment import cost
+from satm_tf.experiment import cost, work
 from satm_tf.experiment.config import (
     ChecksConfig,
     Config,
@@ -329,9 +329,9 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
     rate = float(np.mean(np.equal(answers, labels)))
     if rate <= 1.1 / images.num_classes:
         raise ValueError(
-            f"The model is right on {rate:.0%} of {len(labels)} training images, no better than chance, so there is "
-            "nothing to defend. Check input_range; that class_names are in the order of the model's outputs; and that "
-            f"images differ from class to class. Received: the classes {', '.join(images.class_names)}"
+            f"The model is right on {rate:.0%} of {plural(len(labels), 'training image')}, no better than chance, so "
+            "there is nothing to defend. Check input_range; that class_names are in the order of the model's outputs; "
+            f"and that images differ from class to class. Received: the classes {', '.join(images.class_names)}"
         )
 
 
@@ -361,8 +361,7 @@ def _partner(backbone: str) -> NetworkConfig:
 
 def _seconds(config: Config, sizes: Sizes) -> float:
     """About how long a whole run takes on this machine."""
-    costs = cost.estimate(config, config.stages(), cost.cells_of(config), sizes)
-    return sum(each.seconds for each in costs.values()) + cost.estimate_checks(config, sizes).seconds
+    return sum(each.seconds for each in work.parts(config, sizes, cost.timed(config)).values())
 
 
 def _plan_for(
@@ -436,7 +435,8 @@ def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
         return f"  {label:<24}{accuracies[0]:>7.1%} -> {accuracies[1]:.1%}"
 
     lines = [
-        f"Clean accuracy {rates[0]:.1%} -> {rates[1]:.1%} ({100 * clean.difference:+.1f} points, {count} test images).",
+        f"Clean accuracy {rates[0]:.1%} -> {rates[1]:.1%} ({100 * clean.difference:+.1f} points, "
+        f"{plural(count, 'test image')}).",
         f"Accuracy under attack, epsilon {_fraction(epsilon)}, before -> after:",
         *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in compared),
         line("worst of all these", *(float(right.mean()) for right in worst)),
@@ -462,8 +462,8 @@ def _why(rates: Sequence[float], worst: Sequence[Any], gain: Any, count: int) ->
         )
     if gain.difference > 0:
         return (
-            f"{100 * gain.difference:+.1f} points on {count} test images may be chance (p = {gain.p_value:.2g}). "
-            "Measure more images."
+            f"{100 * gain.difference:+.1f} points on {plural(count, 'test image')} may be chance "
+            f"(p = {gain.p_value:.2g}). Measure more images."
         )
     return "the model learnt too little from its partners. Try more epochs, more images, or other partners."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import pandas as pd
 
-from satm_tf import data, serving
+from satm_tf import bars, data, serving
 from satm_tf.evaluation import assess
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.experiment.card import facts_from_run
@@ -60,9 +60,9 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
         stage="evaluate",
     )
     shutil.rmtree(folder.blocks, ignore_errors=True)
-    print(f"\n{assessment}")
+    bars.say(f"\n{assessment}")
     if not folder.report.exists():
-        print(f"\nwritten: {assessment.report()}")
+        bars.say(f"\nwritten: {assessment.report()}")
     _export(config, images.class_names)
     return assessment.results
 
@@ -79,6 +79,7 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
     for name in config.export.networks or config.networks_of(scheme):
         if name in exported:
             continue
+        bars.begin("export")
         stage = Stage(CO_TRAIN, scheme)
         digest = sha256(folder.network(stage, name))
         place = Path(config.export.folder) / name
@@ -90,7 +91,7 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
                 print(f"warning: {name} is no better than chance on clean images, and so says its model card")
             version = serving.export_saved_model(folder.load(stage, name), place, labels=labels, card=card)
         exported[name] = str(version)
-        print(f"exported {version}")
+        bars.say(f"exported {version}")
         write_json(folder.exports, exported)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf import data
+from satm_tf import bars, data
 from satm_tf.configurable import plural
+from satm_tf.experiment import work
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data
 from satm_tf.experiment.outcome import conclude
@@ -32,6 +33,8 @@ from satm_tf.training import (
     is_chief,
     wait_for_all,
 )
+
+_DRAWN = "These faces are drawn by a program. For your own images: --data.format FORMAT --data.root FOLDER"
 
 
 def run(config: Config) -> pd.DataFrame:
@@ -65,12 +68,16 @@ def run(config: Config) -> pd.DataFrame:
     Example:
         >>> results = run(config.from_arguments(["--config", "quickstart"]))
     """
-    images = train(config)
-    if images is None:
-        return pd.DataFrame()
-    with lock(config.folder.path):
-        shutil.rmtree(config.folder.unfinished, ignore_errors=True)
-        return conclude(config, images)
+    if config.data.format == "synthetic_faces":
+        print(_DRAWN, flush=True)
+    job = _prepare(config)
+    with _shown(job, work.parts(config, job.sizes)):
+        _train(job, config.stages())
+        if not job.writes:
+            return pd.DataFrame()
+        with lock(config.folder.path):
+            shutil.rmtree(config.folder.unfinished, ignore_errors=True)
+            return conclude(config, job.images)
 
 
 def train(config: Config, stages: Collection[Stage] | None = None) -> data.ImageData | None:
@@ -92,9 +99,17 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
     Example:
         >>> train(config, [Stage("co_train", "satm")])
     """
+    chosen = config.stages() if stages is None else config.needed_stages(stages)
+    job = _prepare(config)
+    with _shown(job, work.count(config, chosen, [], job.sizes)):
+        _train(job, chosen)
+    return job.images if job.writes else None
+
+
+def _prepare(config: Config) -> Job:
+    """What all stages need: images and devices, once it is known that nothing stands in their way."""
     strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
     _check_optimizers(config)
-    chosen = config.stages() if stages is None else config.needed_stages(stages)
     devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
     folder = config.folder
     with _one_after_the_other(strategy):
@@ -103,13 +118,22 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
         images = dataclasses.replace(images, train=withheld.defence)
         loss = _loss(config, images)
         claim(folder.path, _described(config))
-    job = Job(config, images, withheld.surrogates, loss, strategy, devices)
-    print(f"{config.name}, in {folder}: {len(images.train)} training, {len(images.validation)} validation and "
+    print(f"{config.name}, in {folder}: {len(images.train):,} training, {len(images.validation):,} validation and "
           f"{plural(len(images.test), 'test image')} of {images.num_classes} classes\n{images.account}")  # fmt: skip
-    with lock(folder.path) if job.writes else contextlib.nullcontext():
-        for stage in chosen:
+    return Job(config, images, withheld.surrogates, loss, strategy, devices)
+
+
+def _train(job: Job, stages: Collection[Stage]) -> None:
+    with lock(job.folder.path) if job.writes else contextlib.nullcontext():
+        for stage in stages:
             train_stage(job, stage)
-    return images if job.writes else None
+
+
+def _shown(job: Job, costs: Mapping[str, work.Cost]) -> contextlib.AbstractContextManager[Any]:
+    """The bar of the whole."""
+    if not job.writes:
+        return contextlib.nullcontext()
+    return bars.whole({part: each.seconds for part, each in costs.items() if each.seconds}, work.finished(job.config))
 
 
 def check(config: Config) -> tuple[data.ImageData, Sizes]:

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from satm_tf import data, storage
+from satm_tf import bars, data, storage
 from satm_tf.configurable import plural
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
-from satm_tf.experiment.images import make_batches
+from satm_tf.experiment.images import Sizes, make_batches
 from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
 from satm_tf.models import ImageClassifier, get_backbone, restore_batch_norm
 from satm_tf.training import (
@@ -61,6 +61,11 @@ class Job:
     def folder(self) -> RunFolder:
         """The run folder."""
         return self.config.folder
+
+    @property
+    def sizes(self) -> Sizes:
+        """The numbers of images."""
+        return Sizes(len(self.images.train), len(self.images.validation), len(self.images.test))
 
     @property
     def writes(self) -> bool:
@@ -113,8 +118,9 @@ def train_stage(job: Job, stage: Stage) -> None:
     final = folder.networks(stage)
     if final.exists():
         if job.writes:
-            print(f"{stage}: finished before")
+            bars.say(f"{stage}: finished before")
         return
+    bars.begin(str(stage))
     began = time.monotonic()
     keras.utils.clear_session()
     keras.utils.set_random_seed(zlib.crc32(f"{job.seed(stage)}/{stage}".encode()))
@@ -132,10 +138,10 @@ def train_stage(job: Job, stage: Stage) -> None:
             history.to_csv(temporary / folder.history(stage).name, index=False)
         shutil.rmtree(folder.checkpoints(stage), ignore_errors=True)
         if rows:
-            print(f"{stage}: {plural(len(rows), 'epoch')} in {time.monotonic() - began:.0f} s")
+            bars.say(f"{stage}: {plural(len(rows), 'epoch')} in {time.monotonic() - began:.0f} s")
             _warn_of_collapse(stage, trainer, rows)
         else:
-            print(f"{stage}: left as it is")
+            bars.say(f"{stage}: left as it is")
     wait_for_all(job.strategy)
 
 
@@ -188,7 +194,11 @@ def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
     """Trains to the end; gives a row for each epoch, those before an interruption too."""
     config, images = job.config, job.images
     training = config.training(stage)
-    rates = {name: f"val_{name}_accuracy" for name in trainer.networks}
+    figures = {
+        "loss": "loss",
+        "clean": [f"val_{name}_accuracy" for name in trainer.networks],
+        "adv": [f"val_{name}_adversarial_accuracy" for name in trainer.networks],
+    }
     checkpoint = Checkpoint(job.folder.checkpoints(stage), every_seconds=training.checkpoint_seconds)
     callbacks: list[keras.callbacks.Callback] = []
     if training.patience is not None:
@@ -196,7 +206,7 @@ def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
     if job.writes:
         logs = job.folder.logs(stage)
         callbacks += [
-            Progress(str(stage), {"loss": "loss", "val_loss": "val_loss", **rates}),
+            Progress(str(stage), figures),
             keras.callbacks.TensorBoard(logs, write_graph=False),
             Pictures(logs / "pictures", make_batches(images.validation, config).take(1)),
             keras.callbacks.LambdaCallback(
@@ -240,7 +250,7 @@ def _warn_of_collapse(stage: Stage, trainer: CoTraining, rows: list[dict[str, fl
     for name in trainer.networks:
         rate = rows[-1].get(f"val_{name}_accuracy", 1.0)
         if rate <= 1.1 * chance:
-            print(
+            bars.say(
                 f"warning: {name} is no better than chance after {stage}, with a validation accuracy of "
                 f"{rate:.1%}. It has not learnt, or has collapsed: a smaller learning rate, or weight of domain "
                 "adaptation, may help."

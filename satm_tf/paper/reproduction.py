@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from satm_tf import data
-from satm_tf.experiment import cost
+from satm_tf.configurable import plural
+from satm_tf.experiment import cost, work
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import look_at_data
 from satm_tf.experiment.run_folder import RunFolder, Stage
@@ -115,11 +116,12 @@ def describe_cost(request: Request) -> str:
         stages = request.stages(experiment)
         to_do = {str(stage): sum(not each.folder.networks(stage).exists() for each in repeats) for stage in stages}
         to_do["measure"] = sum(bool(set(cells) - set(measured_cells(each.folder))) for each in repeats)
-        rows, whole = cost.table(cost.estimate(config, stages, cells, found), to_do)
+        rows, whole = cost.table(work.count(config, stages, cells, found, cost.timed(config)), to_do)
         wholes.append(whole._replace(bytes=whole.bytes + len(request.seeds) * cost.data_bytes(config)))
         lines.append(
-            f"{experiment}: {len(repeats)} runs of {found.train} training, {found.validation} validation and "
-            f"{found.test} test images; {len(stages)} stages and {len(cells)} cells each"
+            f"{experiment}: {plural(len(repeats), 'run')} of {found.train:,} training, {found.validation:,} validation "
+            f"and {plural(found.test, 'test image')}; {plural(len(stages), 'stage')} and "
+            f"{plural(len(cells), 'cell')} each"
         )
         lines += [*cost.describe_networks(config), *rows]
     lines.append(cost.summary(cost.in_all(wholes)))
@@ -187,7 +189,7 @@ def _write_tables(request: Request, experiment: str, done: Sequence[Repeat], acc
     folder = request.out / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     images = sum(len(repeat.predictions.labels) for repeat in done)
-    runs = f"{len(done)} of {len(request.repeats(experiment))} runs, {images} test images in all: "
+    runs = f"{len(done)} of {plural(len(request.repeats(experiment)), 'run')}, {plural(images, 'test image')} in all: "
     runs += ", ".join(
         f"seed {repeat.seed}" + ("" if repeat.fold is None else f" fold {repeat.fold}") for repeat in done
     )

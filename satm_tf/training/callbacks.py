@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
-from tqdm.auto import tqdm
+
+from satm_tf.bars import Bar, shortened
 
 _SECONDS_BETWEEN_FIGURES = 2.0
+_LINE = 80
+# What is left of a line beside the other parts of the bar.
+_STAGE = 24
 
 
 class Progress(keras.callbacks.Callback):
     """One progress bar for a whole `fit`, named after its stage, with the time left and the figures worth watching.
 
-    Without a terminal, as in a log, it prints a line for each epoch.
+    Without a terminal, as in a log, it prints a line for each epoch. Up to three figures fit into 80 columns.
 
     Args:
         stage: What the bar is called.
-        figures: Short name to key of Keras's logs; shown where the logs have the key.
+        figures: Short name to key of Keras's logs, or to several, of which the mean is shown; of the keys that the logs
+            have.
 
     Example:
         >>> network.fit(train, epochs=3, verbose=0, callbacks=[Progress("fine-tune", {"loss": "val_loss"})])
+        fine-tune: epoch 1/3  loss .41
     """
 
-    def __init__(self, stage: str, figures: Mapping[str, str]):
+    def __init__(self, stage: str, figures: Mapping[str, str | Sequence[str]]):
         super().__init__()
         self.stage = stage
-        self.figures = dict(figures)
+        self.figures = {short: [keys] if isinstance(keys, str) else list(keys) for short, keys in figures.items()}
         self.bar: Any = None
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -42,11 +49,11 @@ class Progress(keras.callbacks.Callback):
         if self.bar is None:
             steps = self.params["steps"]
             total, done = steps and steps * self.params["epochs"], (steps or 0) * epoch
-            self.bar = tqdm(
-                total=total, initial=done, desc=self.stage, unit="step", dynamic_ncols=True, disable=None
-            )  # fmt: skip
+            shape = "{desc} {percentage:3.0f}%|{bar}| {remaining}{postfix}" if total else None
+            self.bar = Bar(total, self.stage, "step", initial=done, bar_format=shape)
         self._shown = 0
-        self._found["epoch"] = f"{epoch + 1}/{self.params['epochs']}"
+        self._epoch = f"{epoch + 1}/{self.params['epochs']}"
+        self.bar.set_description_str(f"{shortened(self.stage, _STAGE)} {self._epoch}")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.bar.update(batch + 1 - self._shown)
@@ -57,7 +64,8 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._show(logs)
         if self.bar.disable:
-            print(f"{self.stage}: {', '.join(f'{name} {value}' for name, value in self._found.items())}", flush=True)
+            rest = f": epoch {self._epoch}  {self._figures()}"
+            print(f"{shortened(self.stage, _LINE - len(rest))}{rest}", flush=True)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.bar is not None:
@@ -65,9 +73,19 @@ class Progress(keras.callbacks.Callback):
 
     def _show(self, logs: Any) -> None:
         self._shown_at = time.monotonic()
-        found = {short: f"{float(logs[key]):.3f}" for short, key in self.figures.items() if key in (logs or {})}
-        self._found.update(found)
-        self.bar.set_postfix(self._found)
+        for short, keys in self.figures.items():
+            values = [float(logs[key]) for key in keys if key in (logs or {})]
+            if values:
+                self._found[short] = _brief(math.fsum(values) / len(values))
+        self.bar.set_postfix_str(self._figures())
+
+    def _figures(self) -> str:
+        return "  ".join(f"{short} {self._found[short]}" for short in self.figures if short in self._found)
+
+
+def _brief(value: float) -> str:
+    """Two decimals, without the zero before them."""
+    return f"{value:.2f}".removeprefix("0") if value < 100 else f"{value:.3g}"
 
 
 class Pictures(keras.callbacks.Callback):

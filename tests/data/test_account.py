@@ -28,6 +28,10 @@ def test_names_three_files_at_most():
     assert str(Account(rows=4, used=0, missing=tuple("abcd"))).endswith("missing files: 4 (a, b, c, ...)")
 
 
+def test_one_row_is_one_row():
+    assert str(Account(rows=1, used=1)) == "1 row, 1 used"
+
+
 @pytest.mark.parametrize("rows", [9, 11])
 def test_must_add_up(rows):
     with pytest.raises(ValueError, match=rf"Received: 4 \+ 3 \+ 2 \+ 1 != {rows}"):

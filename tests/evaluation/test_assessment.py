@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,6 +130,8 @@ def test_what_it_prints(assessed):
     assert "Label leaking (adversarial images classified better than clean ones): none found" in printed
     assert "Gradient masking and the like: detected by 1 of 10 checks\n  satm/green, gradient: No gradient" in printed
     assert f"\n\n{answer(assessed.predictions)[0]}\n" in printed
+    lacking = assessed.results.assign(accuracy=assessed.results.accuracy.where(assessed.results.source != "satm/green"))
+    assert "nan" not in str(dataclasses.replace(assessed, results=lacking)), "what was not measured is left blank"
 
 
 def test_a_folder_holds_all_of_it_and_is_read_when_asked_again(assessed, dataset, monkeypatch):

@@ -17,15 +17,6 @@ def a_second_an_image(monkeypatch):
     monkeypatch.setattr(cost, "time_network", lambda *arguments: cost.Network(1.0, 0.0, 1000))
 
 
-def test_checks_are_counted_by_gradients_and_queries(a_second_an_image):
-    """One scheme's two networks, 10 steps, 100 queries, 5 images; ten gradients a step, half of the queries."""
-    config = from_arguments(["--checks.limit", "5"])
-    found = cost.estimate_checks(config, Sizes(100, 10, 40))
-    assert found.seconds == pytest.approx(2 * 5 * (2 / 3 * 10 * 10 + 100 / 2 / 3))
-    unchecked = dataclasses.replace(config, checks=dataclasses.replace(config.checks, schemes=[]))
-    assert cost.estimate_checks(unchecked, Sizes(100, 10, 40)) == cost.NOTHING
-
-
 def test_what_is_done_costs_nothing_and_only_the_largest_passing_counts():
     costs = {"a": cost.Cost(10, 60.0, 1e6, 5e6), "b": cost.Cost(20, 120.0, 2e6, 7e6), "c": cost.Cost(1, 9.0, 1e6, 9e6)}
     rows, whole = cost.table(costs, {"a": 1, "b": 2, "c": 0})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -63,6 +64,14 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     assert "satm" in json.dumps(card)
 
     printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if re.match(r"stage \d", line)]
+    parts = [*map(str, config.stages()), "measure", "check", "export"]
+    assert [re.sub(r", (about \d+ min|less than a minute) left$", "", line) for line in lines] == [
+        f"stage {number} of 8: {part}" for number, part in enumerate(parts, 1)
+    ]
+    assert [line.endswith(" left") for line in lines] == [False] + [True] * 7, "the first has nothing to go by"
+    assert re.search(r"co_train/satm: epoch 1/1  loss \d?\.\d\d  clean (\.\d\d|1\.00)  adv (\.\d\d|1\.00)\n", printed)
+    assert not printed.startswith("These faces are drawn")
     assert "accuracy, r+step_ll, epsilon 0.1" in printed
     assert "Label leaking" in printed
     assert "one off" not in printed
@@ -82,10 +91,11 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     capsys.readouterr()
     assert train.main([*again, "--dry-run"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    parts = [*map(str, config.stages()), "measure", "check", "export"]
     assert {row[0]: row[1] for row in rows if row[0] in parts} == dict.fromkeys(parts, "-")
     assert train.main(again) == 0
-    assert capsys.readouterr().out.count("finished before") == 5
+    printed = capsys.readouterr().out
+    assert printed.count("finished before") == 5
+    assert "stage " not in printed
     assert "--config config.yaml --run_dir NEW_FOLDER" in page
 
     # Resumed between two stages, in another folder and for one attack: the same figures.
@@ -196,6 +206,19 @@ def test_a_run_that_is_stopped_by_hand_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == "Stopped. Re-run the same command to resume.\n"
 
 
+def test_drawn_faces_are_said_to_be_drawn_before_anything_else(monkeypatch, tmp_path, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("satm_tf.experiment.running.load_data", stop)
+    monkeypatch.chdir(tmp_path)
+    note = "These faces are drawn by a program. For your own images: --data.format FORMAT --data.root FOLDER\n"
+    assert train.main([]) == 130
+    assert capsys.readouterr().out == note
+    assert train.main(["--data.format", "folder", "--data.root", "photos"]) == 130
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.slow
 def test_two_workers_run_the_whole_experiment(config, tmp_path):
     """Two real processes of the command line on one run folder, and the networks of one process beside theirs."""
@@ -265,7 +288,10 @@ def test_a_killed_run_ends_as_one_that_was_not(config, tmp_path):
     process.kill()
     process.wait()
     assert not (killed / "networks" / "co_train").exists()
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    without_level = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    resumed = subprocess.run(command, check=True, capture_output=True, timeout=300, text=True, env=without_level)
+    assert "\nstage 2 of 3: co_train/pgd\n" in resumed.stdout, "what was done before tells nothing of the speed"
+    assert resumed.stderr == "", "neither start-up messages nor warnings of retracing"
 
     experiment.run(config)
     for name in ("metrics.csv", "results.csv"):

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from satm_tf import reproduce
-from satm_tf.experiment import cost
+from satm_tf.experiment import cost, work
 from satm_tf.experiment.images import Sizes
 from satm_tf.paper.reproduction import describe_cost
 
@@ -43,7 +43,8 @@ def test_the_cost_counts_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "time_network", lambda *arguments: cost.Network(1.0, 0.0, 1000))
     asked = request("--table", "2", "--readings", "true", "--out", str(tmp_path / "out"), "--data.num_subjects=40")
     found = Sizes(train=100, validation=0, test=10)
-    costs = cost.estimate(asked.configs["faces"], asked.stages("faces"), asked.cells("faces"), found)
+    config = asked.configs["faces"]
+    costs = work.count(config, asked.stages("faces"), asked.cells("faces"), found, cost.timed(config))
     assert costs["fine_tune/vgg16_face"].seconds == pytest.approx(8 * 100)
     assert costs["co_train/clean"].seconds == pytest.approx(3 * 100 * 2)
     assert costs["co_train/satm_true"].seconds == pytest.approx(3 * 100 * 2 * (2 + 2 / 3))

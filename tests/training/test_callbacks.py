@@ -1,3 +1,4 @@
+import functools
 import re
 
 import keras
@@ -30,28 +31,67 @@ class Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """What is shown on a terminal 100 columns wide, figures at every step."""
+    """What is shown on a terminal 80 columns wide, figures at every step."""
     stream = Terminal()
     monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_FIGURES", 0.0)
-    shape = {"dynamic_ncols": False, "file": stream, "ncols": 100, "mininterval": 0}
-    bar = callbacks.tqdm
-    monkeypatch.setattr(callbacks, "tqdm", lambda **options: bar(**{**options, **shape}))
+    shape = {"dynamic_ncols": False, "file": stream, "ncols": 80, "mininterval": 0}
+    monkeypatch.setattr(callbacks, "Bar", functools.partial(callbacks.Bar, **shape))
     return stream
 
 
 def test_the_bar_shows_the_stage_the_time_left_and_the_figures_within_an_epoch(terminal, tmp_path):
-    train(tmp_path, callbacks=[Progress("co-train", {"a": "val_a_accuracy", "loss": "loss"})], epochs=2)
-    assert re.search(r"co-train: +25%.* 3/12 \[\d\d:\d\d<\d\d:\d\d.*epoch=1/2, loss=\d\.\d{3}\]", terminal.text)
-    assert re.search(r"co-train: +100%.* 12/12 .*epoch=2/2, loss=\d\.\d{3}, a=0\.\d{3}\]", terminal.text)
+    train(tmp_path, callbacks=[Progress("co-train", {"clean": "val_a_accuracy", "loss": "loss"})], epochs=2)
+    figure = r"\d?\.\d\d"
+    assert re.search(rf"co-train 1/2 +25%\|.*\| \d\d:\d\d, loss {figure}\r", terminal.text + "\r")
+    assert re.search(rf"co-train 2/2 100%\|.*\| 00:00, clean {figure}  loss {figure}", terminal.text)
 
 
 def test_a_log_has_a_line_for_each_epoch(tmp_path, capsys):
     train(tmp_path, callbacks=[Progress("co-train", {"loss": "loss"})], epochs=2)
     lines = capsys.readouterr().out.splitlines()
-    assert [re.sub(r"\d\.\d{3}", "#", line) for line in lines] == [
-        "co-train: epoch 1/2, loss #",
-        "co-train: epoch 2/2, loss #",
+    assert [re.sub(r"\d?\.\d\d", "#", line) for line in lines] == [
+        "co-train: epoch 1/2  loss #",
+        "co-train: epoch 2/2  loss #",
     ]
+
+
+NAMES = [f"efficientnet_v2_b{index}_imagenet_fine_tuned" for index in range(3)]
+FIGURES = {
+    "loss": "loss",
+    "clean": [f"val_{name}_accuracy" for name in NAMES],
+    "adv": [f"val_{name}_adversarial_accuracy" for name in NAMES],
+}
+LOGS = {
+    "loss": 12.341,
+    **{f"val_{name}_accuracy": value for name, value in zip(NAMES, (0.5, 0.75, 1.0), strict=True)},
+    # The third network learns from nobody.
+    **{f"val_{name}_adversarial_accuracy": value for name, value in zip(NAMES, (0.25, 0.5), strict=False)},
+}
+
+
+def one_epoch(stage):
+    progress = Progress(stage, FIGURES)
+    progress.set_params({"epochs": 60, "steps": 1000})
+    progress.on_train_begin()
+    progress.on_epoch_begin(58)
+    progress.on_train_batch_end(999, LOGS)
+    progress.on_epoch_end(58, LOGS)
+    progress.on_train_end()
+
+
+def test_figures_of_networks_with_long_names_fit_into_a_line(terminal, capsys):
+    """The means of three networks, in a log and in a terminal of 80 columns."""
+    one_epoch("co_train/satm")
+    assert "loss 12.34  clean .75  adv .38" in terminal.text
+    assert max(len(line) for line in re.split(r"[\r\n]", terminal.text)) <= 80
+    terminal.isatty = lambda: False
+    one_epoch("co_train/satm")
+    assert capsys.readouterr().out == "co_train/satm: epoch 59/60  loss 12.34  clean .75  adv .38\n"
+    one_epoch(f"fine_tune/{NAMES[0]}_on_the_attackers_own_images_of_another_seed")
+    line = capsys.readouterr().out.removesuffix("\n")
+    assert len(line) == 80
+    assert line.startswith("fine_tune/effici...")
+    assert line.endswith("_seed: epoch 59/60  loss 12.34  clean .75  adv .38")
 
 
 def test_a_resumed_bar_begins_where_the_training_does(terminal, tmp_path):
@@ -61,8 +101,8 @@ def test_a_resumed_bar_begins_where_the_training_does(terminal, tmp_path):
     with pytest.raises(RuntimeError):
         train(tmp_path, callbacks=[At(STEPS + 2, stop)])
     train(tmp_path, callbacks=[Progress("co-train", {"loss": "loss"})])
-    shown = [int(count) for count in re.findall(rf"(\d+)/{3 * STEPS} ", terminal.text)]
-    assert (shown[0], shown[-1]) == (STEPS, 3 * STEPS)
+    shown = [int(share) for share in re.findall(r"(\d+)%", terminal.text)]
+    assert (shown[0], shown[-1]) == (33, 100), "one of three epochs was done"
 
 
 def test_a_strip_is_clean_over_adversarial_over_their_difference_around_grey():

@@ -135,7 +135,10 @@ def _check_same(root: Path, parameters: dict[str, int]) -> None:
     advice = "Name another folder, or remove this one to have it written anew."
     record = root / PARAMETERS_FILE
     if not record.is_file():
-        raise FileExistsError(f"`root` holds no synthetic faces but other files. {advice} Received: root={str(root)!r}")
+        raise FileExistsError(
+            f"`root` holds no synthetic faces but other files. {advice} If these are your images, give their format "
+            f"instead of synthetic_faces (--data.format). Received: root={str(root)!r}"
+        )
     found = storage.read_json(record)
     if found != parameters:
         raise FileExistsError(

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from satm_tf.attacks import FGSM, PGD, Attack, AutoAttack, SquareAttack
 from satm_tf.attacks.base import Model
 from satm_tf.attacks.losses import cross_entropy
 from satm_tf.attacks.sources import logits_of
+from satm_tf.bars import Bar
 from satm_tf.evaluation.masking.verdicts import Facts, Losses, Strength, judge
 from satm_tf.evaluation.predictions import CLEAN, Predictions
 from satm_tf.evaluation.transfer import Classifier, measure
@@ -249,9 +249,10 @@ def _losses(network: Model, dataset: tf.data.Dataset, iterative: Attack, seed: i
         }
 
     compiled, found = probe.get_concrete_function(), []
-    batches = tqdm(dataset, desc=stage, unit="batch", total=len(dataset), dynamic_ncols=True, disable=None)
-    for index, (images, labels) in enumerate(batches):
-        found.append(compiled(images, labels, tf.constant([seed, index])))
+    with Bar(len(dataset), stage, "batch") as bar:
+        for index, (images, labels) in enumerate(dataset):
+            found.append(compiled(images, labels, tf.constant([seed, index])))
+            bar.update()
     return Losses(**{name: np.concatenate([each[name].numpy() for each in found]) for name in found[0]})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from satm_tf.configurable import plural
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.ladder import WORST, ladder_table
 from satm_tf.evaluation.leaking import label_leaking
@@ -79,7 +80,7 @@ def summary(results: pd.DataFrame | None) -> str:
     folds = results.fold.nunique() if "fold" in results else 0
     images = " to ".join(f"{count:,}" for count in sorted({results.images.min(), results.images.max()}))
     return (
-        f"{results.target.nunique()} networks, measured on {images} images"
+        f"{plural(results.target.nunique(), 'network')}, measured on {images} image{'' if images == '1' else 's'}"
         f"{f' of each of {folds} folds' if folds > 1 else ''}. "
         + (
             "± is the standard deviation over folds or seeds."
@@ -155,8 +156,8 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
         sentences.append(
             "Label leaking in the transfer matrix: in no cell are adversarial images classified better than clean ones."
             if leaking.empty
-            else f"Label leaking in the transfer matrix: in {len(leaking)} cells adversarial images are classified "
-            "better than clean ones. What was gained there is worth nothing against an unseen model."
+            else f"Label leaking in the transfer matrix: in {plural(len(leaking), 'cell')} adversarial images are "
+            "classified better than clean ones. What was gained there is worth nothing against an unseen model."
         )
         if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == DETECTED].check):
             sentences.append("The checks, which make attacks of their own, do find it.")
@@ -174,7 +175,9 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
 
 def attacks(results: pd.DataFrame) -> Section:
     """The paper's tables where networks are named by scheme, and else the matrix."""
-    section = Section("Accuracy", "The paper calls accuracy the classification rate, and one-off accuracy 1-off.")
+    ordered = results["one_off_accuracy"].notna().any()
+    one_off = ", and one-off accuracy 1-off" if ordered else ""
+    section = Section("Accuracy", f"The paper calls accuracy the classification rate{one_off}.")
     for value in ("accuracy", "one_off_accuracy"):
         if results[value].isna().all():
             continue
