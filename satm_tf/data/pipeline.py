@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Batches(tf.data.Dataset):
         input_context: What this process reads, as `batches` takes it.
         ordered: Whether neighbouring labels are neighbouring classes; None where that is not known.
         num_examples: How many examples an epoch has, those of all processes together.
+        numbered: As `start`, of batches with the numbers of their images; it takes `shuffle` and `drop_remainder` too.
+            None where images are changed at random or by the caller, and so have no number.
 
     Example:
         >>> train = batches(data.train, image_size=64, batch_size=8)
@@ -64,9 +66,11 @@ class Batches(tf.data.Dataset):
         *,
         ordered: bool | None = None,
         num_examples: int,
+        numbered: Callable[..., tf.data.Dataset] | None = None,
     ) -> None:
         self.ordered = ordered
         self.num_examples = num_examples
+        self._numbered = numbered
         self._start = start
         self._position = (first_epoch, first_step, input_context)
         self._dataset = start(*self._position)
@@ -84,14 +88,39 @@ class Batches(tf.data.Dataset):
         self, first_epoch: int, first_step: int, input_context: tf.distribute.InputContext | None = None
     ) -> Batches:
         """The same data from another epoch and step on; each argument is as `batches` takes it."""
-        return self._like(self._start, first_epoch, first_step, input_context)
+        return self._like(self._start, first_epoch, first_step, input_context, numbered=self._numbered)
 
     def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Batches:
         """Applies a function to every batch, as `tf.data.Dataset.map` does."""
         return self._like(lambda *position: self._start(*position).map(map_func, *args, **kwargs), *self._position)
 
-    def _like(self, start: Callable[..., tf.data.Dataset], *position: Any) -> Batches:
-        return Batches(start, *position, ordered=self.ordered, num_examples=self.num_examples)
+    @cached_property
+    def numbered(self) -> Batches:
+        """The same batches as `((images, rows), labels)`; `rows`, int64 `[batch]`, are places in the examples.
+
+        Raises:
+            ValueError: If the images are augmented or mapped: one number would stand for many images.
+        """
+        return self._like(self._with_numbers(), *self._position, numbered=self._numbered)
+
+    def in_order(self) -> tf.data.Dataset:
+        """Batches of every example once, in their order, with elements as those of `numbered`.
+
+        Raises:
+            ValueError: As `numbered` does.
+        """
+        return self._with_numbers()(0, 0, None, shuffle=False, drop_remainder=False)
+
+    def _with_numbers(self) -> Callable[..., tf.data.Dataset]:
+        if self._numbered is None:
+            raise ValueError(
+                "Images that are augmented or mapped have no numbers, as each epoch has others; leave augmentation and "
+                "`map` out. Received: batches with one of them"
+            )
+        return self._numbered
+
+    def _like(self, start: Callable[..., tf.data.Dataset], *position: Any, **options: Any) -> Batches:
+        return Batches(start, *position, ordered=self.ordered, num_examples=self.num_examples, **options)
 
 
 def batches(
@@ -169,6 +198,7 @@ def batches(
         input_context,
         ordered=examples.ordered,
         num_examples=n - n % batch_size if drop_remainder else n,
+        numbered=partial(start, numbered=True) if augmentation is None else None,
     )
 
 
@@ -185,6 +215,7 @@ def _dataset(
     drop_remainder: bool,
     augmentation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
     crop: float | None,
+    numbered: bool = False,
 ) -> tf.data.Dataset:
     """What `batches` describes, as a plain data set."""
     _check_position(seed, first_epoch, first_step)
@@ -210,14 +241,14 @@ def _dataset(
         else:
             pixels = batched.map(array_reader(examples, size), num_parallel_calls=tf.data.AUTOTUNE)
 
-        def finish(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        def finish(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[Any, tf.Tensor]:
             images = tf.cast(batch[1], tf.float32) / 255.0
             if augmentation is not None:
                 key = tf.constant([seed, context.input_pipeline_id], tf.int32)
                 for number in (epoch, step):
                     key = tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int32))
                 images = tf.ensure_shape(augmentation(images, key), images.shape)
-            return images, tf.gather(labels, batch[0])
+            return (images, batch[0]) if numbered else images, tf.gather(labels, batch[0])
 
         steps = tf.data.Dataset.zip((batched, pixels)).enumerate(begin)
         return steps.map(finish, num_parallel_calls=tf.data.AUTOTUNE)

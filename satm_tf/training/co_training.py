@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +11,8 @@ import keras
 import tensorflow as tf
 
 from satm_tf.models import ImageClassifier
-from satm_tf.training.crafting import Crafted, Crafting
+from satm_tf.training.crafted_once import CraftedOnce
+from satm_tf.training.crafting import Batch, Crafted, Crafting
 from satm_tf.training.distribution import on_device
 from satm_tf.training.figures import Figures, resolve_metrics
 from satm_tf.training.fitting import Fitting
@@ -59,7 +61,7 @@ class CoTraining(Fitting):
         networks: The networks that train, by name: same image shape, same number of classes.
         scheme: Name of a preset (see `SCHEMES`) or a `Scheme`; None is the default `Scheme()`.
         learns_from: Whose adversarial examples each network learns from. This and the following parameters, up to
-            `batch_norm`, replace the scheme's field of that name, see `Scheme`; None keeps the scheme's own.
+            `crafted_once`, replace the scheme's field of that name, see `Scheme`; None keeps the scheme's own.
         attack: What the sources craft with.
         epsilon: The epsilon of every attack.
         epsilon_schedule: Which share of epsilon a training step uses; "none" always uses all of it.
@@ -75,6 +77,11 @@ class CoTraining(Fitting):
         peer_weight: Weight of the divergence from the peers' answers.
         domain_adaptation: One for all networks that have a source, or for some by name; "none" does without.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
+        crafted_once: How many adversarial copies of each training image are crafted before the first step of `fit`, and
+            used from then on. The data has to be that of `satm_tf.data.batches`, without augmentation. Of validation
+            data of that kind one copy is crafted.
+        crafted_folder: Where these are kept, 8 bits a value; a training that is resumed, and others with the same
+            sources, images and seed, find them there. None takes a temporary folder.
         frozen: Networks that only craft, by name; never changed.
         sparring: Networks that train beside the others on their own examples, to be sources alone; the scheme knows
             them as `sparring_<name>`. Where it asks for them and none are given, they are copies of `networks`. Their
@@ -129,6 +136,8 @@ class CoTraining(Fitting):
         peer_weight: WeightLike | None = None,
         domain_adaptation: DomainAdaptationLike | None = None,
         batch_norm: BatchNormLike | None = None,
+        crafted_once: int | None = None,
+        crafted_folder: str | Path | None = None,
         frozen: Mapping[str, Callable[..., tf.Tensor]] | None = None,
         sparring: Mapping[str, ImageClassifier] | None = None,
         loss: ClassificationLoss | None = None,
@@ -155,6 +164,7 @@ class CoTraining(Fitting):
             "peer_weight": peer_weight,
             "domain_adaptation": domain_adaptation,
             "batch_norm": batch_norm,
+            "crafted_once": crafted_once,
         }
         given = {field: value for field, value in fields.items() if value is not None}
         self.scheme = Scheme.get(scheme, **given).by_name(networks)
@@ -170,6 +180,11 @@ class CoTraining(Fitting):
         self.networks = dict(networks)
         self.sparring = self._sparring_partners(sparring or networks, copied=sparring is None)
         self._recalled = MappingProxyType(self._recall())
+        if self.scheme.crafted_once and self._several_replicas():
+            raise ValueError(
+                "Examples are crafted once for one device; choose another strategy, or crafted_once=0. "
+                f"Received: {self.distribute_strategy.num_replicas_in_sync} replicas"
+            )
         self._crafting = Crafting(
             self.scheme,
             self.sources,
@@ -180,6 +195,7 @@ class CoTraining(Fitting):
             devices=self.devices,
             seed=seed,
             progress=self._progress,
+            kept=CraftedOnce(crafted_folder, seed) if self.scheme.crafted_once else None,
         )
         trained = {**networks, **self.sparring}
         for network in trained.values():
@@ -305,8 +321,9 @@ class CoTraining(Fitting):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of Algorithm 1; all adversarial examples are crafted before the first update."""
-        images, labels, weights = self._unpack(data)
-        crafted = self._crafting.for_training(images, labels, self.step.value)
+        batch, weights = self._unpack(data)
+        images, labels, _ = batch
+        crafted = self._crafting.for_training(batch, self.step.value)
         gradients: dict[str, Any] = {}
         updates: dict[str, Any] = {}
         finite: list[tf.Operation] = []
@@ -347,8 +364,9 @@ class CoTraining(Fitting):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The same losses in inference mode, with every source of every network and the same noise each time."""
-        images, labels, weights = self._unpack(data)
-        crafted = self._crafting.for_validation(images, labels)
+        batch, weights = self._unpack(data)
+        images, labels, _ = batch
+        crafted = self._crafting.for_validation(batch)
         total = 0.0
         for name, objective in self._objectives.items():
             with on_device(self.devices, name):
@@ -360,10 +378,22 @@ class CoTraining(Fitting):
         self._figures.update_loss("loss", total)
         return self.get_metrics_result()
 
-    def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def _unpack(self, data: Any) -> tuple[Batch, tf.Tensor | None]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        images, rows = images if isinstance(images, tuple) else (images, None)
         num_classes = next(iter(self.networks.values())).num_classes
-        return (*checked_batch(images, labels, num_classes), weights)
+        return Batch(*checked_batch(images, labels, num_classes), rows), weights
+
+    def crafts_once(self, data: Any, split: str, *, quiet: bool) -> Any:
+        if self._crafting.kept is None or not (split == "training" or hasattr(data, "numbered")):
+            return data
+        if not hasattr(data, "numbered"):
+            raise ValueError(
+                "Examples are crafted once for data whose images have numbers, as that of satm_tf.data.batches; give "
+                f"such data, or crafted_once=0. Received: {type(data).__name__}"
+            )
+        self._crafting.craft_once(split, data.in_order(), quiet=quiet)
+        return data.numbered
 
     def _report(self, name: str, labels: tf.Tensor, evaluated: Evaluated) -> None:
         for part, values in {**evaluated.parts, "loss": evaluated.loss}.items():

@@ -13,12 +13,31 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.models import ImageClassifier
+from satm_tf.training.crafted_once import CraftedOnce, Crafter
 from satm_tf.training.distribution import on_device
 from satm_tf.training.passes import forward, in_training_mode
 from satm_tf.training.recall import Recalled
 from satm_tf.training.scheme import Scheme
 
 _fold_in = tf.random.experimental.stateless_fold_in
+
+
+class Batch(NamedTuple):
+    """What a step crafts from.
+
+    Attributes:
+        images: float32 `[batch, height, width, 3]`.
+        labels: int32 `[batch]`.
+        rows: The images' numbers in their data, int64 `[batch]`; None where these are not known.
+    """
+
+    images: tf.Tensor
+    labels: tf.Tensor
+    rows: tf.Tensor | None = None
+
+    def take(self, places: tf.Tensor) -> Batch:
+        """The images at some places of the batch."""
+        return Batch(*(None if each is None else tf.gather(each, places) for each in self))
 
 
 class Crafted(NamedTuple):
@@ -50,6 +69,7 @@ class Crafting:
         devices: Devices that networks have to themselves.
         seed: Seed of the random numbers.
         progress: Gives the share of the planned steps that is done.
+        kept: The examples that are crafted once, if the scheme's are.
 
     Attributes:
         learners: The networks that have any sources.
@@ -67,6 +87,7 @@ class Crafting:
         devices: Mapping[str, str],
         seed: int,
         progress: Callable[[], tf.Tensor],
+        kept: CraftedOnce | None = None,
     ):
         self.scheme = scheme
         self.sources = sources
@@ -74,6 +95,7 @@ class Crafting:
         self.devices = devices
         self.seed = seed
         self.progress = progress
+        self.kept = kept
         self.learners = [name for name, its in sources.items() if its]
         # A source's random numbers follow from its place here.
         self._crafters: dict[str, Any] = {**networks, **frozen, **sparring, **recalled}
@@ -84,34 +106,54 @@ class Crafting:
         counts = [len(sources[name]) if scheme.mixing == "steps" else 1 for name in self.learners]
         self._period = math.lcm(*counts)
 
-    def for_training(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> dict[str, Crafted]:
+    def craft_once(self, split: str, batches: tf.data.Dataset, *, quiet: bool) -> None:
+        """Crafts what all steps will take from `kept`: of "training" as many copies as the scheme says, else one.
+
+        Args:
+            split: "training" or "validation".
+            batches: As `CraftedOnce.prepare` takes them.
+            quiet: Whether to show no progress bar.
+        """
+        if self.kept is not None:
+            crafters = {
+                Crafter(source, attack): self._crafters[source] for (_, source), attack in self._attacks.items()
+            }
+            copies = self.scheme.crafted_once if split == "training" else 1
+            self.kept.prepare(split, batches, crafters, copies, quiet=quiet)
+
+    def for_training(self, batch: Batch, step: tf.Tensor) -> dict[str, Crafted]:
         """What a training step gives each network that learns, as the scheme's `mixing` says."""
+        if self.kept is not None and batch.rows is None:
+            raise ValueError(
+                "A step takes the examples that were crafted once by the numbers of its images, which `fit` gives; "
+                "use it, or crafted_once=0. Received: images without numbers"
+            )
         if not self.learners:
             return {}
         if self.scheme.mixing == "images":
-            return self._by_image(images, labels, step)
+            return self._by_image(batch, step)
         if self.scheme.mixing == "all":
-            return self._for_learners(self._all(), images, labels, step, training=True)
+            return self._for_learners(self._all(), batch, step, training=True)
 
         def craft(turn: int) -> dict[str, Crafted]:
             ids = {name: [turn % len(self.sources[name])] for name in self.learners}
-            return self._for_learners(ids, images, labels, step, training=True)
+            return self._for_learners(ids, batch, step, training=True)
 
         turns = [functools.partial(craft, turn) for turn in range(self._period)]
         return turns[0]() if self._period == 1 else tf.switch_case(tf.cast(step % self._period, tf.int32), turns)
 
-    def for_validation(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, Crafted]:
+    def for_validation(self, batch: Batch) -> dict[str, Crafted]:
         """What validation gives each network that learns: batches of all its sources, with the same noise each time."""
-        return self._for_learners(self._all(), images, labels, tf.constant(-1, tf.int64), training=False)
+        return self._for_learners(self._all(), batch, tf.constant(-1, tf.int64), training=False)
 
     def _all(self) -> dict[str, list[int]]:
         return {name: list(range(len(self.sources[name]))) for name in self.learners}
 
     def _for_learners(
-        self, ids: Mapping[str, list[int]], images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, training: bool
+        self, ids: Mapping[str, list[int]], batch: Batch, step: tf.Tensor, training: bool
     ) -> dict[str, Crafted]:
         pairs = [(name, self.sources[name][index]) for name in self.learners for index in ids[name]]
-        crafted = self.craft(pairs, images, labels, step, training)
+        crafted = self.craft(pairs, batch, step, training)
         batches = {name: [crafted[name, self.sources[name][index]] for index in ids[name]] for name in ids}
         return {
             name: Crafted(
@@ -128,7 +170,7 @@ class Crafting:
         return tf.constant(weights / weights.sum())
 
     def craft(
-        self, pairs: Iterable[tuple[str, str]], images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, training: bool
+        self, pairs: Iterable[tuple[str, str]], batch: Batch, step: tf.Tensor, training: bool
     ) -> dict[tuple[str, str], tf.Tensor]:
         """Adversarial images for each pair of learner and source; what two learners share is crafted once."""
         seed = self._seed(step, training)
@@ -137,7 +179,7 @@ class Crafting:
         for name, source in pairs:
             attack = self._attacks[name, source]
             if (source, attack) not in made:
-                made[source, attack] = self._craft(source, attack, images, labels, step, seed, training)
+                made[source, attack] = self._craft(source, attack, batch, step, seed, training)
             crafted[name, source] = made[source, attack]
         return crafted
 
@@ -148,20 +190,16 @@ class Crafting:
         return seed
 
     def _craft(
-        self,
-        source: str,
-        attack: Attack,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        step: tf.Tensor,
-        seed: tf.Tensor,
-        training: bool,
+        self, source: str, attack: Attack, batch: Batch, step: tf.Tensor, seed: tf.Tensor, training: bool
     ) -> tf.Tensor:
         own = _fold_in(seed, list(self._crafters).index(source))
+        if self.kept is not None and batch.rows is not None:
+            split = "training" if training else "validation"
+            return self.kept.read(split, source, attack, batch.images, batch.rows, own)
         epsilon = tf.constant(attack.epsilon, tf.float32)
         schedule: Any = self.scheme.epsilon_schedule
         if training and schedule is not None:
-            epsilon *= schedule.share(self.progress(), tf.shape(images)[0], _fold_in(own, -1))
+            epsilon *= schedule.share(self.progress(), tf.shape(batch.images)[0], _fold_in(own, -1))
         network = self._crafters[source]
         if isinstance(network, Recalled):
             # One after the other, however many turns there are. Validation has a step of -1, and so always the last.
@@ -169,17 +207,17 @@ class Crafting:
         elif training and self.scheme.crafting_mode == "training" and source in self._in_training:
             network = in_training_mode(network)
         with on_device(self.devices, source):
-            return attack(network, images, labels, epsilon=epsilon, seed=own)
+            return attack(network, batch.images, batch.labels, epsilon=epsilon, seed=own)
 
-    def _by_image(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> dict[str, Crafted]:
+    def _by_image(self, batch: Batch, step: tf.Tensor) -> dict[str, Crafted]:
         """One batch for each network, of which each of its sources makes a share.
 
         Networks whose sources, attacks and weights are the same share the batch. Images that a source crafts for a
         network that has no other are taken from there.
         """
-        seed, count = self._seed(step, training=True), tf.shape(images)[0]
+        seed, count = self._seed(step, training=True), tf.shape(batch.images)[0]
         single = [(name, self.sources[name][0]) for name in self.learners if len(self.sources[name]) == 1]
-        alone = self.craft(single, images, labels, step, training=True)
+        alone = self.craft(single, batch, step, training=True)
         whole = {(source, self._attacks[name, source]): made for (name, source), made in alone.items()}
         order = tf.argsort(tf.random.stateless_uniform([count], _fold_in(seed, -1)))
         rounding = tf.random.stateless_uniform([], _fold_in(seed, -2))
@@ -192,7 +230,7 @@ class Crafting:
             else:
                 key = tuple((each, self._attacks[name, each], self._weights[name, each]) for each in its)
                 if key not in mixed:
-                    mixed[key] = self._shared_out(key, whole, images, labels, step, seed, order, rounding)
+                    mixed[key] = self._shared_out(key, whole, batch, step, seed, order, rounding)
                 adversarial, chosen = mixed[key]
             ids = tf.gather(tf.constant([list(self.sources[name]).index(each) for each in its]), chosen)
             crafted[name] = Crafted([adversarial], ids[None], self._ask_peers(name, [adversarial]))
@@ -202,8 +240,7 @@ class Crafting:
         self,
         key: Sequence[tuple[str, Attack, float]],
         whole: Mapping[tuple[str, Attack], tf.Tensor],
-        images: tf.Tensor,
-        labels: tf.Tensor,
+        batch: Batch,
         step: tf.Tensor,
         seed: tf.Tensor,
         order: tf.Tensor,
@@ -228,17 +265,17 @@ class Crafting:
                 continue
             # An image at least: TensorFlow's convolutions may fail on none.
             first = tf.minimum(begin, count - 1)
-            rows = order[first : tf.maximum(end, first + 1)]
-            made = self._craft(source, attack, tf.gather(images, rows), tf.gather(labels, rows), step, seed, True)
+            places = order[first : tf.maximum(end, first + 1)]
+            made = self._craft(source, attack, batch.take(places), step, seed, training=True)
             parts.append(made[: end - begin])
         back = tf.argsort(order)
         chosen = tf.repeat(tf.range(len(key)), [end - begin for begin, end in itertools.pairwise(bounds)])
-        adversarial = tf.ensure_shape(tf.gather(tf.concat(parts, 0), back), images.shape)
+        adversarial = tf.ensure_shape(tf.gather(tf.concat(parts, 0), back), batch.images.shape)
         return adversarial, tf.gather(chosen, back)
 
     def by_source(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         """The adversarial images of each source, as validation uses them."""
-        crafted = self.craft(self._attacks, images, labels, tf.constant(-1, tf.int64), training=False)
+        crafted = self.craft(self._attacks, Batch(images, labels), tf.constant(-1, tf.int64), training=False)
         return {source: adversarial for (_, source), adversarial in crafted.items()}
 
     def _ask_peers(self, name: str, batches: Sequence[tf.Tensor]) -> tf.Tensor:

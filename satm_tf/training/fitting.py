@@ -45,6 +45,16 @@ class Fitting(DistributedFit):
         """Whether a step depends on how much of the planned training is done."""
         raise NotImplementedError
 
+    def crafts_once(self, data: Any, split: str, *, quiet: bool) -> Any:
+        """Data as the steps take it, once what is crafted before training has been, if anything is.
+
+        Args:
+            data: As `fit` takes it.
+            split: "training" or "validation".
+            quiet: Whether to show no progress bar.
+        """
+        raise NotImplementedError
+
     def compile(
         self,
         optimizer: keras.optimizers.Optimizer | str | Mapping[str, Any] = "sgd",
@@ -182,6 +192,10 @@ class Fitting(DistributedFit):
         self._skip = position.step
         try:
             with naming_lost_workers(), naming_bad_values():
+                if initial_epoch < epochs:
+                    # `before` is what the checkpoint has.
+                    x = self.crafts_once(x, "training", quiet=not verbose)
+                    validation_data = self.crafts_once(validation_data, "validation", quiet=not verbose)
                 return super().fit(
                     self.distributed(x, None if checkpoint is None else position),
                     y,

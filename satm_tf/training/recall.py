@@ -27,9 +27,13 @@ class Recalled:
             for index, weight in enumerate(network.weights)
         ]
 
+    def weights_at(self, slot: tf.Tensor | int) -> list[tf.Tensor]:
+        """One of the sets of weights, in the order of the network's."""
+        return [kept.value[slot] for kept in self._kept]
+
     def at(self, slot: tf.Tensor | int) -> Callable[..., tf.Tensor]:
         """The network with one of the sets of weights, in inference mode."""
-        held = [(own, kept.value[slot]) for own, kept in zip(self.network.weights, self._kept, strict=True)]
+        held = list(zip(self.network.weights, self.weights_at(slot), strict=True))
 
         def call(images: tf.Tensor, training: bool = False) -> Any:
             with keras.StatelessScope(state_mapping=held):

@@ -90,6 +90,10 @@ class Scheme:
             (one pass together), "separate" (a pass each), "frozen" (moving statistics, which stay) or "auxiliary" (a
             second set of scale, shift and statistics for adversarial images, AdvProp; only the first set is kept).
             Unlike in AdvProp, sources craft with the first set, which is what an attacker will meet.
+        crafted_once: How many adversarial copies of each training image are crafted, by each source with each attack,
+            before `fit` takes its first step, to be used in every epoch, one of them at random each time, as in PubDef;
+            0 crafts anew in each step. For sources that never change (frozen networks, `before`), L-infinity attacks at
+            their full epsilon, and images that are not augmented.
 
     Raises:
         ValueError: If a weight is negative, a name unknown, or an attack without an epsilon.
@@ -120,6 +124,7 @@ class Scheme:
     peer_weight: WeightLike = 0.0
     domain_adaptation: DomainAdaptationLike | None = None
     batch_norm: BatchNormLike = "shared"
+    crafted_once: int = 0
 
     def __post_init__(self) -> None:
         epsilon = {} if self.epsilon is None else {"epsilon": self.epsilon}
@@ -146,6 +151,13 @@ class Scheme:
         for field in ("snapshots", "snapshot_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1. Received: {getattr(self, field)}")
+        if self.crafted_once < 0:
+            raise ValueError(f"crafted_once must be 0 or a number of copies. Received: {self.crafted_once}")
+        if self.crafted_once and self.epsilon_schedule is not None:
+            raise ValueError(
+                "Examples that are crafted once have the full epsilon; leave out one of crafted_once and "
+                f"epsilon_schedule. Received: {self.epsilon_schedule}"
+            )
         for kind, values, known in (
             ("adversarial loss", _values(self.adversarial_loss), ADVERSARIAL_LOSSES),
             ("crafting mode", [self.crafting_mode], CRAFTING_MODES),
@@ -228,7 +240,27 @@ class Scheme:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.domain_adaptation_of(sources)
         self.batch_norm_of(sources)
+        if self.crafted_once:
+            self._check_crafted_once(sources, networks, frozen)
         return sources
+
+    def _check_crafted_once(
+        self, sources: Mapping[str, Collection[str]], networks: Collection[str], frozen: Collection[str]
+    ) -> None:
+        pairs = [(source, learner) for learner, its in sources.items() for source in its]
+        changing = sorted({source for source, _ in pairs if source not in frozen and split(source)[0] != "before"})
+        if changing or not pairs:
+            raise ValueError(
+                "crafted_once is for sources that never change: frozen networks, or 'before'. "
+                f"Received: {', '.join(changing) or 'no source'}"
+            )
+        for source, learner in pairs:
+            attack = self.attack_on(source, learner, trained=source in networks)
+            if attack.norm != "linf" or attack.epsilon > 1:
+                raise ValueError(
+                    "Examples that are crafted once are kept as 8-bit differences, which fit L-infinity attacks alone. "
+                    f"Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for {source!r}"
+                )
 
     def terms_of(self, name: str) -> Terms:
         """The weights and the kind of a network's loss.

@@ -81,6 +81,27 @@ def test_map_keeps_what_batches_know(pixels):
     assert [len(labels) for labels, _ in mapped.take(1)] == [6]
 
 
+def test_batches_with_the_numbers_of_their_images(pixels, noise):
+    options = {"image_size": 8, "batch_size": 6, "shuffle": True, "drop_remainder": True, "seed": 4}
+    dataset = batches(Examples(labels=pixels.labels, images=pixels.images, ordered=True), **options)
+    numbered, plain = dataset.numbered, list(dataset)
+    assert numbered is dataset.numbered, "the next epoch follows"
+    assert (numbered.ordered, numbered.num_examples, len(numbered)) == (True, 18, 3)
+    expected = order(20, seed=4, epoch=0)
+    for step, (((images, rows), labels), (true_images, true_labels)) in enumerate(zip(numbered, plain, strict=True)):
+        assert rows.numpy().tolist() == expected[6 * step :][:6].tolist()
+        np.testing.assert_array_equal(images, true_images)
+        np.testing.assert_array_equal(labels, true_labels)
+    ((_, rows), _), *_ = numbered.from_position(1, 2)
+    assert rows.numpy().tolist() == order(20, seed=4, epoch=1)[12:18].tolist()
+    in_order = list(dataset.in_order())
+    assert _flat([rows.numpy().tolist() for (_, rows), _ in in_order]) == list(range(20))
+    assert [len(labels) for _, labels in in_order] == [6, 6, 6, 2]
+    for changed in (batches(pixels, **options, augmentation=noise), dataset.map(lambda *both: both)):
+        with pytest.raises(ValueError, match="have no numbers"):
+            changed.in_order()
+
+
 def test_batches_know_whether_their_classes_are_ordered(pixels):
     options = {"image_size": 8, "batch_size": 6}
     assert batches(pixels, **options).ordered is None

@@ -102,6 +102,7 @@ def test_a_parameter_of_each_field_of_a_scheme(make_network):
         "peer_weight": 0.25,
         "domain_adaptation": "domain_adversarial",
         "batch_norm": "frozen",
+        "crafted_once": 0,
     }
     assert set(fields) == set(Scheme.__dataclass_fields__)
     assert CoTraining(networks, "cascade", **fields).scheme == Scheme.get("cascade", **fields) == Scheme(**fields)

@@ -14,6 +14,7 @@ from satm_tf.attacks import FGSM, PGD, RandomisedStep
 from satm_tf.data import batches
 from satm_tf.models.normalization import BatchNormalization
 from satm_tf.training import ClassificationLoss, devices_for, get_strategy
+from satm_tf.training.crafting import Batch
 from satm_tf.training.optimization import NetworkOptimizer
 from satm_tf.training.passes import _distinct_dropout, _remembering
 from tests.training.small_training import BATCH, NETWORKS, SHAPE, data, make_network, train
@@ -256,7 +257,9 @@ def test_random_starts_differ_between_replicas_in_training_alone(mirrored):
     @tf.function
     def crafted(training):
         def craft():
-            return trainer._crafting.craft([("a", "b")], images, labels, tf.constant(0, tf.int64), training)["a", "b"]
+            return trainer._crafting.craft([("a", "b")], Batch(images, labels), tf.constant(0, tf.int64), training)[
+                "a", "b"
+            ]
 
         return mirrored.run(craft)
 
