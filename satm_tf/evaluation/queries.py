@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ def measure_queries(
                 f"smallest budget must allow them. Received: {budgets}"
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
+
+    @functools.cache
+    def compiled(source: str, name: str) -> Callable[..., tf.Tensor]:
+        """An attack on a source: compiled once for all targets."""
+        return crafting[name].compiled(sources[source])
+
     parts = []
     with Bar(len(searches) * len(dataset), stage, "batch") as bar:
         for target, kind, ladder in searches:
@@ -107,23 +113,26 @@ def measure_queries(
                 continue
             network = targets[target]
             remote = getattr(network, "remote", False)
-            makers = [
-                each.compiled(sources[name]) if remote else functools.partial(each, sources[name])
-                for name in ladder
-                for each in crafting.values()
-            ]
+            makers = [compiled(source, name) for source in ladder for name in crafting]
 
             def search(
-                images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, network: Any = network, makers: Any = makers
+                images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, starts: list[tf.Tensor], network: Any = network
             ) -> tf.Tensor:
-                starts = [make(images, classes, epsilon=epsilon, seed=key) for make in makers]
                 found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
                 return tf.stack([tf.argmax(network(each, training=False), -1) for each in found])
 
             if not remote:
-                signature = [*dataset.element_spec, tf.TensorSpec([2], tf.int32)]
+                signature = [
+                    *dataset.element_spec,
+                    tf.TensorSpec([2], tf.int32),
+                    [dataset.element_spec[0]] * len(makers),
+                ]
                 search = tf.function(search, input_signature=signature)
-            asked = [search(images, batch, tf.constant([seed, n])).numpy() for n, (images, batch) in enumerate(dataset)]
+            asked = []
+            for index, (images, batch) in enumerate(dataset):
+                key = tf.constant([seed, index])
+                starts = [make(images, batch, epsilon=epsilon, seed=key) for make in makers]
+                asked.append(search(images, batch, key, starts).numpy())
             bar.update(len(dataset))
             predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, np.min_scalar_type(-network.num_classes))
             predicted[:, chosen] = np.concatenate(asked, axis=1)
