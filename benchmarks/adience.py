@@ -1,4 +1,4 @@
-"""The loader on Adience's real fold files, with a small drawn image in the place of each photograph.
+"""The loader on Adience's real fold files, with a small drawn image for each photograph.
 
     python benchmarks/adience.py FOLDER_OF_THE_FOLD_FILES
 

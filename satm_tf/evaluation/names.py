@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 UNSEEN = "holdout"
-"""In the place of a scheme: a network that no scheme has met."""
+"""Instead of a scheme: a network that no scheme has met."""
 
 
 class NetworkName(NamedTuple):

@@ -242,7 +242,7 @@ class CoTraining(Fitting):
                     recalled[source] = Recalled(network, slots, self._remembered, source)
         if any(split(source)[0] == "past" for source in recalled) and self._several_replicas():
             raise ValueError(
-                "Snapshots are taken on one device; choose 'sparring' or 'before' in the place of 'past', or another "
+                "Snapshots are taken on one device; choose 'sparring' or 'before' instead of 'past', or another "
                 f"strategy. Received: {', '.join(recalled)}"
             )
         turns = self.scheme.mixing == "steps" and any(len(its) > 1 for its in self.sources.values())

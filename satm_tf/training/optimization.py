@@ -59,7 +59,7 @@ class NetworkOptimizer:
 
 
 class AveragedWeights:
-    """Moving averages of weights in the place of the weights, for as long as somebody looks at the networks.
+    """Replaces weights by their moving averages, for as long as somebody looks at the networks.
 
     Args:
         optimizers: Those that may keep averages.

@@ -43,7 +43,7 @@ class Recalled:
         return call
 
     def remember(self, step: tf.Tensor, every: int) -> None:
-        """Once `every` steps, puts the present weights in the place of the oldest.
+        """Once `every` steps, replaces the oldest weights by the present ones.
 
         Args:
             step: How many steps have been taken.
