@@ -170,3 +170,19 @@ def test_the_tests_that_security_names_exist():
     assert len(named) > 10
     for path, test in named:
         assert f"\ndef {test}(" in (root / path).read_text(encoding="utf-8"), f"{path}::{test}"
+
+
+# What readers had to puzzle over, or what DESIGN.md has another term for.
+_WORDS = ("stranger", "rightly", "in the place of", "are no numbers", "goes on when", "goes on where", "taken wrongly")
+
+
+def test_words_that_read_as_if_translated_do_not_come_back():
+    texts = [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *(ROOT / "notebooks").glob("*.ipynb")]
+    texts += [*(ROOT / "satm_tf").rglob("*.py"), *(ROOT / "satm_tf").rglob("*.j2"), *(ROOT / "satm_tf").rglob("*.yaml")]
+    found = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for path in texts
+        for word in _WORDS
+        if word in " ".join(path.read_text(encoding="utf-8").lower().split())
+    ]
+    assert found == []
