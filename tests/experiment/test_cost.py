@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from satm_tf import train
-from satm_tf.experiment import RunFolder, cost
+from satm_tf.experiment import RunFolder, Stage, cost
 from satm_tf.experiment.config import from_arguments
 from satm_tf.experiment.images import Sizes, load_data, look_at_data
 
@@ -24,6 +24,26 @@ def test_checks_are_counted_by_gradients_and_queries(a_second_an_image):
     assert found.seconds == pytest.approx(2 * 5 * (2 / 3 * 10 * 10 + 100 / 2 / 3))
     unchecked = dataclasses.replace(config, checks=dataclasses.replace(config.checks, schemes=[]))
     assert cost.estimate_checks(unchecked, Sizes(100, 10, 40)) == cost.NOTHING
+
+
+def test_what_is_crafted_once_is_counted_once(a_second_an_image, tmp_path, capsys):
+    """PGD-10 of two sources for two networks: every epoch, or two copies of what they train on and one to validate."""
+    arguments = [
+        *("--run_dir", str(tmp_path / "run"), *FEW, "--co_train.epochs", "3"),
+        *("--schemes.pubdef.preset", "pubdef"),
+    ]
+    config, found, stage = from_arguments(arguments), Sizes(100, 10, 40), Stage("co_train", "pubdef")
+    once = from_arguments([*arguments, "--schemes.pubdef.crafted_once", "2"])
+    (afresh, crafted) = (cost.estimate(each, [stage], [], found)[str(stage)] for each in (config, once))
+    seen, crafting = 3 * (100 + 10 / 2), 2 / 3 * 10
+    assert afresh.seconds == pytest.approx(seen * (2 + 2 * (1 + crafting)))
+    assert crafted.seconds == pytest.approx(seen * (2 + 2) + (2 * 100 + 10) * 2 * crafting)
+    size = once.data.image_size
+    assert crafted.passing - afresh.passing == cost.crafted_bytes(once, "pubdef", found)
+    assert cost.crafted_bytes(once, "pubdef", found) == 2 * (2 * 100 + 10) * size * size * 3
+    assert cost.crafted_bytes(config, "pubdef", found) == 0
+    assert train.main(["--dry-run", *arguments, "--schemes.pubdef.crafted_once", "2"]) == 0
+    assert "pubdef: the examples that are crafted once take 1.7 MB at most" in capsys.readouterr().out
 
 
 def test_what_is_done_costs_nothing_and_only_the_largest_passing_counts():
