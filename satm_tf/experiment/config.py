@@ -215,6 +215,7 @@ class Config:
             trained.append(name)
             self.training(Stage(CO_TRAIN, name)).check(f"schemes.{name}")
             self.frozen_sources(name)
+            self._check_crafted_once(f"schemes.{name}", name)
 
     def _check_surrogates(self) -> None:
         for group, described in self.surrogates.items():
@@ -234,6 +235,19 @@ class Config:
                         )
                 self.training(Stage(CO_TRAIN, name)).check(f"surrogates.{trained.group}.scheme")
                 self.frozen_sources(name)
+                self._check_crafted_once(f"surrogates.{trained.group}.scheme", name)
+
+    def _check_crafted_once(self, path: str, scheme: str) -> None:
+        if self.scheme(scheme).crafted_once:
+            if self.data.augmentation is not None:
+                raise ValueError(
+                    f"{path}.crafted_once is for images that are the same in every epoch; set data.augmentation to "
+                    f"null. Received: {self.data.augmentation}"
+                )
+            if self.strategy in ("mirrored", "multi_worker"):
+                raise ValueError(
+                    f"{path}.crafted_once is for one device; set strategy to none. Received: {self.strategy!r}"
+                )
 
     @property
     def folder(self) -> RunFolder:

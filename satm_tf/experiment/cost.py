@@ -14,9 +14,10 @@ import tensorflow as tf
 from satm_tf.configurable import plural
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config, NetworkConfig
+from satm_tf.experiment.run_folder import CO_TRAIN
 from satm_tf.experiment.running import check
 from satm_tf.experiment.stage import precision
-from satm_tf.experiment.work import NOTHING, Cost, Network, Timed, finished, parts
+from satm_tf.experiment.work import NOTHING, Cost, Network, Timed, crafted_bytes, finished, parts
 
 _FACE_BYTES = 4_000
 # Of a batch that networks are timed on: 64 images of 48 x 48.
@@ -79,6 +80,11 @@ def describe(config: Config) -> str:
             f"{config.name}, in {folder}: {found.train:,} training, {found.validation:,} validation and "
             f"{plural(found.test, 'test image')} of {images.num_classes} classes",
             *describe_networks(config),
+            *(
+                f"  {scheme}: the examples that are crafted once take {size / 1e6:,.1f} MB at most, while stages train"
+                for scheme in (stage.name for stage in config.stages() if stage.kind == CO_TRAIN)
+                if (size := crafted_bytes(config, scheme, found))
+            ),
             *rows,
             summary(whole._replace(bytes=whole.bytes + drawn)),
         ]

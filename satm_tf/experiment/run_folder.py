@@ -58,6 +58,7 @@ class RunFolder(ResultsFolder):
         metrics: A row for each stage and epoch.
         exports: The folder of each exported version, by the network's name.
         unfinished: The checkpoints of stages that have not finished.
+        crafted: The examples that schemes craft once, while their stages are unfinished.
         synthetic_faces: Where images are drawn that have no other place.
         measured: The folder of what was measured for the paper's tables.
 
@@ -71,6 +72,7 @@ class RunFolder(ResultsFolder):
         self.metrics = self.path / "metrics.csv"
         self.exports = self.path / "exports.json"
         self.unfinished = self.path / "checkpoints"
+        self.crafted = self.unfinished / "crafted"
         self.synthetic_faces = self.path / "synthetic_faces"
         self.measured = self.path / "measured"
 

@@ -341,6 +341,7 @@ class _SchemeConfig:
                 _check_number(name, each, 0, null=True)
         for name in ("snapshots", "snapshot_steps"):
             _check_number(name, given.get(name), 1, whole=True, null=True)
+        _check_number("crafted_once", given.get("crafted_once"), 0, whole=True, null=True)
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         own = given.get("attack")

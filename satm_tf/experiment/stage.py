@@ -172,7 +172,15 @@ def _co_training(job: Job, stage: Stage) -> CoTraining:
     started = {name: config.start(scheme, name) for name in networks}
     named = config.sparring(scheme)
     sparring = named and {name: job.load(started.get(name, Stage(FINE_TUNE, name)), name) for name in named}
-    return _trainer(job, stage, networks, scheme=config.scheme(scheme), frozen=frozen, sparring=sparring)
+    return _trainer(
+        job,
+        stage,
+        networks,
+        scheme=config.scheme(scheme),
+        crafted_folder=job.folder.crafted,
+        frozen=frozen,
+        sparring=sparring,
+    )
 
 
 def _trainer(job: Job, stage: Stage, networks: dict[str, ImageClassifier], **options: Any) -> CoTraining:
@@ -219,6 +227,8 @@ def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
     train = job.training_images(stage)
     drop_remainder = len(train) >= training.batch_size
     options = {"batch_size": training.batch_size, "seed": job.seed(stage), "drop_remainder": drop_remainder}
+    if trainer.scheme.crafted_once and job.writes:
+        print(f"{stage}: crafting the examples of its sources once, before the first step", flush=True)
     trainer.fit(
         make_batches(train, config, shuffle=True, augmentation=config.data.augmentation, **options),
         validation_data=make_batches(images.validation, config),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
+from satm_tf.attacks import Attack
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN, Cell
 from satm_tf.evaluation.rungs import rung_of
@@ -69,7 +70,8 @@ def count(
     """The cost of each stage, and of "measure".
 
     A network's pass forward and back is timed; an adversarial image is counted as such a pass of who learns from it
-    and, for each gradient of the attack, two thirds of one of who crafts it; a prediction as a third.
+    and, for each gradient of the attack, two thirds of one of who crafts it; a prediction as a third. What a scheme
+    crafts once is on the disk until all stages are done.
 
     Args:
         config: The configuration.
@@ -79,19 +81,21 @@ def count(
         timed: What each network takes, by name; all the same if not given.
     """
     costs = {}
+    kept = 0.0
     for stage in stages:
         training = config.training(stage)
         trained = [stage.name] if stage.kind == FINE_TUNE else _names(config, stage.name)
         clean = sum(timed(each).seconds for each in trained)
-        learning = 0.0 if stage.kind == FINE_TUNE else _adversarial(config, stage.name, timed)
+        learning, once = (0.0, 0.0) if stage.kind == FINE_TUNE else _adversarial(config, stage.name, timed, found)
+        kept += 0.0 if stage.kind == FINE_TUNE else crafted_bytes(config, stage.name, found)
         seen = training.epochs * (found.train + 0.5 * found.validation)
         overhead = _STAGE_OVERHEAD * sum(timed(each).first for each in trained)
         size = 4.0 * sum(timed(each).weights for each in trained)
         costs[str(stage)] = Cost(
             training.epochs * max(1, found.train // training.batch_size),
-            seen * (clean + learning) + overhead,
+            seen * (clean + learning) + (once if training.epochs else 0.0) + overhead,
             size,
-            2 * size * (1 + _SLOTS.get(training.optimizer, 2)),
+            2 * size * (1 + _SLOTS.get(training.optimizer, 2)) + kept,
         )
     attacks = config.table_attacks()
     wanted = set(cells)
@@ -168,8 +172,31 @@ def cells_of(config: Config) -> list[Cell]:
     ]
 
 
-def _adversarial(config: Config, scheme: str, timed: Timed) -> float:
-    """Seconds, for each clean image, of crafting adversarial ones and learning from them."""
+def _crafters(config: Config, scheme: str) -> dict[str, dict[str, Attack]]:
+    """The sources of each network of a scheme, each with its attack."""
+    described, networks = config.scheme(scheme), config.networks_of(scheme)
+    sources = described.sources(networks, config.frozen_sources(scheme), config.sparring(scheme))
+    return {
+        learner: {source: described.attack_on(source, learner, source in networks) for source in its}
+        for learner, its in sources.items()
+    }
+
+
+def _crafted_once(config: Config, scheme: str, found: Sizes) -> tuple[set[tuple[str, Attack]], int]:
+    """The sources of a scheme with their attacks, and how many examples each crafts before training."""
+    copies = config.scheme(scheme).crafted_once
+    pairs = {pair for its in _crafters(config, scheme).values() for pair in its.items()}
+    return pairs, copies * found.train + found.validation if copies else 0
+
+
+def crafted_bytes(config: Config, scheme: str, found: Sizes) -> float:
+    """What the examples that a scheme crafts once take on disk, at most: it may share them with another."""
+    pairs, images = _crafted_once(config, scheme, found)
+    return 3.0 * config.data.image_size**2 * len(pairs) * images
+
+
+def _adversarial(config: Config, scheme: str, timed: Timed, found: Sizes) -> tuple[float, float]:
+    """Seconds, for each clean image, of adversarial ones in an epoch; and those of all that is crafted once."""
     described = config.scheme(scheme)
     frozen = config.frozen_sources(scheme)
     networks = config.networks_of(scheme)
@@ -181,19 +208,18 @@ def _adversarial(config: Config, scheme: str, timed: Timed) -> float:
             source = split(source)[1]
         return timed(str(NetworkName(scheme, source)))
 
+    def crafting(source: str, attack: Attack) -> float:
+        return _CRAFT * getattr(attack, "steps", 1) * architecture(source).seconds
+
     seconds = 0.0
-    for learner, sources in described.sources(networks, frozen, config.sparring(scheme)).items():
-        crafting = [
-            _CRAFT
-            * getattr(described.attack_on(source, learner, source in networks), "steps", 1)
-            * architecture(source).seconds
-            for source in sources
-        ]
-        share = 1.0 if described.mixing == "all" or not sources else 1 / len(sources)
-        seconds += share * (sum(crafting) + len(sources) * architecture(learner).seconds)
+    for learner, its in _crafters(config, scheme).items():
+        share = 1.0 if described.mixing == "all" or not its else 1 / len(its)
+        anew = 0.0 if described.crafted_once else sum(crafting(*each) for each in its.items())
+        seconds += share * (anew + len(its) * architecture(learner).seconds)
         if learner not in networks:  # A sparring partner has clean images to learn from too.
             seconds += architecture(learner).seconds
-    return seconds
+    pairs, images = _crafted_once(config, scheme, found)
+    return seconds, images * sum(crafting(*each) for each in pairs)
 
 
 def _names(config: Config, scheme: str) -> list[str]:

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from satm_tf import train
+from satm_tf.data import Augmentation
 from satm_tf.experiment import config as configuration
 from satm_tf.experiment.config import PRESETS, from_arguments, make_attack
 from satm_tf.experiment.run_folder import Stage
@@ -144,6 +145,25 @@ def changed(config, **changes):
                 c, schemes={"s": configuration.SchemeConfig(learns_from="itself", peer_weight=1.0, networks=["a"])}
             ),
             "peer_weight needs at least two",
+        ),
+        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(crafted_once=1)}), "Received: a, b"),
+        (
+            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=0.5)}),
+            "crafted_once must be a whole number of 0 or more, or null",
+        ),
+        (
+            lambda c: changed(
+                c,
+                schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=1)},
+                data=dataclasses.replace(c.data, augmentation=Augmentation()),
+            ),
+            r"schemes\.s\.crafted_once is for images that are the same in every epoch",
+        ),
+        (
+            lambda c: changed(
+                c, schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=1)}, strategy="mirrored"
+            ),
+            r"schemes\.s\.crafted_once is for one device",
         ),
         (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
         (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=-1)), r"co_train\.epochs must be"),

@@ -1,6 +1,7 @@
 """One stage: what stops it, and what it leaves. That it resumes to the bit is in test_running.py."""
 
 import dataclasses
+import shutil
 
 import keras
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 
 from satm_tf import experiment
-from satm_tf.experiment import Stage
+from satm_tf.experiment import Stage, cost
 from satm_tf.experiment import config as configuration
+from satm_tf.experiment.images import Sizes
 from satm_tf.models import register_backbone, registry
 
 
@@ -55,3 +57,32 @@ def test_folded_weights_start_from_the_statistics_of_the_training_images(config,
         started[name] = norm.moving_mean.numpy()  # a momentum of 1 keeps the start
     assert np.abs(started["a"]).min() > 1e-3
     assert np.all(started["b"] == 0)
+
+
+def test_the_examples_of_frozen_networks_are_crafted_once(config, capsys):
+    """As many files as the scheme says; a stage that is trained again uses them, and ends with the same weights."""
+    pubdef = configuration.SchemeConfig(preset="pubdef", attack={"name": "pgd", "steps": 2}, crafted_once=2)
+    config = dataclasses.replace(
+        config,
+        schemes={"pubdef": pubdef},
+        checks=configuration.ChecksConfig(),
+        export=configuration.ExportConfig(),
+    )
+    stage = Stage("co_train", "pubdef")
+
+    def train():
+        experiment.train(config, [stage])
+        stamps = {path.name: path.stat().st_mtime_ns for path in config.folder.crafted.glob("*.npy")}
+        return stamps, config.folder.load(stage, "a").get_weights()
+
+    stamps, weights = train()
+    assert len(stamps) == 2 * (2 + 1), "of two networks, two copies to train on and one to validate with"
+    size = sum(path.stat().st_size for path in config.folder.crafted.glob("*.npy"))
+    pixels = 2 * (2 * 162 + 18) * 16 * 16 * 3
+    assert pixels == cost.crafted_bytes(config, "pubdef", Sizes(162, 18, 60)) == size - 128 * len(stamps)
+    assert "co_train/pubdef: crafting the examples of its sources once" in capsys.readouterr().out
+    shutil.rmtree(config.folder.networks(stage))
+    again, resumed = train()
+    assert again == stamps
+    for found, expected in zip(resumed, weights, strict=True):
+        np.testing.assert_array_equal(found, expected)

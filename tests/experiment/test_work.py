@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from satm_tf.experiment import work
+from satm_tf import train
+from satm_tf.experiment import Stage, cost, work
 from satm_tf.experiment.config import NetworkConfig, QueriesConfig, from_arguments
 from satm_tf.experiment.images import Sizes
 
@@ -53,3 +54,25 @@ def test_what_is_in_the_folder_is_finished(config):
     config.folder.networks(config.stages()[1]).mkdir(parents=True)
     config.folder.checks.touch()
     assert work.finished(config) == {"fine_tune/b", "check"}
+
+
+def test_what_is_crafted_once_is_counted_once(tmp_path, monkeypatch, capsys):
+    """PGD-10 of two sources for two networks: every epoch, or two copies of what they train on and one to validate."""
+    few = ["--data.num_subjects", "80", "--data.images_per_subject", "1"]
+    arguments = [
+        *("--run_dir", str(tmp_path / "run"), *few, "--co_train.epochs", "3"),
+        *("--schemes.pubdef.preset", "pubdef"),
+    ]
+    config, found, stage = from_arguments(arguments), Sizes(100, 10, 40), Stage("co_train", "pubdef")
+    once = from_arguments([*arguments, "--schemes.pubdef.crafted_once", "2"])
+    (afresh, crafted) = (work.count(each, [stage], [], found, a_second_an_image)[str(stage)] for each in (config, once))
+    seen, crafting = 3 * (100 + 10 / 2), 2 / 3 * 10
+    assert afresh.seconds == pytest.approx(seen * (2 + 2 * (1 + crafting)))
+    assert crafted.seconds == pytest.approx(seen * (2 + 2) + (2 * 100 + 10) * 2 * crafting)
+    size = once.data.image_size
+    assert crafted.passing - afresh.passing == work.crafted_bytes(once, "pubdef", found)
+    assert work.crafted_bytes(once, "pubdef", found) == 2 * (2 * 100 + 10) * size * size * 3
+    assert work.crafted_bytes(config, "pubdef", found) == 0
+    monkeypatch.setattr(cost, "time_network", lambda *arguments: work.Network(1.0, 0.0, 1000))
+    assert train.main(["--dry-run", *arguments, "--schemes.pubdef.crafted_once", "2"]) == 0
+    assert "pubdef: the examples that are crafted once take 1.7 MB at most" in capsys.readouterr().out
