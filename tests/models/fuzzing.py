@@ -62,7 +62,7 @@ def fuzz_weights(seed: int, count: int, folder: Path) -> Outcomes:
         for _ in range(count):
             damaged.write_bytes(mutate(rng, contents))
             message = None
-            with outcomes.timed(LIMIT, damaged.name):
+            with outcomes.timed(LIMIT, damaged.read_bytes()):
                 try:
                     load_weights_by_name(model, damaged)
                 except ValueError as error:

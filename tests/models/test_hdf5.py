@@ -2,6 +2,7 @@
 
 import struct
 
+import h5py
 import pytest
 
 from satm_tf.models.hdf5 import open_weights
@@ -42,4 +43,20 @@ def test_what_is_no_hdf5(tmp_path, start, reason):
         pytest.raises(ValueError, match=rf"a\.h5 cannot be read: it is damaged.*{reason}"),
         open_weights(tmp_path / "a.h5"),
     ):
+        pass
+
+
+def test_a_text_longer_than_the_file_is_refused_before_its_memory_is_taken(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["a", "conv"]
+    with open_weights(path) as file:
+        assert list(file.attrs["layer_names"]) == ["a", "conv"]
+    contents = bytearray(path.read_bytes())
+    heap = struct.pack("<Q", contents.index(b"GCOL"))
+    length = contents.rindex(heap) - 4
+    assert contents[length : length + 4] == struct.pack("<I", len("conv"))
+    contents[length : length + 4] = struct.pack("<I", 2**31)
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match="a text claims 2,147,483,648 bytes, of a file of"), open_weights(path):
         pass
