@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.data import fuzzing as data
 from tests.experiment.fuzzing import fuzz_configurations
 from tests.models.fuzzing import fuzz_weights
-from tests.serving.fuzzing import fuzz_answers
+from tests.serving.fuzzing import fuzz_answers, fuzz_http
 
 BOUNDARIES = {
     "images": (data.fuzz_images, 2_000),
@@ -24,6 +24,7 @@ BOUNDARIES = {
     "weights": (fuzz_weights, 400),
     "configurations": (fuzz_configurations, 200),
     "answers": (fuzz_answers, 10_000),
+    "http": (fuzz_http, 500),
 }
 """What is fuzzed, and how many inputs `--times 1` makes. Each function takes a seed, a count and an empty folder."""
 
@@ -46,7 +47,11 @@ def main() -> None:
                 started, before = time.perf_counter(), megabytes()
                 outcomes = fuzz(seed, inputs, Path(scratch).resolve())
                 seconds = time.perf_counter() - started
-        print(f"{name}: {inputs:,} inputs in {seconds:.0f} s, {megabytes() - before} MB more at the most")
+        print(
+            f"{name}: {inputs:,} inputs in {seconds:.0f} s, the slowest {outcomes.slowest:.2f} s, "
+            f"{megabytes() - before} MB more at the most",
+            flush=True,
+        )
         for outcome, times in outcomes.most_common():
             print(f"  {times:6,} {outcome}")
 

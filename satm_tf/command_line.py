@@ -42,6 +42,17 @@ _FIELDS = [
     "satm_tf.data.augmentation.Augmentation",
 ]
 
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
+
 _EPILOG = "--debug prints the traceback of an error."
 
 
@@ -186,6 +197,7 @@ class Parser(jsonargparse.ArgumentParser):
                 near = self.nearest(flag)
                 message += f". Did you mean {' or '.join(near)}?" if near else ""
                 break
+        message = _one_sentence(message)
         # jsonargparse makes parsers of its own for the fields of a field, which know no program.
         self.prog = Parser._command or self.prog
         self.print_usage(sys.stderr)
@@ -213,6 +225,19 @@ class Parser(jsonargparse.ArgumentParser):
         finally:
             for action, text in zip(hidden, texts, strict=True):
                 action.help = text
+
+
+def _one_sentence(message: str) -> str:
+    """What jsonargparse says over several lines of a value of the wrong type; other messages as they are."""
+    field = re.match(r'\s*Parser key "([^"]+)":', message)
+    kinds = re.search(r"Subtypes: \[(.*)\]$|Expected an? (.*)\. Got value", message, re.MULTILINE)
+    value = re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
+    if not (field and kinds and value):
+        return message
+    words = []
+    for choices, name in re.findall(r"Literal\[(.*?)\]|(\w+)(?='>|\[)(?:\[[^]]*\])?", kinds[1] or kinds[2]):
+        words.append(f"one of {choices}" if choices else _WORDS.get(name, name))
+    return f"{field[1]} must be {' or '.join(words)}. Received: {value[1]}"
 
 
 class _WholeHelp(argparse.Action):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -97,12 +98,16 @@ class Configurable:
         """The object that `get_config` described.
 
         Raises:
-            ValueError: If the class lacks an option of the mapping; the message gives the nearest.
+            ValueError: If the class lacks an option of the mapping, where the message gives the nearest; or if a number
+                is expected and another kind of value, or NaN, given.
         """
         available = [field.name for field in fields(cls)]
         unknown = set(config) - set(available)
         if unknown:
             raise unknown_name(f"option of {cls.kind} {cls.name!r}", min(unknown), available)
+        for field in fields(cls):
+            if field.name in config:
+                _check_kind(f"{field.name} of {cls.kind} {cls.name!r}", field.type, config[field.name])
         return cls(**config)
 
     @classmethod
@@ -118,6 +123,24 @@ class Configurable:
 def serialize(configurable: Configurable) -> dict[str, Any]:
     """A mapping from which `get` makes an equal object, fit for YAML and JSON."""
     return {"name": configurable.name, **configurable.get_config()}
+
+
+_NUMBERS = {
+    "int": (numbers.Integral, "a whole number"),
+    "float": (numbers.Real, "a number"),
+    "bool": (bool, "true or false"),
+}
+
+
+def _check_kind(what: str, annotation: Any, value: Any) -> None:
+    """Refuses a value of another kind than the annotation `int`, `float` or `bool`, with or without None, says."""
+    name, _, optional = str(annotation).partition(" | ")
+    if name not in _NUMBERS or optional not in ("", "None") or (value is None and optional):
+        return
+    kind, words = _NUMBERS[name]
+    # Python's true is a number, and NaN a float that is not itself.
+    if not isinstance(value, kind) or isinstance(value, bool) != (name == "bool") or value != value:
+        raise ValueError(f"{what} must be {words}{', or null' if optional else ''}. Received: {value!r}")
 
 
 def _plain(value: Any) -> Any:

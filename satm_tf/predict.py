@@ -12,6 +12,7 @@ import pandas as pd
 from satm_tf import command_line, storage
 from satm_tf.models.runtimes import newest_version
 from satm_tf.serving import Client
+from satm_tf.serving.answers import shown
 
 
 def predict(
@@ -79,7 +80,7 @@ def _classes(row: pd.Series, labels: dict[int, str], top: int) -> list[tuple[str
 def _as_lines(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:
     width = max(map(len, answers.file))
     return "\n".join(
-        f"{file:<{width}}  " + (", ".join(f"{label} {rate:.1%}" for label, rate in classes) or "(not an image)")
+        f"{file:<{width}}  " + (", ".join(f"{shown(label)} {rate:.1%}" for label, rate in classes) or "(not an image)")
         for file, classes in zip(answers.file, found, strict=True)
     )
 

@@ -116,7 +116,9 @@ class Attack(Configurable, kind="attack"):
         largest = 1.0 if self.norm == "linf" else math.inf
         uncapped = self.epsilon == math.inf and not self.bounded
         if not uncapped and not (0 <= self.epsilon <= largest and math.isfinite(self.epsilon)):
-            hint = f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if self.epsilon > 1 else ""
+            hint = (
+                f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if 1 < self.epsilon < math.inf else "."
+            )
             raise ValueError(
                 f"epsilon is in units of images in [0, 1] and not negative{hint} Received: epsilon={self.epsilon}"
             )

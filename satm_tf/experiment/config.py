@@ -18,6 +18,7 @@ from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.rungs import RUNGS, Group
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.experiment.sections import (
+    MOST_BYTES,
     ChecksConfig,
     DataConfig,
     ExportConfig,
@@ -27,6 +28,7 @@ from satm_tf.experiment.sections import (
     SchemeConfig,
     TrainingConfig,
     check_name,
+    check_path,
     make_attack,
 )
 from satm_tf.experiment.surrogates import SAME, SurrogateConfig, Surrogates, expand
@@ -154,19 +156,21 @@ class Config:
                 raise ValueError(f"export.networks must be trained by export.scheme. Received: {name!r}")
 
     def _check_names(self) -> None:
-        if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
+        if not re.fullmatch(r"\w[\w .+-]*", self.name) or len(self.name.encode()) > MOST_BYTES:
             raise ValueError(
-                "name becomes a folder: a letter or digit, then letters, digits, spaces, dots, _, + or -, at most 100. "
-                f"Received: {self.name!r}"
+                "name becomes a folder: a letter or digit, then letters, digits, spaces, dots, _, + or -, at most "
+                f"{MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
             )
+        check_path("run_dir", self.run_dir)
+        check_path("export.folder", self.export.folder)
         for name in self.all_networks:
-            check_name("network", name)
+            check_name("a network", name)
         for name in self.schemes:
-            check_name("scheme", name)
+            check_name("a scheme", name)
         for name in self.evaluation_attacks:
-            check_name("attack", name)
+            check_name("an attack", name)
         for name in self.surrogates:
-            check_name("group of surrogates", name)
+            check_name("a group of surrogates", name)
         taken = {UNSEEN, *self.schemes} & set(self.surrogates)
         if taken:
             raise ValueError(
@@ -223,7 +227,7 @@ class Config:
             if described.images == "share" and not self.data.surrogate_share:
                 raise ValueError(f"{path}.images: share takes a data.surrogate_share. Received: 0")
             for name, network in (described.networks or {}).items():
-                check_name("network", name)
+                check_name("a network", name)
                 network.check(f"{path}.networks.{name}", self.data.image_size)
         for name, trained in self.trained_surrogates.items():
             if trained.scheme is not None:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -24,12 +25,17 @@ from satm_tf.training import ClassificationLoss, Scheme
 AT_HAND = "at_hand"
 """Instead of a name of published weights: those that are on this machine, if any are."""
 
+MOST_BYTES = 100
+"""Of a name, to which files add a stage, an ending and what makes a temporary name."""
+
+_MOST_PIXELS = 2**13
 _OPTIMIZERS = {
     name.lower(): kind
     for name, kind in vars(keras.optimizers).items()
     if inspect.isclass(kind)
     and issubclass(kind, keras.optimizers.Optimizer)
-    and kind not in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)  # precision adds the latter
+    # Not those that are made around others; precision adds the loss scale.
+    and "learning_rate" in inspect.signature(kind).parameters
 }
 
 
@@ -39,10 +45,25 @@ def check_name(kind: str, name: Any) -> None:
     Raises:
         ValueError: If it is not a word that every one of them can hold.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d][\w+-]{0,99}", name) or yaml.safe_load(name) != name:
+    known = isinstance(name, str) and re.fullmatch(r"[^\W\d][\w+-]*", name) and yaml.safe_load(name) == name
+    if not known or len(name.encode()) > MOST_BYTES:
         raise ValueError(
-            f"The name of a {kind} starts with a letter, holds letters, digits, _, + and - and no others, at most 100, "
-            f"and is no word that YAML reads as a value. Received: {name!r}"
+            f"The name of {kind} starts with a letter, holds letters, digits, _, + and - and no others, at most "
+            f"{MOST_BYTES} bytes in UTF-8, and is no word that YAML reads as a value. Received: {name!r}"
+        )
+
+
+def check_path(path: str, value: str | None) -> None:
+    """Checks what becomes a path, or part of one, which no system would take otherwise.
+
+    Raises:
+        ValueError: If it is empty, holds characters that cannot be printed, or has a part that is too long.
+    """
+    if value is None:
+        return
+    if not value or not value.isprintable() or max(len(part.encode()) for part in Path(value).parts) > 255:
+        raise ValueError(
+            f"{path} must be a path of printable characters, whose parts have at most 255 bytes. Received: {value!r}"
         )
 
 
@@ -54,8 +75,9 @@ def _check_number(
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < minimum or (above and value == minimum):
         kind = "a whole number" if whole else "a finite number"
-        bound = f"above {minimum:g}" if above else f"of {minimum:g} or more"
-        raise ValueError(f"{path} must be {kind} {bound}{', or null' if null else ''}. Received: {value!r}")
+        bound = f" above {minimum:g}" if above else f" of {minimum:g} or more"
+        bound = bound if math.isfinite(minimum) else ""
+        raise ValueError(f"{path} must be {kind}{bound}{', or null' if null else ''}. Received: {value!r}")
 
 
 def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Attack:
@@ -129,10 +151,14 @@ class DataConfig:
         """Finds what is wrong without looking at the data.
 
         Raises:
-            ValueError: If a number is outside its range.
+            ValueError: If a number is outside its range, or a path is none.
         """
         for name in ("image_size", "num_subjects", "images_per_subject"):
             _check_number(f"data.{name}", getattr(self, name), 1, whole=True)
+        if self.image_size > _MOST_PIXELS:
+            raise ValueError(f"data.image_size must be at most {_MOST_PIXELS}. Received: {self.image_size}")
+        for name in ("root", "table", "prepared"):
+            check_path(f"data.{name}", getattr(self, name))
         for name in ("limit", "test_limit"):
             _check_number(f"data.{name}", getattr(self, name), 1, whole=True, null=True)
         _check_number("data.fold", self.fold, 0, whole=True, null=True)
@@ -229,6 +255,24 @@ class NetworkConfig:
             raise ValueError(f"{path}.dropout must be below 1. Received: {self.dropout!r}")
 
 
+_RATES = re.compile("(adam_)?beta_[12]|rho|momentum|ema_momentum")
+_POSITIVE = ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_overwrite_frequency")
+
+
+def _check_optimizer_option(path: str, option: str, default: Any, value: Any) -> None:
+    """Checks a number that Keras takes as it comes, and computes NaN with, or ignores."""
+    if value is None and default is None:
+        return
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{path} must be true or false. Received: {value!r}")
+    elif isinstance(default, int | float) or option in (*_POSITIVE, "weight_decay"):
+        lowest = -math.inf if isinstance(default, int | float) and default < 0 else 0
+        _check_number(path, value, lowest, above=option in _POSITIVE, whole=option.endswith("steps"))
+        if _RATES.fullmatch(option) and value >= 1:
+            raise ValueError(f"{path} must be below 1. Received: {value!r}")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """One stage of training.
@@ -274,9 +318,11 @@ class TrainingConfig:
             )
         # By name alone: an optimizer has variables, and several workers must meet before TensorFlow makes any.
         kind = look_up("Keras optimizer", str(self.optimizer).lower(), _OPTIMIZERS)
-        for option in self.optimizer_options:
-            if option not in inspect.signature(kind).parameters:
-                raise unknown_name(f"option in {path}.optimizer_options", option, inspect.signature(kind).parameters)
+        known = inspect.signature(kind).parameters
+        for option, value in self.optimizer_options.items():
+            if option not in known:
+                raise unknown_name(f"option in {path}.optimizer_options", option, known)
+            _check_optimizer_option(f"{path}.optimizer_options.{option}", option, known[option].default, value)
 
     def make_optimizer(self, steps: int = 1) -> keras.optimizers.Optimizer:
         """The optimizer.
@@ -453,6 +499,8 @@ class QueriesConfig:
         """
         for budget in [*self.budgets, self.limit]:
             _check_number("queries.budgets and queries.limit", budget, 1, whole=True)
+        if len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"queries.budgets must differ from each other. Received: {self.budgets}")
 
 
 @dataclass(frozen=True)

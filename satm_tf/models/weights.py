@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import h5py
 import keras
 import numpy as np
 
+from satm_tf.models.hdf5 import open_weights
 from satm_tf.storage import sha256
-
-# Bytes of arrays for each of a file's, at most: floats that are weights hardly compress.
-_EXPANSION = 16
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def load_weights(backbone: keras.Model, path: Path) -> None:
         ValueError: If the file is damaged, is not that of this architecture, or holds what is no finite number. The
             backbone then keeps the weights that it has.
     """
-    with _opened(path):
+    with open_weights(path):
         pass
     kept = backbone.get_weights()
     try:
@@ -132,7 +129,7 @@ def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
         ValueError: If the file is damaged, a layer is missing, or a weight has another shape or is no finite number;
             the first is named.
     """
-    with _opened(path) as file:
+    with open_weights(path) as file:
         group = file.get("model_weights", file)
         if "layer_names" in group.attrs:
             values = _read_keras2(backbone, group, path)
@@ -140,43 +137,6 @@ def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
                 layer.set_weights(arrays)
             return
     load_weights(backbone, path)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    if path.suffix not in (".h5", ".hdf5"):
-        raise ValueError(f"Weights are read from HDF5 files (.h5, .hdf5, .weights.h5). Received: {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            _check_sizes(file, path)
-            yield file
-    # h5py raises a SystemError where a visit fails within.
-    except (OSError, KeyError, RuntimeError, SystemError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read: it is damaged, or its download was cut short. Fetch it again. ({error})"
-        ) from error
-
-
-def _check_sizes(file: h5py.File, path: Path) -> None:
-    """Refuses what lies elsewhere, or would take far more memory than the file has bytes, as a damaged shape claims."""
-    claimed = 0
-
-    # A visit ends with the first text that is given back; h5py cannot bear an exception from here.
-    def count(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
-        nonlocal claimed
-        if not isinstance(item, h5py.Dataset):
-            return None
-        claimed += int(item.size or 0) * item.dtype.itemsize
-        return f"{name!r} lies in another file" if item.external or item.is_virtual else None
-
-    def follow(name: str, link: object) -> str | None:
-        return None if isinstance(link, h5py.HardLink) else f"{name!r} is a link to somewhere else"
-
-    reason = file.visititems_links(follow) or file.visititems(count)
-    if reason is None and claimed > _EXPANSION * path.stat().st_size:
-        reason = f"its arrays claim {claimed:,} bytes, of a file of {path.stat().st_size:,}"
-    if reason is not None:
-        raise OSError(reason)
 
 
 def _read_keras2(backbone: keras.Model, group: h5py.Group, path: Path) -> dict[keras.layers.Layer, list[np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ _KINDS = {
 }
 # float32 sums of thousands of probabilities, and a model that was quantised.
 _SLACK = 1e-2
+_SHORT = reprlib.Repr()
 
 
 def from_json(body: bytes) -> dict[str, Any]:
@@ -54,8 +56,8 @@ def from_json(body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body, parse_constant=_refuse)
     except RecursionError as error:
-        raise ServingError(f"The answer is nested too deeply. Received: {_start(body)}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ServingError(f"The answer is nested too deeply. Received: {shown(body)}") from error
+    except ValueError:  # no JSON, no text, or a number of more digits than Python reads
         return {}
     return answer if isinstance(answer, dict) else {}
 
@@ -71,7 +73,7 @@ def from_lists(outputs: Any) -> dict[str, np.ndarray]:
         ServingError: If they are no object of lists, or a list is ragged or mixes kinds of values.
     """
     if not isinstance(outputs, dict):
-        raise ServingError(f"The outputs must be an object with a list for each. Received: {_start(outputs)}")
+        raise ServingError(f"The outputs must be an object with a list for each. Received: {shown(outputs)}")
     return {name: _array(name, value) if name in _KINDS else np.zeros(0) for name, value in outputs.items()}
 
 
@@ -85,12 +87,12 @@ def _array(name: str, value: Any) -> np.ndarray:
         values = rows
     # By type and not by isinstance: Python's true is an int.
     if rows is None or values is None or any(type(each) not in kind.json for each in values):
-        raise ServingError(f"{name} must be {kind.what}. Received: {_start(value)}")
+        raise ServingError(f"{name} must be {kind.what}. Received: {shown(value)}")
     try:
         # Texts as objects: of one width, all would take the memory of the longest.
         return np.array(rows, {"f": np.float64, "i": np.int64, "O": object, "b": bool}[kind.numpy])
     except OverflowError as error:
-        raise ServingError(f"{name} must be {kind.what}. Received: {_start(value)}") from error
+        raise ServingError(f"{name} must be {kind.what}. Received: {shown(value)}") from error
 
 
 def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
@@ -102,7 +104,7 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
         images: How many images were sent.
 
     Returns:
-        Those outputs that the signature has.
+        Those outputs that the signature has, texts as `str`.
 
     Raises:
         ServingError: If one is missing, or of another kind, shape or range.
@@ -114,7 +116,7 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
     if missing:
         raise ServingError(
             f"This is no model that satm_tf exported: its signature {signature!r} lacks "
-            f"{', '.join(sorted(missing))}. Received: {', '.join(sorted(answer))}"
+            f"{', '.join(sorted(missing))}. Received: {shown(', '.join(sorted(answer)))}"
         )
     outputs = {name: np.asarray(answer[name]) for name in OUTPUTS[signature]}
     for name, value in outputs.items():
@@ -129,6 +131,8 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
             )
         if kind.numpy == "f" and not np.isfinite(value).all():
             raise ServingError(f"{name} must be finite. Received: {np.count_nonzero(~np.isfinite(value))} others")
+        if kind.numpy == "O":
+            outputs[name] = _texts(name, value)
     if "probabilities" in outputs:
         _check_classes(**outputs)
     return outputs
@@ -145,6 +149,17 @@ def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.nd
         )
 
 
-def _start(value: Any) -> str:
-    text = value[:200].decode(errors="replace") if isinstance(value, bytes) else repr(value)[:200]
-    return f"{text}{'...' if len(text) >= 200 else ''}"
+def _texts(name: str, values: np.ndarray) -> np.ndarray:
+    try:
+        texts = [value.decode() if isinstance(value, bytes) else str(value).encode().decode() for value in values]
+    except UnicodeError as error:  # also half of a pair of surrogates, which JSON can write
+        raise ServingError(f"{name} must be texts in UTF-8. Received: {shown(list(values))}") from error
+    return np.array(texts, object)
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """What came, as one line for a message: short, however large or deep, and without a terminal's commands."""
+    text = value[: most + 1].decode(errors="replace") if isinstance(value, bytes) else value
+    text = text if isinstance(text, str) else _SHORT.repr(text)
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:most])
+    return line + ("..." if len(text) > most else "")

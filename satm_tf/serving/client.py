@@ -16,6 +16,7 @@ from satm_tf.serving.answers import ServingError
 from satm_tf.serving.signatures import INPUTS, OUTPUTS
 from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, local
 
+_DAY = 24 * 60 * 60
 _TRANSPORTS: dict[str, Callable[..., Ask]] = {"rest": RestTransport, "grpc": GrpcTransport}
 
 
@@ -31,7 +32,7 @@ class Client:
         transport: "rest" or "grpc"; the latter needs the extra `client`, `pip install "satm_tf[client]"`.
         version: Version of the model; None takes the newest that the server has loaded.
         timeout: Seconds for a request of at most `batch_size` images: all attempts, the waits between them, and the
-            whole answer.
+            whole answer; only the look-up of the host's name can take longer. At most a day.
         retries: How many more attempts are made, each after twice the wait of the one before, where the server could
             not be reached, broke the connection off, or was too busy; all else is an error at once.
         batch_size: The most images in one request.
@@ -57,9 +58,9 @@ class Client:
         batch_size: int = 32,
     ):
         make = look_up("transport", transport, _TRANSPORTS)
-        if timeout <= 0 or retries < 0 or batch_size < 1:
+        if not 0 < timeout <= _DAY or retries < 0 or batch_size < 1:
             raise ValueError(
-                "timeout and batch_size must be positive, retries not negative. "
+                "timeout and batch_size must be positive, retries not negative, and timeout at most a day. "
                 f"Received: timeout={timeout}, batch_size={batch_size}, retries={retries}"
             )
         self._ask = make(host, model, version=version, timeout=timeout, retries=retries)
@@ -106,7 +107,7 @@ class Client:
         if any(isinstance(image, str | Path) for image in images):
             frame["file"] = ["" if isinstance(image, bytes) else str(image) for image in images]
         frame["valid"] = found["valid"].astype(bool)
-        frame["label"] = [_text(label) for label in found["label"]]
+        frame["label"] = found["label"].astype(object)
         frame["class_id"] = found["class_id"].astype("int64")
         probabilities = np.asarray(found["probabilities"], np.float32)
         frame["probability"] = probabilities.max(-1, initial=0) if len(images) else np.zeros(0, np.float32)
@@ -175,7 +176,3 @@ def _read(files: Sequence[str | Path | bytes]) -> np.ndarray:
     contents = np.empty(len(files), object)
     contents[:] = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files]
     return contents
-
-
-def _text(label: Any) -> str:
-    return label.decode() if isinstance(label, bytes) else str(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import socket
@@ -37,10 +38,10 @@ def post(url: str, body: bytes, *, deadline: float, limit: int) -> Answer:
     """Posts JSON and reads the answer, compressed or redirected or not, as it comes.
 
     The time-out of an HTTP library applies to each read, so a server that sends a byte now and then is never too late.
-    Here the time left until the deadline is the time-out of each operation of the socket, and every byte received
-    counts. Looking up the host's name has the system's own bound; connecting, and the TLS handshake, may each take the
-    time left at the start, and connecting takes it for each of a host's addresses. Proxies in environment variables
-    are not used.
+    Here the time left until the deadline is the time-out of each operation of the socket, from connecting and the TLS
+    handshake to the last read, and every byte received counts. Where a host has several addresses, each gets an equal
+    share of the time left. Only the look-up of the host's name has no bound but the system's own: Python cannot
+    interrupt it. Proxies in environment variables are not used.
 
     Args:
         url: An `http://` or `https://` address.
@@ -51,29 +52,59 @@ def post(url: str, body: bytes, *, deadline: float, limit: int) -> Answer:
     Raises:
         TimeoutError: If the deadline passes.
         TooLargeError: If more bytes come.
-        BrokenAnswerError: If the connection ends before the answer does.
+        BrokenAnswerError: If the connection ends before the answer does, or the length of a part is no length.
         OSError: If the server cannot be reached.
         http.client.HTTPException: If what comes is no HTTP.
     """
     parts = urlsplit(url)
-    secure = {"context": ssl.create_default_context()} if parts.scheme == "https" else {}
+    secure = parts.scheme == "https"
     make: Any = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = make(parts.hostname, parts.port, timeout=_left(deadline), **secure)
+    context = {"context": ssl.create_default_context()} if secure else {}
+    connection = make(parts.hostname, parts.port or make.default_port, **context)
     try:
-        connection.connect()
-        connection.sock = _Bounded(connection.sock, deadline, limit)
+        connection.sock = _Bounded(_connect(connection.host, connection.port, deadline), deadline, limit)
+        if secure:
+            connection.sock.encrypt(**context, host=connection.host)
         connection.request("POST", parts.path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        received = response.read(limit + 1)
-        if response.length:
-            raise BrokenAnswerError(f"The connection ended {response.length} bytes before the answer did.")
+        received = _body(response, limit)
         return Answer(response.status, response.headers, received)
+    finally:
+        connection.close()
+
+
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+    """A connection to the first of a host's addresses that takes one."""
+    failure = OSError(f"{host} has no address.")
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        share = _left(deadline) / (len(addresses) - index)
+        try:
+            with contextlib.ExitStack() as on_failure:
+                connecting = on_failure.enter_context(socket.socket(family, kind, protocol))
+                connecting.settimeout(share)
+                connecting.connect(address)
+                # http.client sends headers and body apart: the second must not wait for the first to be acknowledged.
+                connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                on_failure.pop_all()
+                return connecting
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
+    try:
+        received = response.read(limit + 1)
     except http.client.IncompleteRead as error:
         raise BrokenAnswerError(
             f"The connection ended in the middle of the answer, after {len(error.partial)} bytes."
         ) from error
-    finally:
-        connection.close()
+    except ValueError as error:  # http.client takes a minus sign in the length of a chunk
+        raise BrokenAnswerError("A part of the answer has no length.") from error
+    if response.length:
+        raise BrokenAnswerError(f"The connection ended {response.length} bytes before the answer did.")
+    return received
 
 
 def _left(deadline: float) -> float:
@@ -87,11 +118,19 @@ class _Bounded:
     """A connected socket, as far as `http.client` uses one."""
 
     def __init__(self, connected: socket.socket, deadline: float, limit: int):
-        self._socket, self._deadline, self._limit = connected, deadline, limit
+        self._socket: Any = connected
+        self._deadline, self._limit = deadline, limit
+
+    def encrypt(self, context: ssl.SSLContext, host: str) -> None:
+        self._socket = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
+        self._socket.settimeout(_left(self._deadline))  # which Python applies to the whole handshake
+        self._socket.do_handshake()
 
     def sendall(self, data: bytes) -> None:
-        self._socket.settimeout(_left(self._deadline))  # which Python applies to all of it together
-        self._socket.sendall(data)
+        unsent = memoryview(data)
+        while unsent:  # and not the socket's own sendall, which over TLS applies its time-out to each record
+            self._socket.settimeout(_left(self._deadline))
+            unsent = unsent[self._socket.send(unsent) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
         received = self._socket.makefile("rb", buffering=0)  # which keeps the socket open until it is closed itself

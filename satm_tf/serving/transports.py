@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
@@ -42,7 +43,8 @@ class RestTransport:
         host: `host:port`, or a URL.
         model: Name of the model.
         version: Its version; None for the newest.
-        timeout: Seconds for a request: all attempts, the waits between them, and the whole answer.
+        timeout: Seconds for a request: all attempts, the waits between them, and the whole answer; only the look-up of
+            the host's name can take longer.
         retries: How many more attempts.
 
     Source:
@@ -53,12 +55,13 @@ class RestTransport:
         base = host if "://" in host else f"http://{host}"
         parts = urlsplit(base)
         try:
-            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-        except ValueError:  # a port that is no number
+            known = parts.scheme in ("http", "https") and (parts.hostname or "").encode("idna") and parts.port != 0
+        except ValueError:  # a port that is no number, or a name that is none
             known = False
-        if not known:
+        if not known or "@" in parts.netloc or parts.query or parts.fragment or not re.fullmatch("[!-~]*", parts.path):
             raise ValueError(
-                f"A host is host:port, or an http:// or https:// address, without a user's name. Received: {host!r}"
+                "A host is host:port, or an http:// or https:// address, without a user's name or a query. "
+                f"Received: {host!r}"
             )
         at = "" if version is None else f"/versions/{version}"
         self._url = f"{base.rstrip('/')}/v1/models/{quote(model, safe='')}{at}:predict"
@@ -77,15 +80,15 @@ class RestTransport:
         response = self._ask(body.encode(), limit)
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity" or 300 <= response.status < 400:
-            received = response.headers.get("Location", encoding)
+            received = answers.shown(response.headers.get("Location", encoding))
             raise ServingError(
                 f"{self._url} must answer itself and uncompressed: give the address that it leads to, if you trust it. "
                 f"Received: status {response.status}, {received}"
             )
         answer = answers.from_json(response.body)
         if response.status != 200 or "outputs" not in answer:
-            message = answer.get("error", response.body[:500].decode(errors="replace"))
-            raise ServingError(f"{self._url} refused, with status {response.status}. Received: {str(message)[:500]}")
+            message = answers.shown(answer.get("error", response.body), 500)
+            raise ServingError(f"{self._url} refused, with status {response.status}. Received: {message}")
         return answers.from_lists(answer["outputs"])
 
     def _ask(self, body: bytes, limit: int) -> Answer:
@@ -98,15 +101,15 @@ class RestTransport:
             except TooLargeError as error:
                 raise ServingError(f"{self._url} answers with more than {limit} bytes.") from error
             except (OSError, HTTPException) as error:
-                received, cause = f"{type(error).__name__}: {error}", error
+                received, cause = f"{type(error).__name__}: {answers.shown(str(error))}", error
             else:
                 if response.status not in _BUSY:
                     return response
                 asked = response.headers.get("Retry-After", "")
                 wait = max(wait, float(asked)) if asked.isdecimal() else wait
-                received = f"status {response.status}, {response.body[:200].decode(errors='replace')}"
+                received = f"status {response.status}, {answers.shown(response.body)}"
                 if asked:
-                    received += f" (Retry-After: {asked[:40]})"
+                    received += f" (Retry-After: {answers.shown(asked, 40)})"
             left = began + self._timeout - time.monotonic()
             if attempt > self._retries or wait >= left:
                 break

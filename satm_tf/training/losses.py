@@ -43,7 +43,7 @@ class ClassificationLoss:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1). Received: {self.label_smoothing}")
         if self.class_weights is not None and not (
-            min(self.class_weights) >= 0 and np.isfinite(self.class_weights).all()
+            min(self.class_weights, default=-1) >= 0 and np.isfinite(self.class_weights).all()
         ):
             raise ValueError(f"class_weights must be finite and non-negative. Received: {self.class_weights}")
         if self.order_temperature is not None and not self.order_temperature > 0:

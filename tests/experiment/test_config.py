@@ -172,13 +172,13 @@ def changed(config, **changes):
         (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=4)), "at least 8 x 8"),
         *(
             (lambda c, n=name: changed(c, networks={n: c.networks["a"]}), "starts with a letter")
-            for name in ("123", 123, "yes", True, "", "a\nb", "a" * 101, "a.b", "a\\b")
+            for name in ("123", 123, "yes", True, None, 1.5, "", "a\nb", "a" * 101, "é" * 51, "a.b", "a\\b")
         ),
         (lambda c: changed(c, schemes={"no": c.schemes["satm"]}), "starts with a letter"),
         (lambda c: changed(c, schemes={"holdout": c.schemes["satm"]}), "what results call unseen"),
         *(
             (lambda c, n=name: changed(c, name=n), "name becomes a folder")
-            for name in ("a\nb", "a" * 300, "", "a/b", "..")
+            for name in ("a\nb", "a" * 300, "é" * 60, "", "a/b", "..", "nul\0", "\u202ea")
         ),
         *((lambda c, s=seed: changed(c, seed=s), "seed must be") for seed in (-1, 1e20, 10**20, True, 2.5)),
         *(
@@ -197,15 +197,58 @@ def changed(config, **changes):
                 lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)),
                 "Unknown Keras optimizer",
             )
-            for name in ("LossScaleOptimizer", "loss_scale_optimizer", "nothing")
+            for name in ("LossScaleOptimizer", "loss_scale_optimizer", "MultiOptimizer", "Optimizer", "nothing")
         ),
         (
             lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"momentun": 0.9})),
             "momentun",
         ),
         *(
-            (lambda c, e=epsilon: changed(c, attack={"name": "fgsm", "epsilon": e}), "epsilon|options")
-            for epsilon in (float("nan"), float("inf"), -0.1, "nan")
+            (
+                lambda c, o=options: changed(c, co_train=configuration.TrainingConfig(optimizer_options=o)),
+                rf"co_train\.optimizer_options\.{next(iter(options))} must be",
+            )
+            for options in (
+                *({"beta_1": value} for value in (float("nan"), "nan", "text", 1, 2, -0.1, None, True)),
+                *({"clipnorm": value} for value in (-1, 0, float("nan"), "1")),
+                *({"weight_decay": value} for value in (-1, float("nan"))),
+                *({"loss_scale_factor": value} for value in (0, float("inf"))),
+                {"epsilon": -1},
+                {"amsgrad": 1},
+            )
+        ),
+        (
+            lambda c: changed(
+                c,
+                co_train=configuration.TrainingConfig(optimizer="muon", optimizer_options={"muon_b": float("nan")}),
+            ),
+            r"muon_b must be a finite number\. Received: nan",
+        ),
+        *(
+            (lambda c, p=path: changed(c, run_dir=p), "run_dir must be a path")
+            for path in ("", "\0", "a\nb", "a" * 256, "é" * 128)
+        ),
+        *(
+            (lambda c, p=path: changed(c, export=configuration.ExportConfig(folder=p)), "export.folder must be a path")
+            for path in ("", "\0", "a\nb", "a" * 256)
+        ),
+        (lambda c: changed(c, data=dataclasses.replace(c.data, root="a\0b")), r"data\.root must be a path"),
+        (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=100_000)), "image_size must be at most 8192"),
+        (lambda c: changed(c, queries=configuration.QueriesConfig([10, 10])), "queries.budgets must differ"),
+        *(
+            (
+                lambda c, s=steps: changed(c, evaluation_attacks={"pgd": {"name": "pgd", "steps": s}}),
+                r"steps of attack 'pgd' must be a whole number\. Received|steps must be at least 1",
+            )
+            for steps in (0, -1, 1.5, 1e9, True, "3", None)
+        ),
+        *(
+            (lambda c, w=weights: changed(c, loss=configuration.LossConfig(class_weights=w)), "class_weights must be")
+            for weights in ([], [-1.0], [float("nan")])
+        ),
+        *(
+            (lambda c, e=epsilon: changed(c, attack={"name": "fgsm", "epsilon": e}), r"^epsilon .*\. Received: ")
+            for epsilon in (float("nan"), float("inf"), -0.1, "nan", "8/255", True)
         ),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(epsilon=float("nan"))}), "epsilon must be"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(peer_weight="much")}), "peer_weight must be"),
@@ -233,7 +276,11 @@ def test_the_hostile_values_of_a_file_are_one_sentence(tmp_path, capsys):
         ("co_train: {learning_rate: .nan}", "learning_rate must be"),
         ("co_train: {learning_rate: 1e999}", "learning_rate must be"),
         ("attack: {name: fgsm, epsilon: .nan}", "epsilon"),
-        ("seed: 1e20", "seed"),
+        ("seed: 1e20", r"error: seed must be a whole number\. Received: 1e\+20\n$"),
+        ("seed: null", r"error: seed must not be null; leave it out for its default\. Received: null\n$"),
+        ("data: {limit: 1.5}", r"error: data.limit must be a whole number or null\. Received: 1.5\n$"),
+        ("precision: float8", r"error: precision must be one of 'float32', .*'auto'\. Received: float8\n$"),
+        ("loss: {class_weights: text}", r"weights must be one of 'balanced' or a list or null\. Received: text\n$"),
         ("networks: {123: {backbone: compact_vgg}}", "123"),
         ("networks: {yes: {backbone: compact_vgg}}", "yes|True"),
         ('name: "a\\nb"', "name becomes a folder"),

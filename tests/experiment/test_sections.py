@@ -47,4 +47,4 @@ def test_an_optimizer_has_its_options_and_decays_over_the_whole_stage():
 
 @pytest.mark.parametrize("name", ["a", "compact_vgg", "r+step_ll", "pgd-w3", "é1", "a" * 100])
 def test_names_that_files_columns_and_options_can_hold(name):
-    check_name("network", name)
+    check_name("a network", name)

@@ -6,11 +6,8 @@ import contextlib
 import io
 import json
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from PIL import Image
 from satm_tf import ImageClassifier
 from satm_tf.models import Preprocessing
 from satm_tf.serving import Client, export_saved_model
+from tests.serving.raw_server import RawServer, Script
 
 SHAPE = (16, 16, 3)
 LABELS = ["infant", "child", "adult", "Älteste"]
@@ -137,31 +135,5 @@ def encode():
 @pytest.fixture
 def raw_server():
     """A factory of servers that send given pieces to whoever connects, and hang up; it gives a server's address."""
-    over, threads = threading.Event(), []
-
-    def start(pieces, pause=0.0):
-        listening = socket.create_server(("127.0.0.1", 0))
-        listening.settimeout(0.05)
-
-        def serve():
-            with listening:
-                while not over.is_set():
-                    with contextlib.suppress(OSError), listening.accept()[0] as connection:
-                        connection.settimeout(1)
-                        connection.recv(2**20)
-                        for piece in pieces:
-                            if over.is_set():
-                                return
-                            connection.sendall(piece)
-                            time.sleep(pause)
-                        connection.shutdown(socket.SHUT_WR)
-                        connection.recv(2**20)
-
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-        return f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-    yield start
-    over.set()
-    for thread in threads:
-        thread.join()
+    with contextlib.ExitStack() as servers:
+        yield lambda pieces, pause=0.0: servers.enter_context(RawServer(Script(pieces, pause))).url

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from satm_tf.serving import ServingError
-from satm_tf.serving.answers import check, from_json, from_lists
+from satm_tf.serving.answers import check, from_json, from_lists, shown
 from tests.serving.fuzzing import GOOD, fuzz_answers
 
 
@@ -41,6 +41,7 @@ def test_a_good_answer_is_given_as_arrays():
         ({"probabilities": [[25, 75], [0, 0], [100, 0]]}, r"lie in \[0, 1\]. Received: 0 to 100"),
         ({"probabilities": [[1e999, 0.0]] * 3}, "must be finite"),
         ({"probabilities": {"0": [1, 2]}}, "probabilities must be numbers"),
+        ({"label": ["b", "\ud800", "a"]}, r"label must be texts in UTF-8. Received: \['b', '\\ud800', 'a'\]"),
     ],
 )
 def test_a_wrong_output_is_named_with_what_came(changed, message):
@@ -55,12 +56,28 @@ def test_outputs_that_are_no_object(outputs):
 
 
 def test_what_is_no_json():
-    for body in (b"", b"\xff\xfe", b"{", b"[1]", b"3", b"<html>"):
+    for body in (b"", b"\xff\xfe", b"{", b"[1]", b"3", b"<html>", b'{"outputs": ' + b"9" * 5000 + b"}"):
         assert from_json(body) == {}
     with pytest.raises(ServingError, match="nested too deeply"):
         from_json(b"[" * 100_000 + b"]" * 100_000)
     with pytest.raises(ServingError, match=r"finite\. Received: NaN"):
         from_json(b'{"outputs": {"probabilities": [[NaN]]}}')
+
+
+def test_a_message_is_short_and_one_line_whatever_came():
+    assert shown(b"\x1b[2J\nA\xff") == "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}A\N{REPLACEMENT CHARACTER}"
+    assert shown(list(range(10**6))) == "[0, 1, 2, 3, 4, 5, ...]"
+    with pytest.raises(ServingError, match=r"Received: x{200}\.{3}$"):
+        check("features", {"x" * 10**6: np.zeros(1)}, 1)
+
+
+def test_labels_of_bytes_are_texts_or_refused():
+    good = {name: np.array(value) for name, value in GOOD.items()}
+    labels = np.array([b"b", b"", "Ä".encode()], object)
+    assert check("serving_default", {**good, "label": labels}, 3)["label"].tolist() == ["b", "", "Ä"]
+    labels[0] = b"\xff"
+    with pytest.raises(ServingError, match="label must be texts in UTF-8"):
+        check("serving_default", {**good, "label": labels}, 3)
 
 
 def test_arrays_of_other_kinds():

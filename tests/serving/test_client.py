@@ -204,7 +204,9 @@ def test_missing_files_are_named_before_anything_is_asked(files):
         Client("localhost:1", "faces").predict([files[0], "nowhere.png", Path("nor.png")])
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"retries": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options", [{"timeout": 0}, {"timeout": 86_401}, {"timeout": float("nan")}, {"retries": -1}, {"batch_size": 0}]
+)
 def test_numbers_out_of_range(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}"):
         Client("localhost:1", "faces", **options)

@@ -81,7 +81,18 @@ def test_an_answer_beyond_any_model_s_and_what_is_no_http(raw_server):
         rest(raw_server([b"HTTP/1.1 200 OK\r\n\r\n", *[bytes(2**16)] * 40]))
     with pytest.raises(ServingError, match="BadStatusLine"):
         rest(raw_server([b"SSH-2.0-OpenSSH\r\n\r\n"]), retries=0)
-    for host in ("ftp://localhost", "file:///etc/passwd", "http://", "localhost:abc", "https://user:word@localhost"):
+    for host in (
+        "ftp://localhost",
+        "file:///etc/passwd",
+        "http://",
+        "localhost:abc",
+        "https://user:word@localhost",
+        "a..b",
+        "localhost/?a",
+        "localhost/#a",
+        "localhost/a b",
+        "localhost/\u00e9",
+    ):
         with pytest.raises(ValueError, match="host:port"):
             rest(host)
 
