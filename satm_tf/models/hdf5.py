@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 # What h5py raises for damaged files: a SystemError where a visit fails within.
-_BROKEN = (OSError, LookupError, RuntimeError, SystemError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
+_BROKEN = (OSError, LookupError, RuntimeError, SystemError, TypeError, AttributeError, UnicodeError, struct.error)
 # Bytes of arrays for each of a file's, at most: floats that are weights hardly compress.
 _EXPANSION = 16
 _SIZES = 16  # bytes at the start that hold the signature and the sizes of numbers

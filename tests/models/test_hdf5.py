@@ -60,3 +60,12 @@ def test_a_text_longer_than_the_file_is_refused_before_its_memory_is_taken(tmp_p
     path.write_bytes(contents)
     with pytest.raises(ValueError, match="a text claims 2,147,483,648 bytes, of a file of"), open_weights(path):
         pass
+
+
+def test_a_name_that_is_not_in_utf_8_is_damage(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["namés"] = ["a"]
+    path.write_bytes(path.read_bytes().replace("namés".encode(), b"nam\xc3\xffs"))
+    with pytest.raises(ValueError, match=r"a\.h5 cannot be read: it is damaged"), open_weights(path):
+        pass
