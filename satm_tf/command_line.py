@@ -231,7 +231,8 @@ def _one_sentence(message: str) -> str:
     """What jsonargparse says over several lines of a value of the wrong type; other messages as they are."""
     field = re.match(r'\s*Parser key "([^"]+)":', message)
     kinds = re.search(r"Subtypes: \[(.*)\]$|Expected an? (.*)\. Got value", message, re.MULTILINE)
-    value = re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
+    # Of several types each says what it got; what was given comes last.
+    value = re.search(r".*(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
     if not (field and kinds and value):
         return message
     words = []
