@@ -159,3 +159,48 @@ class TestRamps:
         trainer = self.make(make_network, domain_adaptation=constant, epsilon_schedule=UniformEpsilon())
         for _ in range(2):
             trainer.fit(images, labels, verbose=0)
+
+
+class Tracker(keras.callbacks.Callback):
+    """What Keras callbacks of W&B (`WandbMetricsLogger`) and MLflow (`MlflowCallback`) do with a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def on_train_begin(self, logs=None):
+        self.parameters = {f"optimizer_{key}": value for key, value in self.model.optimizer.get_config().items()}
+        lines = []
+        self.model.summary(print_fn=lambda line, *args, **kwargs: lines.append(line))
+        self.summary = "\n".join(lines)
+        self.asked = dict(self.params)
+
+    def _record(self, step, logs):
+        rate = self.model.optimizer.learning_rate
+        rate = float(rate.numpy() if hasattr(rate, "numpy") else rate(step=step).numpy())
+        self.found.append((int(self.model.optimizer.iterations.numpy()), rate, {k: float(v) for k, v in logs.items()}))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._record(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._record(epoch, logs)
+
+
+def test_callbacks_of_experiment_trackers_find_what_they_look_for(make_network, images, labels):
+    trainer = CoTraining({"a": make_network("a"), "b": make_network("b", width=4)}, epsilon=0.1)
+    trainer.compile(keras.optimizers.Adam(1e-3))
+    tracker = Tracker()
+    history = trainer.fit(images, labels, batch_size=6, epochs=2, verbose=0, callbacks=[tracker]).history
+    assert tracker.parameters["optimizer_name"] == "adam"
+    assert "a (ImageClassifier)" in tracker.summary
+    assert tracker.asked["epochs"] == 2
+    steps = len(images) // 6
+    assert [step for step, *_ in tracker.found] == [
+        *range(1, steps + 1),
+        steps,
+        *range(steps + 1, 2 * steps + 1),
+        2 * steps,
+    ]
+    assert {rate for _, rate, _ in tracker.found} == {float(np.float32(1e-3))}
+    assert tracker.found[-1][2] == {key: values[-1] for key, values in history.items()}
