@@ -77,6 +77,7 @@ setup(
             "markdown-it-py>=3.0",
             "playwright>=1.40",
             "statsmodels>=0.14",
+            "keras-hub>=0.18; python_version < '3.13'",  # it needs tensorflow-text
         ],
         "dev": [
             "ruff>=0.9",
