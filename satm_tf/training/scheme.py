@@ -391,7 +391,7 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "pubdef": Scheme(learns_from="frozen", attack=_PGD, mixing="images", clean_weight=0.5, adversarial_weight=0.5),
     "sparring": Scheme(learns_from=("before", "sparring"), attack=RSFGSM(epsilon=_EPSILON), mixing="images"),
-    "recommended": Scheme(learns_from=("others", "itself"), attack=RSFGSM(epsilon=_EPSILON)),
+    "recommended": Scheme(learns_from=("before", "others", "itself"), attack=RSFGSM(epsilon=_EPSILON), mixing="images"),
 }
 """The presets: the paper's schemes, its baselines, later relatives, and the one that docs/results recommends against
 attackers without access to the network. Epsilon is the paper's 16/256."""

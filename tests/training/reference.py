@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.attacks import KLPGD, PGD, RSFGSM, Attack, IterativeLL, RandomisedStep, StepLL
+from satm_tf.attacks import KLPGD, PGD, Attack, IterativeLL, RandomisedStep, StepLL
 
 EPSILON, RATE = 16 / 256, 0.1
 RANDOMISED, PROJECTED = RandomisedStep(epsilon=EPSILON), PGD(epsilon=EPSILON, steps=10)
@@ -68,7 +68,6 @@ CASES = {
         peer=19 / 20,
     ),
     "pubdef": Case([FROZEN], PROJECTED, clean=0.5, adversarial=0.5),
-    "recommended": Case([PARTNER, ITSELF], RSFGSM(epsilon=EPSILON)),
 }
 
 

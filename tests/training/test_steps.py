@@ -58,7 +58,7 @@ def assert_close(ours, expected, tolerance):
 
 
 def test_there_is_a_case_for_every_preset():
-    assert {*CASES, "sparring"} == set(SCHEMES), "that of sparring partners is tested below"
+    assert {*CASES, "sparring", "recommended"} == set(SCHEMES), "these two are tested below"
 
 
 @pytest.mark.parametrize("scheme", CASES)
@@ -164,17 +164,20 @@ def by_image(names, attack, networks, images, labels, count, seed, order_of_all,
     return makers, mixed
 
 
-@pytest.mark.parametrize("weights", [None, {"before_itself": 3.0}])
-def test_the_steps_of_sparring_partners(make, images, labels, weights):
+@pytest.mark.parametrize(
+    ("scheme", "weights"), [("sparring", None), ("sparring", {"before_itself": 3.0}), ("recommended", None)]
+)
+def test_the_steps_of_sources_that_share_each_batch(make, images, labels, scheme, weights):
     """Two steps: `before` is what the networks were at the start, and partners learn from themselves alone."""
     attack = RSFGSM(epsilon=reference.EPSILON)
     networks = make("ab")
     start, ours = copies(make, networks), copies(make, networks)
-    partners = copies(make, networks)
-    trainer = CoTraining(networks, "sparring", source_weights=weights, seed=5)
+    copied = copies(make, networks) if scheme == "sparring" else {}
+    partners = {f"sparring_{name}": copied[name] for name in copied}
+    trainer = CoTraining(networks, scheme, source_weights=weights, seed=5)
     trainer.compile(keras.optimizers.SGD(RATE))
-    names = ["sparring_a", "sparring_b", "before_b", "before_a"]
-    everything = {"a": ours["a"], "b": ours["b"], "sparring_a": partners["a"], "sparring_b": partners["b"]}
+    names = [*(partners or "ab"), "before_b", "before_a"]
+    everything = {**ours, **partners}
     order_of_all = [*everything, "before_b", "before_a"]
     case = Case([], attack)
     for count in range(2):
@@ -183,7 +186,7 @@ def test_the_steps_of_sparring_partners(make, images, labels, weights):
         numbers = fold_in([5, 0], tf.constant(count, tf.int64))
         adversarial = {
             name: attack(crafters[name], images, labels, seed=fold_in(numbers, order_of_all.index(name)))
-            for name in ("sparring_a", "sparring_b")
+            for name in partners
         }
         for name in "ab":
             shares = [3.0 if weights and each == f"before_{name}" else 1.0 for each in names]
@@ -201,13 +204,14 @@ def test_the_steps_of_sparring_partners(make, images, labels, weights):
             for variable, gradient in gradients:
                 variable.assign_sub(RATE * gradient)
         assert reported["loss"] == pytest.approx(sum(float(learnt[name][1]["loss"]) for name in "ab"), rel=1e-4)
-        assert reported["sparring_a_loss"] == pytest.approx(float(learnt["sparring_a"][1]["loss"]), rel=1e-4)
+        for name in partners:
+            assert reported[f"{name}_loss"] == pytest.approx(float(learnt[name][1]["loss"]), rel=1e-4)
     for name, network in everything.items():
         trained = {**trainer.networks, **trainer.sparring}[name]
         assert_close(trained.weights, network.weights, 2 * TOLERANCE)
-    for name in "ab":
+    for name in copied:
         with pytest.raises(AssertionError):
-            assert_close(trainer.networks[name].weights, partners[name].weights, 100 * TOLERANCE)
+            assert_close(trainer.networks[name].weights, copied[name].weights, 100 * TOLERANCE)
 
 
 def test_the_past_is_replayed_one_snapshot_after_the_other(make, images, labels):
