@@ -267,6 +267,14 @@ class Fitting(DistributedFit):
         """
         _refuse_saving("export")
 
+    def get_config(self) -> NoReturn:
+        """Refused: each of `networks` has a configuration, and the scheme is `scheme`.
+
+        Raises:
+            ValueError: Always.
+        """
+        _refuse_saving("get_config")
+
 
 class _Plan(keras.callbacks.Callback):
     """Tells the model how many steps `fit` is going to take in all, and shows the optimizers' moving averages.

@@ -21,10 +21,13 @@ _OUT_OF_RANGE = r"(?:Images|Labels) must be .+? Received values from \S+ to [^\s
 _OTHER_RANK = r"Shape of tensor \S+ (\[[\d,]*\]) is not compatible with expected shape \[\?\]"
 _ONE_LABEL_EACH = "Labels must be one integer for each image, of shape [batch], neither one-hot nor [batch, 1]."
 _NOT_FINITE = "is not a finite number at step"
+_SAVE_AT_THE_END = "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end"
+# By package and class, because MLflow is no dependency. What its callback raises within `fit`, MLflow only logs.
 _INSTEAD = {
-    keras.callbacks.ModelCheckpoint: "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end",
-    keras.callbacks.BackupAndRestore: "Add satm_tf.Checkpoint to resume",
-    keras.callbacks.SwapEMAWeights: "Validation and callbacks see the averages already",
+    "keras.ModelCheckpoint": _SAVE_AT_THE_END,
+    "keras.BackupAndRestore": "Add satm_tf.Checkpoint to resume",
+    "keras.SwapEMAWeights": "Validation and callbacks see the averages already",
+    "mlflow.MlflowModelCheckpointCallback": _SAVE_AT_THE_END,
 }
 
 
@@ -80,15 +83,17 @@ def _equal_weights(network: keras.Model, other: keras.Model) -> bool:
 
 
 def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    """Refuses callbacks of Keras that would fail after an epoch, or have no effect.
+    """Refuses callbacks that would fail after an epoch, or have no effect.
 
     Raises:
         ValueError: If there is one.
     """
     for callback in callbacks:
-        for refused, instead in _INSTEAD.items():
-            if isinstance(callback, refused):
-                raise ValueError(f"{refused.__name__} does not work with CoTraining. {instead}. Received: {callback!r}")
+        for kind in type(callback).__mro__:
+            if instead := _INSTEAD.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}"):
+                raise ValueError(
+                    f"{type(callback).__name__} does not work with CoTraining. {instead}. Received: {callback!r}"
+                )
 
 
 def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,5 +1,8 @@
 """`compile` and `fit` as Keras users know them, and what they refuse."""
 
+import contextlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -107,14 +110,36 @@ def test_arrays_are_shuffled_by_default(trainer, images, labels, shuffle, same):
     assert np.array_equal(seen[0], labels) == same
 
 
+class WandbModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """As W&B's: Keras's own, and an upload after it."""
+
+
+class MlflowModelCheckpointCallback(keras.callbacks.Callback):
+    """As MLflow's: no `ModelCheckpoint` of Keras's, and whatever it raises is only logged."""
+
+    __module__ = "mlflow.tensorflow.callback"
+
+    def on_epoch_end(self, epoch, logs=None):
+        with contextlib.suppress(Exception):
+            self.model.save("latest_checkpoint.h5", overwrite=True)
+
+
 @pytest.mark.parametrize(
     "callback",
     [
         lambda folder: keras.callbacks.ModelCheckpoint(folder / "a.keras"),
         lambda folder: keras.callbacks.BackupAndRestore(folder),
         lambda folder: keras.callbacks.SwapEMAWeights(),
+        lambda folder: WandbModelCheckpoint(folder / "a.keras"),
+        lambda folder: MlflowModelCheckpointCallback(),
     ],
-    ids=["ModelCheckpoint", "BackupAndRestore", "SwapEMAWeights"],
+    ids=[
+        "ModelCheckpoint",
+        "BackupAndRestore",
+        "SwapEMAWeights",
+        "WandbModelCheckpoint",
+        "MlflowModelCheckpointCallback",
+    ],
 )
 def test_callbacks_that_cannot_work_are_refused_before_the_first_step(trainer, images, labels, callback, tmp_path):
     callback = callback(tmp_path)
@@ -127,6 +152,12 @@ def test_callbacks_that_cannot_work_are_refused_before_the_first_step(trainer, i
 def test_a_trainer_has_no_file_and_says_what_has(trainer, method, tmp_path):
     with pytest.raises(ValueError, match=rf"save each of its networks.*satm_tf\.Checkpoint.*Received: {method}\(\)"):
         getattr(trainer, method)(tmp_path / "trainer.keras")
+
+
+@pytest.mark.parametrize("method", ["get_config", "to_json"])
+def test_a_trainer_has_no_configuration_either(trainer, method):
+    with pytest.raises(ValueError, match=r"save each of its networks.*Received: get_config\(\)"):
+        getattr(trainer, method)()
 
 
 class TestRamps:
@@ -161,46 +192,102 @@ class TestRamps:
             trainer.fit(images, labels, verbose=0)
 
 
-class Tracker(keras.callbacks.Callback):
-    """What Keras callbacks of W&B (`WandbMetricsLogger`) and MLflow (`MlflowCallback`) do with a model."""
+class WandbLogger(keras.callbacks.Callback):
+    """What W&B's `WandbMetricsLogger` asks of a model, batch by batch."""
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.batches, self.epochs = [], []
+
+    def _row(self, logs):
+        rate = self.model.optimizer.learning_rate
+        assert isinstance(rate, tf.Tensor) or rate.shape == ()
+        return {**logs, "learning_rate": rate.numpy().item()}
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(self._row(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(self._row(logs))
+
+
+class MlflowCallback(keras.callbacks.Callback):
+    """What MLflow's callback of this name asks of a model; it too knows batches by the alias alone."""
+
+    def __init__(self):  # without that of Keras, like the real one
+        self.steps, self.epochs, self.validations = {}, {}, []
 
     def on_train_begin(self, logs=None):
-        self.parameters = {f"optimizer_{key}": value for key, value in self.model.optimizer.get_config().items()}
+        self.parameters = self.model.optimizer.get_config()
         lines = []
         self.model.summary(print_fn=lambda line, *args, **kwargs: lines.append(line))
         self.summary = "\n".join(lines)
-        self.asked = dict(self.params)
 
-    def _record(self, step, logs):
-        rate = self.model.optimizer.learning_rate
-        rate = float(rate.numpy() if hasattr(rate, "numpy") else rate(step=step).numpy())
-        self.found.append((int(self.model.optimizer.iterations.numpy()), rate, {k: float(v) for k, v in logs.items()}))
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._record(batch, logs)
+    def on_batch_end(self, batch, logs=None):
+        self.steps[int(self.model.optimizer.iterations.numpy())] = logs
 
     def on_epoch_end(self, epoch, logs=None):
-        self._record(epoch, logs)
+        self.epochs[epoch] = logs
+
+    def on_test_end(self, logs=None):
+        self.validations.append(logs)
 
 
-def test_callbacks_of_experiment_trackers_find_what_they_look_for(make_network, images, labels):
-    trainer = CoTraining({"a": make_network("a"), "b": make_network("b", width=4)}, epsilon=0.1)
-    trainer.compile(keras.optimizers.Adam(1e-3))
-    tracker = Tracker()
-    history = trainer.fit(images, labels, batch_size=6, epochs=2, verbose=0, callbacks=[tracker]).history
-    assert tracker.parameters["optimizer_name"] == "adam"
-    assert "a (ImageClassifier)" in tracker.summary
-    assert tracker.asked["epochs"] == 2
-    steps = len(images) // 6
-    assert [step for step, *_ in tracker.found] == [
-        *range(1, steps + 1),
-        steps,
-        *range(steps + 1, 2 * steps + 1),
-        2 * steps,
-    ]
-    assert {rate for _, rate, _ in tracker.found} == {float(np.float32(1e-3))}
-    assert tracker.found[-1][2] == {key: values[-1] for key, values in history.items()}
+class TestExperimentTrackers:
+    """The callbacks of W&B 0.31 and MLflow 3.18 were tried; these stand for them."""
+
+    RATES = keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.1, 0.01, 0.001])
+
+    @pytest.fixture
+    def fitted(self, make_network, images, labels):
+        def fit(rate, *callbacks):
+            trainer = CoTraining({"a": make_network("a"), "b": make_network("b", width=4)}, attack=ATTACK)
+            trainer.compile(keras.optimizers.SGD(rate))
+            options = {"validation_data": (images, labels), "epochs": 2, "batch_size": 6, "verbose": 0}
+            return trainer, trainer.fit(images, labels, callbacks=list(callbacks), **options).history
+
+        return fit
+
+    @pytest.mark.parametrize(
+        ("rate", "expected"),
+        [(0.1, [0.1] * 4), (RATES, [0.1, 0.01, 0.01, 0.001])],  # after one to four steps
+        ids=["constant", "schedule"],
+    )
+    def test_wandb_logs_numbers_and_the_learning_rate(self, fitted, rate, expected):
+        logger = WandbLogger()
+        _, history = fitted(rate, logger)
+        assert [row["learning_rate"] for row in logger.batches] == pytest.approx(expected)
+        assert {type(value) for row in logger.batches for value in row.values()} == {float}
+        assert {"loss", "a_adversarial_accuracy", "b_loss"} <= logger.batches[0].keys()
+        for epoch, row in enumerate(logger.epochs):
+            assert row == {
+                **{key: values[epoch] for key, values in history.items()},
+                "learning_rate": pytest.approx(expected[2 * epoch + 1]),
+            }
+
+    def test_mlflow_logs_parameters_the_summary_steps_and_validations(self, fitted):
+        callback = MlflowCallback()
+        trainer, history = fitted(0.1, callback)
+        assert callback.parameters["learning_rate"] == pytest.approx(0.1)
+        for name, network in trainer.networks.items():
+            assert re.search(rf"{name} \(ImageClassifier\) .* {network.count_params():,} ", callback.summary)
+        assert list(callback.steps) == [1, 2, 3, 4]
+        for epoch in (0, 1):
+            figures = {key: values[epoch] for key, values in history.items()}
+            assert callback.epochs[epoch] == figures
+            assert {
+                f"val_{key}": value for key, value in callback.validations[epoch].items()
+            }.items() <= figures.items()
+
+    def test_mlflow_s_autologging_adds_its_callback_to_that_of_keras_fit(self, fitted, monkeypatch):
+        callback, given, fit = MlflowCallback(), WandbLogger(), keras.Model.fit
+
+        def patched(model, *args, **kwargs):
+            kwargs["callbacks"].append(callback)
+            return fit(model, *args, **kwargs)
+
+        monkeypatch.setattr(keras.Model, "fit", patched)
+        fitted(0.1, given)
+        assert list(callback.epochs.values()) == [
+            {key: value for key, value in row.items() if key != "learning_rate"} for row in given.epochs
+        ]
