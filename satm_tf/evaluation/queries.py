@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.predictions import NOT_MEASURED, Predictions, concatenate
 from satm_tf.evaluation.rungs import QUERIES, RUNGS, Group, rung_of
+from satm_tf.evaluation.transfer import compiled
 
 SQUARE, WARM = "square", "transfer+square"
 
@@ -82,6 +84,11 @@ def measure_queries(
                 f"smallest budget must allow them. Received: {budgets}"
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
+
+    @functools.cache
+    def crafter(source: str, name: str) -> Any:
+        return compiled(crafting[name], sources[source], dataset)  # once for all targets that meet this source
+
     parts = []
     with tqdm(total=len(searches) * len(dataset), desc=stage, unit="batch", dynamic_ncols=True, disable=None) as bar:
         for target, kind, ladder in searches:
@@ -105,17 +112,21 @@ def measure_queries(
                 bar.update(len(dataset))
                 continue
             network = targets[target]
-            makers = [(each, sources[name]) for name in ladder for each in crafting.values()]
+            makers = [crafter(source, name) for source in ladder for name in crafting]
+            start = tf.TensorSpec(dataset.element_spec[0].shape, tf.float32)
 
-            @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
+            @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32), [start] * len(makers)])
             def search(
-                images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, network: Any = network, makers: Any = makers
+                images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, starts: list[tf.Tensor], network: Any = network
             ) -> tf.Tensor:
-                starts = [maker(source, images, classes, epsilon=epsilon, seed=key) for maker, source in makers]
                 found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
                 return tf.stack([tf.argmax(network(each, training=False), -1) for each in found])
 
-            asked = [search(images, batch, tf.constant([seed, n])).numpy() for n, (images, batch) in enumerate(dataset)]
+            asked = []
+            for number, (images, batch) in enumerate(dataset):
+                key = tf.constant([seed, number])
+                starts = [make(images, batch, tf.constant(epsilon), key) for make in makers]
+                asked.append(search(images, batch, key, starts).numpy())
             bar.update(len(dataset))
             predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, np.min_scalar_type(-network.num_classes))
             predicted[:, chosen] = np.concatenate(asked, axis=1)

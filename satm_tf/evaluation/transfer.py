@@ -153,7 +153,7 @@ def measure(
                     bar.update(len(dataset))
                 else:
                     # Traced once for all epsilons, and not at all where all blocks are there.
-                    craft = craft or (_crafter(attack, sources[source], dataset) if attack else _unchanged)
+                    craft = craft or (compiled(attack, sources[source], dataset) if attack else _unchanged)
                     cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in seen]
                     predicted = []
                     for index, (images, batch) in enumerate(dataset):
@@ -245,7 +245,8 @@ def _unchanged(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: t
     return images
 
 
-def _crafter(attack: Attack, network: Network, dataset: tf.data.Dataset) -> Network:
+def compiled(attack: Attack, network: Network, dataset: tf.data.Dataset) -> Network:
+    """An attack on a network as one graph, of a batch's images and labels, the epsilon and a seed."""
     signature = [*dataset.element_spec, tf.TensorSpec([], tf.float32), tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=signature)
