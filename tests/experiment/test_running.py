@@ -252,7 +252,7 @@ def test_two_workers_run_the_whole_experiment(config, tmp_path):
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(printed)
     assert (run / "report.html").exists()
 
-    experiment.run(config)
+    experiment.train(config, [Stage("fine_tune", "a")])
     paths = [folder / "networks" / "fine_tune" / "a" / "a.keras" for folder in (run, tmp_path / "run")]
     for found, expected in zip(*[keras.saving.load_model(path).get_weights() for path in paths], strict=True):
         # The order of sums over two halves of a batch, through five steps.
@@ -269,6 +269,7 @@ def test_a_killed_run_ends_as_one_that_was_not(config, tmp_path):
         schemes={"pgd": configuration.SchemeConfig(preset="pgd", attack={"name": "pgd", "steps": 2})},
         data=dataclasses.replace(config.data, augmentation=Augmentation(flip=False)),
         co_train=configuration.TrainingConfig(epochs=2, batch_size=8, checkpoint_seconds=0.0, patience=1),
+        evaluation_attacks={"r+fgsm": config.evaluation_attacks["r+fgsm"]},
         checks=configuration.ChecksConfig(schemes=[]),
         export=configuration.ExportConfig(),
     )
