@@ -21,6 +21,8 @@ _ONE_STEP = 0.75
 _ONCE_ROBUST = 0.1
 # A network this little better than chance has not learnt anything that it could overfit.
 _BETTER_THAN_CHANCE = 1.1
+# With fewer images, a share says too little for an alarm.
+_ENOUGH = 50
 MONITOR = "val_robust_accuracy"
 
 
@@ -57,7 +59,7 @@ class RobustValidation(keras.callbacks.Callback):
         UserWarning: Of a network that has overfitted to single steps. Either one step leaves at least three quarters of
             what it classifies correctly without an attack, and PGD less than a quarter of that; or PGD once left 10 %
             of the images or more, now leaves less than a quarter of its best, and one step as much as then. Not of one
-            that is no better than chance.
+            that is no better than chance or does not learn from its own examples, and not with fewer than 50 images.
 
     Example:
         >>> robust = RobustValidation(validation, sources={"densenet": densenet}, on_overfitting="stop")
@@ -147,8 +149,10 @@ class RobustValidation(keras.callbacks.Callback):
         withstood = [right[f"from_{name}"] for name in self.sources] or [right["pgd"]]
         robust = [np.all([each[name] for each in withstood], axis=0).mean() for name in self.model.networks]
         figures[MONITOR] = float(np.mean(robust))
-        if self.on_overfitting != "ignore" and "single_step" in right:
-            for name in self.model.networks:
+        count = sum(len(labels) for _, labels, _ in self._batches)
+        if self.on_overfitting != "ignore" and "single_step" in right and count >= _ENOUGH:
+            # Only who learns from own examples can learn to make them weak.
+            for name in (each for each in self.model.networks if each in self.model.sources[each]):
                 self._look_at(name, epoch, float(right["clean"][name].mean()), figures)
         if logs is not None:
             logs.update(figures)
@@ -212,9 +216,9 @@ class RobustValidation(keras.callbacks.Callback):
         # The earlier epochs, also those from before an interruption.
         past = self.model.history.history
         best_many, then_one = max(zip(past.get(many, []), past.get(one, []), strict=True), default=(0.0, 0.0))
-        learnt = clean > _BETTER_THAN_CHANCE / self.model.networks[name].num_classes
-        lost = best_many >= _ONCE_ROBUST and now_many < _MANY_STEPS * best_many and now_one >= then_one
-        if learnt and (lost or (now_one >= _ONE_STEP * clean and now_many < _MANY_STEPS * now_one)):
+        chance = _BETTER_THAN_CHANCE / self.model.networks[name].num_classes
+        lost = best_many >= max(_ONCE_ROBUST, chance) and now_many < _MANY_STEPS * best_many and now_one >= then_one
+        if clean > chance and (lost or (now_one >= _ONE_STEP * clean and now_many < _MANY_STEPS * now_one)):
             message = (
                 f"{name} has overfitted to single steps in epoch {epoch + 1}: one step leaves {now_one:.1%} of the "
                 f"images right, PGD {now_many:.1%}"

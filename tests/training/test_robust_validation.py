@@ -193,6 +193,16 @@ def test_its_state_is_part_of_the_checkpoint(monkeypatch, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_no_alarm_of_few_images_or_of_a_network_that_does_not_learn_from_itself(monkeypatch):
+    """The figures are those of an alarm above; a warning would be an error."""
+    alarm = {"clean": [0.6, 0.8], "pgd": [0.02, 0.03], "single_step": [0.4, 0.7]}
+    scripted(monkeypatch, **alarm)
+    fitted([RobustValidation(VALIDATION, limit=49)], epochs=2)
+    scripted(monkeypatch, **alarm)
+    frozen = {"frozen": {"f": network("f", width=4)}, "learns_from": "frozen"}
+    fitted([RobustValidation(VALIDATION)], epochs=2, **frozen)
+
+
 def test_what_it_cannot_do_is_refused():
     for options, message in (({"on_overfitting": "panic"}, "Received: 'panic'"), ({"limit": 0}, "Received: 0")):
         with pytest.raises(ValueError, match=message):
