@@ -159,7 +159,7 @@ def test_a_network_that_hides_its_gradient_is_found(run, capsys):
     )
     assert code == 0, "a verdict is no mistake of the command"
     checks = pd.read_csv(output / "checks.csv").set_index(["network", "check"]).verdict
-    assert checks[("satm/rounded", "gradient")] == "fail"
+    assert checks[("satm/rounded", "gradient")] == "masking detected"
     assert set(checks.index.get_level_values(0)) == {"satm/rounded"}, "holdouts are to compare with"
     printed = capsys.readouterr().out
     assert "satm/rounded: no gradient reaches the images, so it crafts none" in printed

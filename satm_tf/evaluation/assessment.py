@@ -78,7 +78,7 @@ class Assessment:
         schemes = in_schemes(self.results)
         table = robustness_table if schemes else matrix_table
         ladder = ladder_table(self.predictions, by="scheme" if schemes else "target")
-        if schemes or (len(ladder) and self.results.rung.isin(RUNGS).any()):
+        if len(ladder) and (schemes or self.results.rung.isin(RUNGS).any()):
             shown = ladder.xs("accuracy", axis="columns", level="value")
             shown = shown.map(_percent).to_string()
             parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")

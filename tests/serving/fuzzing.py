@@ -84,7 +84,7 @@ def fuzz_http(seed: int, count: int, folder: Path | None = None) -> Outcomes:
             ask = RestTransport(server.url, "faces", version=None, timeout=_TIMEOUT, retries=retries)
             answer = None
             tracemalloc.start()
-            with outcomes.timed(_TIMEOUT + _SLACK, what), contextlib.suppress(ServingError):
+            with outcomes.timed(_TIMEOUT + _SLACK, what, waits=True), contextlib.suppress(ServingError):
                 answer = check("serving_default", ask("serving_default", inputs), 3)
             memory = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()

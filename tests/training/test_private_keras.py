@@ -13,7 +13,7 @@ from satm_tf.training import private_keras
 PACKAGE = Path(satm_tf.__file__).parent
 OWNER = PACKAGE / "training" / "private_keras.py"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+PYTHONS_OWN = {"_asdict", "_fields", "_make", "_replace", "_exit"}  # of named tuples and of os
 KNOWN = {"_flatten_layers", "_maybe_symbolic_build", "_value", "_iterations"}
 
 
@@ -28,7 +28,7 @@ def private_names(tree):
 
 def uses_of_private_keras(text, own):
     """The private names of Keras in a source, where `own` are the package's."""
-    found = {name for name, _ in private_names(ast.parse(text)) if name in KNOWN or name not in own | NAMED_TUPLES}
+    found = {name for name, _ in private_names(ast.parse(text)) if name in KNOWN or name not in own | PYTHONS_OWN}
     return found | ({"keras.src"} if "keras.src" in text else set())
 
 

@@ -45,7 +45,10 @@ LABELS = {**{name: rung.label for name, rung in {**BESIDE, **RUNGS}.items()}, WO
 
 def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
     """What each scheme keeps in each column of `ladder_table`; each target, where these have no scheme."""
-    table: Any = ladder_table(predictions, by="scheme").xs("accuracy", axis="columns", level="value")
+    table: Any = ladder_table(predictions, by="scheme")
+    if table.empty:  # All targets are unseen models.
+        return {}
+    table = table.xs("accuracy", axis="columns", level="value")
     return {
         str(name): {column: float(rate) for column, rate in row.items() if not pd.isna(rate)}
         for name, row in table.iterrows()

@@ -16,7 +16,7 @@ from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE, NOT_DETECTED
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.report import sections
-from satm_tf.evaluation.report.answer import answer
+from satm_tf.evaluation.report.answer import accuracies, answer
 from satm_tf.evaluation.tables import read_results
 from satm_tf.storage import read_config, read_csv, read_json, write_text
 
@@ -58,8 +58,8 @@ def write_report(folder: str | Path) -> Path:
     config = read_config(files.path) if files.config.exists() else {}
     class_names = _read(files.class_names, read_json)
 
-    answers = answer(predictions) if predictions is not None else []
-    chart, table = sections.ladder(predictions, files.figures) if predictions is not None else (None, None)
+    answers = answer(predictions) if predictions is not None and accuracies(predictions) else []
+    chart, table = sections.ladder(predictions, files.figures) if answers else (None, None)
     gallery = sections.gallery(files)
     parts = [sections.verdicts(checks, results, predictions)]
     if predictions is not None:
