@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pandas as pd
 
 from satm_tf.configurable import plural
 from satm_tf.evaluation.folder import ResultsFolder
-from satm_tf.evaluation.ladder import WORST, ladder_table
+from satm_tf.evaluation.ladder import WORST, compare_ladder, ladder_table
 from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE
 from satm_tf.evaluation.predictions import CLEAN, Predictions
@@ -235,13 +237,29 @@ def matrices(results: pd.DataFrame, drawings: Path) -> Section:
 
 
 def comparisons(predictions: Predictions) -> Section:
-    """Every scheme against the first."""
+    """Every scheme against each other on each rung, and against the first under each attack."""
     section = Section("Schemes compared on the same images")
     if not in_schemes(predictions.cells):
         return section
     cells = with_views(predictions.cells)
     schemes = list(dict.fromkeys(cells.scheme))
     networks = {scheme: set(cells[cells.scheme == scheme].network) for scheme in schemes}
+    pairs = [
+        {
+            "schemes": f"{first} → {second}",
+            "network": row["network"],
+            "attacker": LABELS[row["rung"]],
+            "accuracy": f"{row[first]:.1%} → {row[second]:.1%}",
+            "difference": _interval(row),
+            "p": _p_value(row["p_value"]),
+        }
+        for first, second in itertools.combinations(schemes, 2)
+        if networks[first] & networks[second]
+        for row in compare_ladder(predictions, first, second).to_dict("records")
+    ]
+    if pairs:
+        caption = "Each pair of schemes, attacker by attacker: points, and McNemar's exact test"
+        section.tables.append(_table(pd.DataFrame(pairs), caption, labels=3))
     for second in schemes[1:]:
         if not networks[schemes[0]] & networks[second]:
             continue
@@ -253,9 +271,7 @@ def comparisons(predictions: Predictions) -> Section:
                 "examples of": row["source_network"] if row["view"] == HOLDOUT else row["view"],
                 schemes[0]: f"{row[schemes[0]]:.1%}",
                 second: f"{row[second]:.1%}",
-                "difference": "{:+.1f}\n{:+.1f} to {:+.1f}".format(
-                    *(100 * row[name] for name in ("difference", "low", "high"))
-                ),
+                "difference": _interval(row),
                 "p": _p_value(row["p_value"]),
             }
             for row in compared
@@ -383,6 +399,10 @@ def _table(frame: pd.DataFrame, caption: str, labels: int = 0) -> Table:
     flat = frame.reset_index() if named else frame
     head = [str(name).replace("_", " ") if name in named else str(name) for name in flat.columns]
     return Table(caption, head, flat.astype(str).to_numpy().tolist(), labels or len(named) or 1)
+
+
+def _interval(row: Mapping[Any, Any]) -> str:
+    return "{:+.1f}\n{:+.1f} to {:+.1f}".format(*(100 * row[name] for name in ("difference", "low", "high")))
 
 
 def _p_value(value: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from satm_tf.attacks.gallery import write_gallery
-from satm_tf.evaluation import Predictions
+from satm_tf.evaluation import Predictions, compare_ladder
 from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE, NOT_DETECTED
 from satm_tf.evaluation.report import write_report
 from satm_tf.evaluation.report.answer import answer
@@ -136,6 +136,12 @@ def test_rates_stand_with_their_intervals(page, folder):
     ends = f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f}"
     assert f"{row['accuracy']:.1%}<small>{ends}</small>" in page
     assert "McNemar" in page
+    (pair,) = (
+        compare_ladder(_predictions(), "undefended", "satm")
+        .query("network == 'compact_vgg' and rung == 'unseen'")
+        .to_dict("records")
+    )
+    assert f'<td class="number">{pair["undefended"]:.1%} → {pair["satm"]:.1%}</td>' in page, "each pair on each rung"
     assert "and one-off accuracy 1-off" in page
     assert "python -m satm_tf.train --config config.yaml" in page
     assert "left out, no label: 10" in page
