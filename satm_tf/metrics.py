@@ -8,6 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+# Of chance: a network that knows its task is better than this.
+_BETTER_THAN_CHANCE = 1.1
+
 
 def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
     """Counts how many images of class `c` were taken for class `k`.
@@ -65,6 +68,20 @@ def one_off_accuracy(matrix: np.ndarray) -> float:
         Eq. 4 of Liao, "Simultaneous Adversarial Training - Learn from Others' Mistakes".
     """
     return _share(matrix, sum(np.trace(matrix, offset) for offset in (-1, 0, 1)))
+
+
+def at_chance(accuracy: float, num_classes: int) -> bool:
+    """Whether an accuracy is no better than that of guessing, 1 / classes, by more than a tenth of it.
+
+    Args:
+        accuracy: A share in [0, 1].
+        num_classes: Number of classes.
+
+    Example:
+        >>> at_chance(0.27, 4), at_chance(0.28, 4)
+        (True, False)
+    """
+    return accuracy <= _BETTER_THAN_CHANCE / num_classes
 
 
 def _share(matrix: np.ndarray, hits: int) -> float:

@@ -71,3 +71,10 @@ def test_an_empty_matrix_has_no_accuracy():
 def test_bad_input(labels, predictions, message):
     with pytest.raises(ValueError, match=message):
         metrics.confusion_matrix(labels, predictions, 4)
+
+
+def test_no_better_than_chance_is_within_a_tenth_of_guessing():
+    assert metrics.at_chance(0.2, 4)
+    assert metrics.at_chance(0.27, 4)
+    assert not metrics.at_chance(0.28, 4)
+    assert not metrics.at_chance(0.27, 10)

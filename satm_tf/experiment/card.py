@@ -10,11 +10,11 @@ import pandas as pd
 
 from satm_tf.evaluation import Predictions, label_leaking, read_results
 from satm_tf.evaluation.ladder import WORST, ladder_table
-from satm_tf.evaluation.masking.verdicts import BETTER_THAN_CHANCE
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.evaluation.rungs import BESIDE, CLEAN_RUNG, PARTNER, QUERIES, RUNGS, UNSEEN_RUNG, WHITE_BOX, Rung
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
+from satm_tf.metrics import at_chance
 from satm_tf.serving.card import NOT_RUN
 from satm_tf.storage import read_config, read_csv, read_json
 
@@ -73,7 +73,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
         undefended = [each for each, described in schemes.items() if "undefended" in (each, described.get("preset"))]
         facts["ladder"] = _ladder(predictions, str(name), [str(NetworkName(each, network)) for each in undefended])
         clean = float(predictions.correct(CLEAN, 0.0, "", str(name)).mean())
-        facts["at_chance"] = clean <= BETTER_THAN_CHANCE / predictions.num_classes
+        facts["at_chance"] = at_chance(clean, predictions.num_classes)
         cells = label_leaking(predictions)
         leaking = cells[cells.leaks & (cells.target == str(name))]
         facts["label_leaking"] = [f"{cell.attack} of {cell.source}" for cell in leaking.itertuples()]

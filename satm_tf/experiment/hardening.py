@@ -39,6 +39,7 @@ from satm_tf.experiment.images import Sizes, load_data, make_batches
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.experiment.running import run
 from satm_tf.experiment.surrogates import SurrogateConfig
+from satm_tf.metrics import at_chance
 from satm_tf.models import ImageClassifier, get_backbone
 
 ORIGINAL, HARDENED = "original", "hardened"
@@ -327,7 +328,7 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
         answers.extend(np.argmax(classifier(batch), -1))
         labels.extend(classes.numpy())
     rate = float(np.mean(np.equal(answers, labels)))
-    if rate <= 1.1 / images.num_classes:
+    if at_chance(rate, images.num_classes):
         raise ValueError(
             f"The model is right on {rate:.0%} of {plural(len(labels), 'training image')}, no better than chance, so "
             "there is nothing to defend. Check input_range; that class_names are in the order of the model's outputs; "

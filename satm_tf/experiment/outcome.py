@@ -88,7 +88,7 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
         if version is None:
             card = {**facts_from_run(folder.path, scheme, name), "network_file": {"sha256": digest}}
             if card.get("at_chance"):
-                print(f"warning: {name} is no better than chance on clean images, and so says its model card")
+                bars.say(f"warning: {name} is no better than chance on clean images, and so says its model card")
             version = serving.export_saved_model(folder.load(stage, name), place, labels=labels, card=card)
         exported[name] = str(version)
         bars.say(f"exported {version}")

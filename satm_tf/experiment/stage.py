@@ -21,6 +21,7 @@ from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import Sizes, make_batches
 from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
+from satm_tf.metrics import at_chance
 from satm_tf.models import ImageClassifier, get_backbone, restore_batch_norm
 from satm_tf.training import (
     Checkpoint,
@@ -256,10 +257,9 @@ def _write_metrics(job: Job, stage: Stage, rows: list[dict[str, float]]) -> None
 
 def _warn_of_collapse(stage: Stage, trainer: CoTraining, rows: list[dict[str, float]]) -> None:
     """Says so where a network has ended at, or below, what guessing one class would give."""
-    chance = 1 / next(iter(trainer.networks.values())).num_classes
-    for name in trainer.networks:
+    for name, network in trainer.networks.items():
         rate = rows[-1].get(f"val_{name}_accuracy", 1.0)
-        if rate <= 1.1 * chance:
+        if at_chance(rate, network.num_classes):
             bars.say(
                 f"warning: {name} is no better than chance after {stage}, with a validation accuracy of "
                 f"{rate:.1%}. It has not learnt, or has collapsed: a smaller learning rate, or weight of domain "

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from satm_tf.attacks import FGSM, PGD, Attack
+from satm_tf.metrics import at_chance
 
 # A network overfits to single steps where many steps leave less than this share of what one leaves ...
 _MANY_STEPS = 0.25
@@ -19,8 +20,6 @@ _MANY_STEPS = 0.25
 _ONE_STEP = 0.75
 # ... or although many steps once left at least this, and then as much more than now as the first share says.
 _ONCE_ROBUST = 0.1
-# A network this little better than chance has not learnt anything that it could overfit.
-_BETTER_THAN_CHANCE = 1.1
 # With fewer images, a share says too little for an alarm.
 _ENOUGH = 50
 MONITOR = "val_robust_accuracy"
@@ -216,9 +215,11 @@ class RobustValidation(keras.callbacks.Callback):
         # The earlier epochs, also those from before an interruption.
         past = self.model.history.history
         best_many, then_one = max(zip(past.get(many, []), past.get(one, []), strict=True), default=(0.0, 0.0))
-        chance = _BETTER_THAN_CHANCE / self.model.networks[name].num_classes
-        lost = best_many >= max(_ONCE_ROBUST, chance) and now_many < _MANY_STEPS * best_many and now_one >= then_one
-        if clean > chance and (lost or (now_one >= _ONE_STEP * clean and now_many < _MANY_STEPS * now_one)):
+        classes = self.model.networks[name].num_classes
+        robust = best_many >= _ONCE_ROBUST and not at_chance(best_many, classes)
+        lost = robust and now_many < _MANY_STEPS * best_many and now_one >= then_one
+        never_there = now_one >= _ONE_STEP * clean and now_many < _MANY_STEPS * now_one
+        if (lost or never_there) and not at_chance(clean, classes):
             message = (
                 f"{name} has overfitted to single steps in epoch {epoch + 1}: one step leaves {now_one:.1%} of the "
                 f"images right, PGD {now_many:.1%}"

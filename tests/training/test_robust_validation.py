@@ -194,13 +194,12 @@ def test_its_state_is_part_of_the_checkpoint(monkeypatch, tmp_path):
 
 
 def test_no_alarm_of_few_images_or_of_a_network_that_does_not_learn_from_itself(monkeypatch):
-    """The figures are those of an alarm above; a warning would be an error."""
-    alarm = {"clean": [0.6, 0.8], "pgd": [0.02, 0.03], "single_step": [0.4, 0.7]}
-    scripted(monkeypatch, **alarm)
-    fitted([RobustValidation(VALIDATION, limit=49)], epochs=2)
-    scripted(monkeypatch, **alarm)
-    frozen = {"frozen": {"f": network("f", width=4)}, "learns_from": "frozen"}
-    fitted([RobustValidation(VALIDATION)], epochs=2, **frozen)
+    """The figures are those of an alarm above, which would stop the training after the second epoch."""
+    for limit, options in ((49, {}), (200, {"frozen": {"f": network("f", width=4)}, "learns_from": "frozen"})):
+        scripted(monkeypatch, clean=[0.6, 0.8, 0.8], pgd=[0.02, 0.03, 0.03], single_step=[0.4, 0.7, 0.7])
+        validation = RobustValidation(VALIDATION, limit=limit, on_overfitting="stop")
+        _, history = fitted([validation], epochs=3, **options)
+        assert len(history["loss"]) == 3
 
 
 def test_what_it_cannot_do_is_refused():

@@ -281,7 +281,7 @@ def _facts(
     references = [before] if before in losses else [other for other in undefended if other in losses]
     return Facts(
         network=name,
-        chance=1 / alone.num_classes,
+        num_classes=alone.num_classes,
         clean=matrix.correct(CLEAN, 0.0, "", name),
         losses=losses.get(name),
         single_step=under("single step", name) if has_gradient else None,

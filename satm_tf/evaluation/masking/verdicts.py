@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from satm_tf.evaluation.leaking import against_clean
 from satm_tf.evaluation.statistics import compare_paired, wilson_interval
+from satm_tf.metrics import at_chance
 
 NOT_DETECTED, DETECTED, NOT_APPLICABLE = "masking not detected", "masking detected", "not applicable"
 """What a check says. None says that a network is robust: that is what the accuracies are for."""
@@ -26,8 +27,6 @@ TOLERATED_SHARE = 0.05
 AUTO_ATTACK_MARGIN = 0.05
 # Of images, what an attack that has fooled a network on nearly all leaves: a gradient that does this hides nothing.
 NOTHING_LEFT = 0.02
-# Of chance, by which a network that knows its task is better.
-BETTER_THAN_CHANCE = 1.1
 # Tramer et al. (2018, section 4) saw the ratio fall from 19 to 7 % and from 17 to 8 % in two networks that masked.
 RATIO_KEPT = 0.5
 
@@ -102,7 +101,7 @@ class Facts:
 
     Attributes:
         network: Its name.
-        chance: The accuracy of guessing, 1 / classes.
+        num_classes: Number of classes.
         clean: On clean images.
         losses: None where no gradient reaches the images.
         single_step: Under one step on itself; None without a gradient.
@@ -118,7 +117,7 @@ class Facts:
     """
 
     network: str
-    chance: float
+    num_classes: int
     clean: Correct
     losses: Losses | None
     single_step: Correct | None
@@ -137,11 +136,6 @@ class Facts:
         if self.single_step is None or self.iterative is None:
             return self.clean
         return self.single_step & self.iterative
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether it has nothing to defend."""
-        return _accuracy(self.clean) <= BETTER_THAN_CHANCE * self.chance
 
     def verdict(self, detected: bool) -> str:
         """Of a check that compares attacks: where following the gradient leaves nothing, nothing can be masked."""
@@ -355,8 +349,8 @@ def judge(facts: Facts) -> list[Verdict]:
     """The verdict of every check on one network."""
     verdicts = []
     for name, check in CHECKS.items():
-        if facts.at_chance:
-            right = _accuracy(facts.clean)
+        right = _accuracy(facts.clean)
+        if at_chance(right, facts.num_classes):
             verdict, figures = NOT_APPLICABLE, {"clean": right}
             explanation = f"Clean images are right at {right:.1%}, no better than chance: there is nothing to defend."
         else:

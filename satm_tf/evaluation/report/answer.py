@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from satm_tf.evaluation.ladder import WORST, compare_ladder, ladder_table
-from satm_tf.evaluation.masking.verdicts import BETTER_THAN_CHANCE
 from satm_tf.evaluation.predictions import Predictions
 from satm_tf.evaluation.rungs import (
     BESIDE,
@@ -24,6 +23,7 @@ from satm_tf.evaluation.rungs import (
     UNSEEN_RUNG,
     WHITE_BOX,
 )
+from satm_tf.metrics import at_chance
 
 UNDEFENDED = ("undefended", "original")
 """The schemes that others are compared with, if they were measured."""
@@ -72,7 +72,7 @@ def answer(predictions: Predictions) -> list[str]:
         >>> print(" ".join(answer(Predictions.load("runs/quickstart/predictions.npz"))))
     """
     kept = accuracies(predictions)
-    warnings = _at_chance(kept, predictions.num_classes)
+    warnings = _warn_of_chance(kept, predictions.num_classes)
     rungs = [rung for rung in RUNGS if any(rung in own for own in kept.values())]
     if not rungs:
         unknown = "No attacker without the weights was measured, so nothing here says what a network withstands."
@@ -157,8 +157,8 @@ def _alike(predictions: Predictions, best: str, others: Sequence[str]) -> list[s
     return [f"Under the worst of all attackers, {_listed(alike)} cannot be told apart from it."] if alike else []
 
 
-def _at_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -> list[str]:
-    low = [name for name, own in kept.items() if own.get(CLEAN_RUNG, 1.0) <= BETTER_THAN_CHANCE / num_classes]
+def _warn_of_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -> list[str]:
+    low = [name for name, own in kept.items() if at_chance(own.get(CLEAN_RUNG, 1.0), num_classes)]
     if not low:
         return []
     verb = "is" if len(low) == 1 else "are"

@@ -121,7 +121,7 @@ def test_a_pair_that_writes_the_label_for_each_other_is_found(undefended, unseen
         own = right.pop(name)
         facts = Facts(
             network=name,
-            chance=0.25,
+            num_classes=4,
             clean=measured.correct("clean", 0.0, "", name),
             losses=None,
             single_step=own,

@@ -18,7 +18,7 @@ def facts(**changed):
     """A network that its own gradient takes from 80 to 40 of 100 images, and other attacks to more."""
     found = {
         "network": "a",
-        "chance": 0.25,
+        "num_classes": 4,
         "clean": right(80),
         "losses": None,
         "single_step": right(50),
