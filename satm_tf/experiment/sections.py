@@ -21,6 +21,7 @@ from satm_tf.evaluation.masking import EFFORT
 from satm_tf.experiment.run_folder import FINE_TUNE
 from satm_tf.models import ImageClassifier, get_backbone
 from satm_tf.training import ClassificationLoss, Scheme
+from satm_tf.training.scheme import WEIGHTS
 
 AT_HAND = "at_hand"
 """Instead of a name of published weights: those that are on this machine, if any are."""
@@ -378,7 +379,7 @@ class _SchemeConfig:
         """
         given = {name: getattr(self, name) for name in ("preset", *_SCHEME_FIELDS)}
         given = {name: value for name, value in given.items() if value is not None}
-        for name in ("epsilon", "clean_weight", "adversarial_weight", "pairing_weight", "peer_weight"):
+        for name in ("epsilon", *WEIGHTS):
             value = given.get(name)
             values = (
                 value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
@@ -422,10 +423,7 @@ else:
         "learns_from": str | list[str] | dict[str, Any] | None,
         "attack": dict[str, Any] | list[dict[str, Any]] | None,
         "source_weights": dict[str, float] | None,
-        **dict.fromkeys(
-            ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight"),
-            float | list[float] | dict[str, float] | None,
-        ),
+        **dict.fromkeys(WEIGHTS, float | list[float] | dict[str, float] | None),
         "adversarial_loss": str | list[str] | dict[str, str] | None,
         "epsilon_schedule": dict[str, Any] | None,
         "domain_adaptation": dict[str, Any] | Literal["none"] | None,

@@ -48,7 +48,7 @@ class CoTraining(Fitting):
     `fit` takes a data set of `(images, labels)`: float images `[batch, height, width, 3]` in [0, 1], integer labels
     `[batch]`. Sample weights scale the clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with
     it, is the sum of the networks' losses. For each network there are `<name>_loss` and its parts before weighting
-    (`_clean_loss`, `_adversarial_loss`, `_peer_loss`, `_domain_loss`), `<name>_accuracy` and
+    (`_clean_loss`, `_adversarial_loss`, `_peer_loss`, `_gradient_loss`, `_domain_loss`), `<name>_accuracy` and
     `<name>_adversarial_accuracy`, the one-off accuracies likewise, and the metrics given to `compile`. In training the
     adversarial figures are of the source whose turn it is; validation uses every source, the full epsilon and the same
     noise each time.
@@ -75,6 +75,7 @@ class CoTraining(Fitting):
         adversarial_loss: "cross_entropy" or "divergence".
         pairing_weight: Weight of the difference between the logits of clean and adversarial images.
         peer_weight: Weight of the divergence from the peers' answers.
+        gradient_penalty: Weight of the norm of the clean loss's gradient by the image (double back-propagation).
         domain_adaptation: One for all networks that have a source, or for some by name; "none" does without.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
         crafted_once: How many adversarial copies of each training image are crafted before the first step of `fit`, and
@@ -134,6 +135,7 @@ class CoTraining(Fitting):
         adversarial_loss: AdversarialLossLike | None = None,
         pairing_weight: WeightLike | None = None,
         peer_weight: WeightLike | None = None,
+        gradient_penalty: WeightLike | None = None,
         domain_adaptation: DomainAdaptationLike | None = None,
         batch_norm: BatchNormLike | None = None,
         crafted_once: int | None = None,
@@ -162,6 +164,7 @@ class CoTraining(Fitting):
             "adversarial_loss": adversarial_loss,
             "pairing_weight": pairing_weight,
             "peer_weight": peer_weight,
+            "gradient_penalty": gradient_penalty,
             "domain_adaptation": domain_adaptation,
             "batch_norm": batch_norm,
             "crafted_once": crafted_once,

@@ -64,7 +64,8 @@ class Objective(NamedTuple):
         """Names of the loss and of its parts, for a network that learns from adversarial examples or does not."""
         optional = {"pairing_loss": self.terms.pairing_weight, "peer_loss": self.terms.peer_weight}
         adversarial = ["adversarial_loss", *(part for part, weight in optional.items() if weight)] if learns else []
-        return ["loss", "clean_loss", *adversarial, *(self.adaptation.metrics if self.adaptation else ())]
+        penalty = ["gradient_loss"] if self.terms.gradient_penalty else []
+        return ["loss", "clean_loss", *penalty, *adversarial, *(self.adaptation.metrics if self.adaptation else ())]
 
     def evaluate(
         self,
@@ -77,12 +78,20 @@ class Objective(NamedTuple):
     ) -> Evaluated:
         """The loss on a clean batch and its adversarial batches; no variable changes."""
         terms, (adversarial, sources, peers, shares) = self.terms, crafted
-        features, logits, activity, updates = forward(
-            self.network, [images, *adversarial], training=training, mode=self.batch_norm, auxiliary=self.auxiliary
-        )
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            if terms.gradient_penalty:
+                tape.watch(images)
+            features, logits, activity, updates = forward(
+                self.network, [images, *adversarial], training=training, mode=self.batch_norm, auxiliary=self.auxiliary
+            )
+            losses = self.classification_loss(labels, logits[0])
         importance = 1.0 if weights is None else tf.cast(weights, tf.float32)
-        parts = {"clean_loss": importance * self.classification_loss(labels, logits[0])}
+        parts = {"clean_loss": importance * losses}
         loss = terms.clean_weight * parts["clean_loss"]
+        if terms.gradient_penalty:
+            # Of the sum over the batch: a mean would underflow in float16.
+            parts["gradient_loss"] = importance * tf.reduce_sum(tf.abs(tape.gradient(losses, images)), axis=[1, 2, 3])
+            loss += terms.gradient_penalty * parts["gradient_loss"]
         if adversarial:
             if terms.adversarial_loss == "divergence":
                 losses = divergence(logits[:1], logits[1:])

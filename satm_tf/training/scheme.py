@@ -31,7 +31,7 @@ Mixing = Literal["steps", "images", "all"]
 ADVERSARIAL_LOSSES: tuple[AdversarialLoss, ...] = get_args(AdversarialLoss)
 CRAFTING_MODES: tuple[CraftingMode, ...] = get_args(CraftingMode)
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
-_WEIGHTS = ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight")
+WEIGHTS = ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight", "gradient_penalty")
 
 
 class Terms(NamedTuple):
@@ -42,6 +42,7 @@ class Terms(NamedTuple):
     adversarial_loss: AdversarialLoss
     pairing_weight: float
     peer_weight: float
+    gradient_penalty: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Scheme:
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
     + adversarial_weight * (CE(x') or KL(x || x')) + pairing_weight * MSE(logits of x and x') + peer_weight * KL(peers
-    on x' || x') + domain adaptation`.
+    on x' || x') + gradient_penalty * |gradient of CE(x) by x|_1 + domain adaptation`.
 
     Where epsilon is set in several places, the one given to `CoTraining` wins over the scheme's, and the scheme's over
     that of each attack; `epsilon_schedule` takes its share of the winner.
@@ -84,6 +85,9 @@ class Scheme:
             gradient through both; 0 leaves it out.
         peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
             constants in it; 0 leaves it out.
+        gradient_penalty: Weight of the L1 norm of the gradient of an image's clean loss by the image: how fast the loss
+            rises under the worst small L-infinity perturbation. A weight of epsilon adds, to first order, what an
+            attack of that size adds to the loss. It needs no source; 0 leaves it out.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
             may be given by its name, or as a mapping with its name and options. None, or "none", does without.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
@@ -105,7 +109,9 @@ class Scheme:
     Source:
         Algorithm 1 of Liao (SATM); TRADES: Zhang et al., ICML 2019; peers: Liu et al., "Mutual Adversarial Training",
         2021; AdvProp: Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020; logit pairing: Kannan
-        et al., "Adversarial Logit Pairing", 2018; a source for each image: Sitawarin et al., "PubDef", ICLR 2024.
+        et al., "Adversarial Logit Pairing", 2018; a source for each image: Sitawarin et al., "PubDef", ICLR 2024;
+        the penalty: Drucker and LeCun, "Improving Generalization Performance Using Double Backpropagation", 1992, in
+        the norm of Simon-Gabriel et al., "First-order Adversarial Vulnerability of Neural Networks", ICML 2019.
     """
 
     learns_from: LearnsFrom = "others"
@@ -122,6 +128,7 @@ class Scheme:
     adversarial_loss: AdversarialLossLike = "cross_entropy"
     pairing_weight: WeightLike = 0.0
     peer_weight: WeightLike = 0.0
+    gradient_penalty: WeightLike = 0.0
     domain_adaptation: DomainAdaptationLike | None = None
     batch_norm: BatchNormLike = "shared"
     crafted_once: int = 0
@@ -134,7 +141,7 @@ class Scheme:
             ("domain_adaptation", _made(DomainAdaptation, self.domain_adaptation)),
         ):
             object.__setattr__(self, field, made)
-        for field in _WEIGHTS:
+        for field in WEIGHTS:
             for weight in _values(getattr(self, field)):
                 if not weight >= 0:
                     raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
@@ -200,7 +207,7 @@ class Scheme:
             ValueError: If a sequence is of another length.
         """
         named: dict[str, Any] = {}
-        for field in (*_WEIGHTS, "adversarial_loss", "attack"):
+        for field in (*WEIGHTS, "adversarial_loss", "attack"):
             value: Any = getattr(self, field)
             if isinstance(value, list | tuple):
                 if len(value) != len(networks):
@@ -231,7 +238,7 @@ class Scheme:
             self.terms_of(name)
             for source in its:
                 self.attack_on(source, name, trained=source in networks)
-        for field in (*_WEIGHTS, "adversarial_loss"):
+        for field in (*WEIGHTS, "adversarial_loss"):
             value = getattr(self, field)
             for key in value if isinstance(value, Mapping) else ():
                 if key not in (*sources, "sparring"):

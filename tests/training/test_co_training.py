@@ -100,6 +100,7 @@ def test_a_parameter_of_each_field_of_a_scheme(make_network):
         "adversarial_weight": 0.0,
         "adversarial_loss": "divergence",
         "peer_weight": 0.25,
+        "gradient_penalty": 0.01,
         "domain_adaptation": "domain_adversarial",
         "batch_norm": "frozen",
         "crafted_once": 0,

@@ -8,6 +8,8 @@ import tensorflow as tf
 from satm_tf import CoTraining
 from satm_tf.training import ClassificationLoss
 from tests.training.by_hand import ATTACK, craft
+from tests.training.small_training import data
+from tests.training.small_training import make_network as small
 
 
 def test_sample_weights_scale_the_clean_and_the_adversarial_loss(make_network, images, labels):
@@ -31,3 +33,65 @@ def test_a_loss_of_its_own_is_that_of_clean_and_of_adversarial_images(make_netwo
     logs = trainer.train_on_batch(images, labels, return_dict=True)
     for part, x in (("clean", images), ("adversarial", adversarial)):
         assert logs[f"a_{part}_loss"] == pytest.approx(float(tf.reduce_mean(loss(labels, network(x)))), rel=1e-5)
+
+
+def penalty(network, images, labels):
+    """The L1 norm of each image's gradient, one image at a time, from the formula."""
+    lengths = []
+    for image, label in zip(images, labels, strict=True):
+        x = tf.constant(image[None])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = -tf.nn.log_softmax(network(x))[0, label]
+        lengths.append(float(tf.norm(tape.gradient(loss, x), ord=1)))
+    return np.array(lengths)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_the_gradient_penalty_descends_as_finite_differences_say(eagerly):
+    keras.utils.set_random_seed(1)
+    network = small("a")  # without batch normalisation, so that no image changes another's gradient
+    examples = data()
+    images, labels = np.float32(examples.images[:6]) / 255, examples.labels[:6]
+    weight = np.linspace(0.5, 1.5, 6).astype("float32")
+    before = network.get_weights()
+
+    def objective(share, direction):
+        network.set_weights([w + share * d for w, d in zip(before, direction, strict=True)])
+        return np.mean(weight * penalty(network, images, labels)) + float(tf.add_n(network.losses))
+
+    expected = np.mean(weight * penalty(network, images, labels))
+    trainer = CoTraining({"a": network}, "undefended", clean_weight=0.0, gradient_penalty=1.0)
+    trainer.compile(keras.optimizers.SGD(1.0), run_eagerly=eagerly)
+    logs = trainer.train_on_batch(images, labels, sample_weight=weight, return_dict=True)
+    assert logs["a_gradient_loss"] == pytest.approx(expected, rel=1e-5)
+    gradients = [old - new for old, new in zip(before, network.get_weights(), strict=True)]
+    assert np.linalg.norm(np.concatenate([each.ravel() for each in gradients])) > 0.01
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        direction = [rng.normal(size=each.shape).astype("float32") for each in before]
+        length = np.sqrt(sum(np.vdot(each, each) for each in direction))
+        direction = [each / length for each in direction]
+        slope = (objective(1e-3, direction) - objective(-1e-3, direction)) / 2e-3
+        # float32's rounding of a figure near 1, over the step, and the bends where a pixel's gradient changes sign.
+        along = sum(np.vdot(g, d) for g, d in zip(gradients, direction, strict=True))
+        assert slope == pytest.approx(along, rel=0.01, abs=2e-3)
+
+
+def test_the_gradient_penalty_is_right_in_half_precision():
+    keras.utils.set_random_seed(1)
+    single = small("a")
+    examples = data()
+    images, labels = np.float32(examples.images[:6]) / 255, examples.labels[:6]
+    for policy in ("mixed_bfloat16", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            network = small("a")
+        finally:
+            keras.config.set_dtype_policy("float32")
+        network.set_weights(single.get_weights())
+        trainer = CoTraining({"a": network}, "undefended", gradient_penalty=1.0)
+        trainer.compile(keras.optimizers.SGD(0.0))
+        logs = trainer.train_on_batch(images, labels, return_dict=True)
+        # bfloat16 has 8 bits of a number, and errors of single pixels do not add up to more.
+        assert logs["a_gradient_loss"] == pytest.approx(penalty(single, images, labels).mean(), rel=0.03)

@@ -62,6 +62,16 @@ def assert_equal_training(two, one):
         np.testing.assert_allclose(figures[key], values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
 
 
+def test_two_replicas_equal_one_with_a_gradient_penalty(mirrored):
+    """A gradient's gradient through batch statistics of both replicas; the penalty's kinks are rarely met."""
+    options = {"scheme": "undefended", "gradient_penalty": 0.02, "epochs": 1}
+    optimizer = lambda: keras.optimizers.SGD(0.01)  # noqa: E731
+    one = train(ONE, optimizer, **options)
+    two = train(mirrored, optimizer, **options)
+    assert one[1]["own_gradient_loss"][0] > 0.1
+    assert_equal_training(two, one)
+
+
 def test_two_replicas_equal_one_with_momentum_turns_weights_and_domains(mirrored):
     """All at once: three networks that take turns, class weights, sample weights, regularisation, Ganin's schedule."""
     options = {
