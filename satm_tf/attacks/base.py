@@ -120,7 +120,7 @@ class Attack(Configurable, kind="attack"):
                 f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if 1 < self.epsilon < math.inf else "."
             )
             raise ValueError(
-                f"epsilon is in units of images in [0, 1] and not negative{hint} Received: epsilon={self.epsilon}"
+                f"epsilon must be non-negative, in units of images in [0, 1]{hint} Received: epsilon={self.epsilon}"
             )
 
     def __call__(
@@ -179,7 +179,7 @@ class Attack(Configurable, kind="attack"):
         Returns:
             float32 images.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say how it perturbs images: write `perturb`.")
+        raise NotImplementedError(f"{type(self).__name__} must define how it perturbs images: implement `perturb`.")
 
     def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
         """This attack on this model as one compiled function, for use outside a `tf.function`.

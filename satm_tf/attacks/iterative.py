@@ -84,7 +84,7 @@ class IterativeAttack(LossAttack, name="iterative"):
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size must be positive. Received: step_size={self.step_size}")
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"Restarts differ by random_start=True only. Received: restarts={self.restarts}")
+            raise ValueError(f"Restarts need random_start=True. Received: restarts={self.restarts}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
@@ -225,7 +225,7 @@ class KLPGD(PGD, name="kl_pgd"):
         super().__post_init__()
         if not self.random_start:
             raise ValueError(
-                "At the image itself the divergence has no gradient: start at random. Received: random_start=False"
+                "At the clean image the divergence has no gradient; use random_start=True. Received: random_start=False"
             )
 
     def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

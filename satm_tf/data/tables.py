@@ -62,7 +62,9 @@ def load(
     frame = _read(table)
     names, label = _labels(frame["label"], class_names)
     if ordered and class_names is None:
-        raise ValueError("Only you know the order of the classes: with `ordered`, give `class_names`. Received: None")
+        raise ValueError(
+            "The table does not say the order of the classes; with `ordered`, give `class_names`. Received: None"
+        )
     folds = sorted(set(frame["fold"])) if "fold" in frame else ["None"]
     if str(fold) not in folds:
         raise unknown_name("fold", fold, folds)

@@ -204,12 +204,12 @@ def assess(
         for given in ({**targets, **(sources or {})}, before or {})
     )
     if any(model.remote for model in earlier.values()):
-        raise ValueError(f"What a network was before its defence must not be on a server. Received: {[*earlier]}")
+        raise ValueError(f"A model in `before` must not be on a server. Received: {[*earlier]}")
     num_classes = check_request({**models, **earlier}, attacks, epsilons)
     if class_names is not None and num_classes != len(class_names):
         raise ValueError(
-            f"The networks distinguish {num_classes} classes, and the images have {len(class_names)}. "
-            f"Received: {', '.join(map(str, class_names[:12]))}"
+            f"The networks distinguish {num_classes} classes, but the images have {len(class_names)}. Received: "
+            f"{', '.join(map(str, class_names[:12]))}"
         )
     if check_epsilon is None:
         check_epsilon = max((max(epsilons[name]) for name in attacks if attacks[name].norm == "linf"), default=0.0)
@@ -350,7 +350,7 @@ def check_names(
         for target, model in targets.items():
             if source == model and rung_of(name, target, groups) in (SAME_SCHEME, TWIN):
                 raise ValueError(
-                    f"A surrogate is an attacker's own model, and never a target or its partner. Received: {name!r}, "
+                    f"A surrogate must be an attacker's own model, not a target or its partner. Received: {name!r}, "
                     f"which is {target!r}"
                 )
     for name in [*(undefended or []), *before]:
@@ -360,11 +360,11 @@ def check_names(
     for name, source in sources.items():
         if getattr(source, "remote", False):
             raise ValueError(
-                "A server's model can be a target alone: no gradient comes out of a server, so white-box examples, "
-                f"and those for others, need the model itself. Received: {name!r} as a source, at {source.name}"
+                "A model on a server can only be a target: a server returns no gradients, so crafting examples needs "
+                f"the model itself. Received: {name!r} as a source, at {source.name}"
             )
     for name in set(remote) & set(undefended or []):
-        raise ValueError(f"The checks compare with networks, not with a server's model. Received: undefended {name!r}")
+        raise ValueError(f"The checks cannot compare with a model on a server. Received: undefended {name!r}")
     if undefended is None:
         undefended = [name for name in named if NetworkName.parse(name).unseen and name not in remote]
     available = [name for name in targets if name not in {*undefended, *remote}]
@@ -384,8 +384,8 @@ def _by_name(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Atta
     named = {attack.name: attack for attack in attacks}
     if len(named) < len(attacks):
         raise ValueError(
-            "Several attacks of one name need names of their own; give a mapping. "
-            f"Received: {[attack.name for attack in attacks]}"
+            "Several attacks have the same name; give a mapping with different names. Received: "
+            f"{[attack.name for attack in attacks]}"
         )
     return named
 

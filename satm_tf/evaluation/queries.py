@@ -80,7 +80,7 @@ def measure_queries(
         if len(ladder) * len(crafting) > budgets[0]:
             raise ValueError(
                 f"To try {len(crafting)} attacks of {len(ladder)} sources takes as many queries as their product; the "
-                f"smallest budget must allow them. Received: {budgets}"
+                f"smallest budget must be at least that. Received: {budgets}"
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
 

@@ -121,7 +121,7 @@ def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.Dat
     of_attack = results[results.attack == attack]
     if of_attack.empty:
         raise ValueError(
-            f"There are no results of this attack, only of {sorted(set(results.attack))}. Received: {attack}"
+            f"There are no results for this attack, only for {sorted(set(results.attack))}. Received: {attack}"
         )
     epsilons = sorted(set(of_attack.epsilon)) if "epsilon" in results else []
     if epsilon is None and len(epsilons) > 1:
@@ -222,7 +222,7 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
     common = sides[0].index.intersection(sides[1].index, sort=False)
     if common.empty:
         raise ValueError(
-            f"Two schemes are compared where both were measured; there are {sorted(set(cells.scheme))}. "
+            f"Two schemes can be compared only if both were measured; there are {sorted(set(cells.scheme))}. "
             f"Received: {first!r} and {second!r}"
         )
     correct = predictions.predicted == predictions.labels

@@ -116,9 +116,7 @@ def measure(
     epsilons = dict(epsilons or {})
     num_classes = check_request(targets, attacks, epsilons)
     if not clean and not (attacks and sources):
-        raise ValueError(
-            f"Without clean images there must be attacks and sources. Received: {[*attacks]}, {[*sources]}"
-        )
+        raise ValueError(f"Without clean images, give attacks and sources. Received: {[*attacks]}, {[*sources]}")
     prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
     labels, images_print = look_through(dataset, bool(folder), stage)
     shown = {source: list(targets) if source in targets else _attacked(source, targets, groups) for source in sources}
@@ -187,13 +185,13 @@ def check_request(
         ValueError: As `measure` does.
     """
     if CLEAN in attacks:
-        raise ValueError(f"The name {CLEAN!r} stands for no attack; choose another. Received: {list(attacks)}")
+        raise ValueError(f"The name {CLEAN!r} is reserved for clean images; choose another. Received: {list(attacks)}")
     if not targets:
         raise ValueError("There must be at least one target. Received: none")
     unusable = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
     if unusable:
         raise ValueError(
-            f"Epsilons are for one of the attacks {list(attacks)}, and at least one each. Received: {unusable}"
+            f"Give at least one epsilon for each attack, and only for the attacks {list(attacks)}. Received: {unusable}"
         )
     classes = {name: target.num_classes for name, target in targets.items()}
     if len(set(classes.values())) > 1:

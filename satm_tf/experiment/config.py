@@ -158,8 +158,8 @@ class Config:
     def _check_names(self) -> None:
         if not re.fullmatch(r"\w[\w .+-]*", self.name) or len(self.name.encode()) > MOST_BYTES:
             raise ValueError(
-                "name becomes a folder: a letter or digit, then letters, digits, spaces, dots, _, + or -, at most "
-                f"{MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
+                "name becomes a folder name: a letter or digit, then letters, digits, spaces, dots, _, + or -, at "
+                f"most {MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
             )
         check_path("run_dir", self.run_dir)
         check_path("export.folder", self.export.folder)
@@ -184,14 +184,16 @@ class Config:
         if common:
             raise ValueError(f"A holdout must not be one of the networks. Received: {common[0]!r} in both")
         if UNSEEN in self.schemes:
-            raise ValueError(f"{UNSEEN!r} is what results call unseen networks; choose another name for the scheme.")
+            raise ValueError(
+                f"{UNSEEN!r} is the name of unseen networks in results; choose another name for the scheme."
+            )
         if FINE_TUNE in self.schemes:
-            raise ValueError(f"{FINE_TUNE!r} is what frozen_from calls the fine-tuned networks; choose another name.")
+            raise ValueError(
+                f"{FINE_TUNE!r} is the name of the fine-tuned networks in frozen_from; choose another name."
+            )
         aliases = {f"frozen_{name}" for name in self.networks} & set(self.networks)
         if aliases:
-            raise ValueError(
-                f"{min(aliases)!r} is what schemes call another network once it is frozen; choose another name."
-            )
+            raise ValueError(f"{min(aliases)!r} is the name of a frozen network in a scheme; choose another name.")
 
     def _check_schemes(self) -> None:
         trained: list[str] = []
@@ -225,7 +227,7 @@ class Config:
         for group, described in self.surrogates.items():
             path = f"surrogates.{group}"
             if described.images == "share" and not self.data.surrogate_share:
-                raise ValueError(f"{path}.images: share takes a data.surrogate_share. Received: 0")
+                raise ValueError(f"{path}.images: share needs a data.surrogate_share above 0. Received: 0")
             for name, network in (described.networks or {}).items():
                 check_name("a network", name)
                 network.check(f"{path}.networks.{name}", self.data.image_size)
@@ -245,12 +247,12 @@ class Config:
         if self.scheme(scheme).crafted_once:
             if self.data.augmentation is not None:
                 raise ValueError(
-                    f"{path}.crafted_once is for images that are the same in every epoch; set data.augmentation to "
+                    f"{path}.crafted_once needs images that are the same in every epoch; set data.augmentation to "
                     f"null. Received: {self.data.augmentation}"
                 )
             if self.strategy in ("mirrored", "multi_worker"):
                 raise ValueError(
-                    f"{path}.crafted_once is for one device; set strategy to none. Received: {self.strategy!r}"
+                    f"{path}.crafted_once works on one device only; set strategy to none. Received: {self.strategy!r}"
                 )
 
     @property

@@ -235,7 +235,7 @@ class _Record:
         if before != value:
             differing = sorted(k for k in value if before.get(k) != value[k]) if isinstance(value, dict) else [key]
             raise ValueError(
-                f"{self.path.parent} holds another hardening; choose another output, or delete it. "
+                f"{self.path.parent} holds the results of another call; choose another output, or delete it. "
                 f"Received: other values of {', '.join(differing)}"
             )
 
@@ -251,7 +251,7 @@ def _model_file(
     if isinstance(model, (str, os.PathLike)):
         file = Path(model)
         if not file.is_file():
-            raise FileNotFoundError(f"There is no model at this path. Received: {model}")
+            raise FileNotFoundError(f"No model was found at this path. Received: {model}")
         record.check("model", storage.sha256(file))
     elif isinstance(model, keras.Model):
         digest = hashlib.sha256()
@@ -263,7 +263,7 @@ def _model_file(
             with storage.atomic_file(file) as temporary:
                 model.save(temporary)
     else:
-        raise ValueError(f"A model is a Keras model or its .keras file. Received: {type(model).__name__}")
+        raise ValueError(f"The model must be a Keras model or its .keras file. Received: {type(model).__name__}")
     return file, ImageClassifier.from_keras(str(file), input_range=input_range)
 
 
@@ -281,8 +281,8 @@ def _images(
         some, classes = np.asarray(some), np.asarray(classes)
         if some.ndim != 4 or some.shape[-1] != 3 or classes.shape != some.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(
-                "Images in memory are [n, height, width, 3] with integer labels [n]. "
-                f"Received: {some.shape}, and labels {classes.dtype} {classes.shape}"
+                f"Images in memory must be [n, height, width, 3], with integer labels [n]. Received: {some.shape}, "
+                f"and labels {classes.dtype} {classes.shape}"
             )
         if some.dtype != np.uint8:
             if some.min() < low or some.max() > high:
@@ -298,12 +298,12 @@ def _images(
     record.check("images", hashlib.sha256("".join(digests).encode()).hexdigest())
     names = list(class_names or map(str, range(max(labels, default=0) + 1)))
     if min(labels, default=0) < 0 or max(labels, default=0) >= len(names):
-        raise ValueError(f"A label is a number below {len(names)}. Received: {min(labels)} to {max(labels)}")
+        raise ValueError(f"Labels must be from 0 to below {len(names)}. Received: {min(labels)} to {max(labels)}")
     lacking = [name for label, name in enumerate(names) if label not in labels]
     if lacking or len(names) < 2:
         raise ValueError(
-            "Training needs images of at least two classes, and of each that there is. "
-            f"Received: none of {', '.join(lacking) or 'a second class'}"
+            "Training needs at least two classes, and images of every class. Received: none of "
+            f"{', '.join(lacking) or 'a second class'}"
         )
     folder = output / "images"
     if not folder.exists():
@@ -319,7 +319,7 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
     """Finds before any training that the model cannot answer for these images."""
     if classifier.num_classes != images.num_classes:
         raise ValueError(
-            f"The model distinguishes {classifier.num_classes} classes, and the images have {images.num_classes}: "
+            f"The model distinguishes {classifier.num_classes} classes, but the images have {images.num_classes}: "
             f"{', '.join(images.class_names)}"
         )
     some = images.train.limit(256, 0)
@@ -351,7 +351,8 @@ def _helpers(size: int, partners: Sequence[str] | None) -> dict[str, list[str]]:
     unseen = [name for name in fitting if name not in chosen][:2]
     if not chosen or not unseen:
         raise ValueError(
-            f"The networks that train beside a model and attack it take images of at least 16 x 16. Received: {size}"
+            "The networks that train together with a model and attack it need images of at least 16 x 16. Received: "
+            f"{size}"
         )
     return {"partners": chosen, "holdouts": unseen}
 
@@ -376,7 +377,7 @@ def _plan_for(
         if first <= 60 * minutes or count == 1:
             break
     if first > 60 * minutes:
-        print(f"warning: {minutes:g} min are too few; the least that makes sense takes about {first / 60:.0f} min")
+        print(f"warning: {minutes:g} min are too few; the shortest useful hardening takes about {first / 60:.0f} min")
     each = _seconds(configured(least + 1, partners), sizes) - first
     more = max(0, int((60 * minutes - first) / max(each, 1e-9)))
     return {"epochs": epochs or min(least + more, _MOST_EPOCHS), "partners": partners}

@@ -76,7 +76,7 @@ class SurrogateConfig:
         elif self.rung == TWIN and set(self.networks or ()) != set(networks):
             wrong = f"a twin has the architectures of its target, {', '.join(networks)}"
         if wrong:
-            raise ValueError(f"{path} does not fit together: {wrong}. Received: {self}")
+            raise ValueError(f"The fields of {path} contradict each other: {wrong}. Received: {self}")
 
 
 class Surrogates(NamedTuple):
@@ -114,7 +114,7 @@ def expand(
         described.check(f"surrogates.{group}", networks, schemes)
         own = tuple(described.networks or (networks if described.start == SAME else holdouts))
         if not own:
-            raise ValueError(f"surrogates.{group} takes the holdouts, and there are none; give it networks.")
+            raise ValueError(f"surrogates.{group} uses the holdouts, but there are none; give it networks.")
         if not isinstance(described.scheme, str):
             scheme = None if described.scheme is None else SchemeConfig(**{**described.scheme, "networks": list(own)})
             found[group] = Surrogates(group, described, own, None, scheme)
@@ -123,7 +123,7 @@ def expand(
             learners = list(schemes[target].networks or networks)
             if len(own) != len(learners):
                 raise ValueError(
-                    f"surrogates.{group} takes the places of the networks of {target}, one for one, and needs as many: "
+                    f"surrogates.{group} replaces the networks of {target}, one for one, and needs as many: "
                     f"{len(learners)}. Received: {', '.join(own)}"
                 )
             scheme = _in_the_places(schemes[target], dict(zip(learners, own, strict=True)), group)

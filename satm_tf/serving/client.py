@@ -129,7 +129,7 @@ class Client:
         """
         signature, images = _request(images)
         if signature != "serving_default":
-            raise ValueError("Features are those of arrays of images; decode files first. Received: files")
+            raise ValueError("Features need arrays of images; decode files first. Received: files")
         found = self._in_batches("features", images)
         features = np.array(found["features"], np.float32)
         features[~found["valid"].astype(bool)] = np.nan
@@ -147,8 +147,8 @@ class Client:
             widths = {value.shape[1] for each in found for value in each.values() if value.ndim == 2}
             if len(widths) > 1:
                 raise ServingError(
-                    "The answers to two requests must be of one model; was another version loaded between them? "
-                    f"Received: {' and '.join(map(str, sorted(widths)))} columns"
+                    "The answers to two requests must come from the same model; was another version loaded between "
+                    f"them? Received: {' and '.join(map(str, sorted(widths)))} columns"
                 )
         return {name: np.concatenate([each[name] for each in found]) for name in OUTPUTS[signature]}
 
@@ -159,12 +159,12 @@ def _request(images: Any) -> tuple[str, Any]:
         array = np.asarray(images)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(
-                "Images are floats in [0, 1] of shape [images, height, width, 3]. "
-                f"Received: {array.dtype} {list(array.shape)}"
+                f"Images must be floats in [0, 1] of shape [images, height, width, 3]. Received: {array.dtype} "
+                f"{list(array.shape)}"
             )
         return "serving_default", array.astype(np.float32)
     if isinstance(images, str | Path | bytes):
-        raise ValueError(f"Several files are a list, also if it is one. Received: {type(images).__name__}")
+        raise ValueError(f"Files must be in a list, even if there is only one. Received: {type(images).__name__}")
     files = list(images)
     missing = [str(file) for file in files if not isinstance(file, bytes) and not Path(file).is_file()]
     if missing:

@@ -81,7 +81,8 @@ def compare(
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     if not len(images) or len(images) != len(labels):
         raise ValueError(
-            f"There must be a label for each image, and an image. Received: {len(images)} images, {len(labels)} labels"
+            f"There must be at least one image, and a label for each. Received: {len(images)} images, {len(labels)} "
+            "labels"
         )
     predict = tf.function(lambda batch: tf.nn.softmax(model(batch, training=False)), reduce_retracing=True)
     converted = {name: RuntimeModel(path) for name, path in files.items()}

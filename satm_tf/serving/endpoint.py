@@ -73,8 +73,9 @@ class Endpoint:
         parts = _ADDRESS.fullmatch(address)
         if parts is None:
             raise ValueError(
-                "A server's model is http://host:8501/v1/models/NAME (or https://), or grpc://host:8500/v1/models/NAME,"
-                f" with /versions/N behind it for one version. Received: {address}"
+                "A server's model is http://host:8501/v1/models/NAME (or https://), or "
+                "grpc://host:8500/v1/models/NAME, optionally followed by /versions/N for one version. Received: "
+                f"{address}"
             )
         if requests < 1 or not 0 <= pause < float("inf") or retries < 0:
             raise ValueError(
@@ -110,7 +111,7 @@ class Endpoint:
             ValueError: If it is called inside a graph, or the journal is another address's, or in use.
         """
         if isinstance(images, tf.Tensor) and tf.is_symbolic_tensor(images):
-            raise ValueError(f"A server is asked outside tf.function alone. Received: {images} for {self.address}")
+            raise ValueError(f"A server can only be queried outside tf.function. Received: {images} for {self.address}")
         pixels = np.ascontiguousarray(images, np.float32)
         keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
         with self._lock:
@@ -133,8 +134,8 @@ class Endpoint:
             except UnavailableError as error:
                 if attempt == self._retries or error.wait > self._timeout:
                     raise ServingError(
-                        f"{self.address} did not answer {attempt + 1} requests; re-run once it does, and what it "
-                        f"has answered is not asked again. Received: {error}"
+                        f"{self.address} did not answer {attempt + 1} requests; re-run when it does: answered "
+                        f"requests are not sent again. Received: {error}"
                     ) from error
                 time.sleep(error.wait * 2**attempt)
             finally:
@@ -145,8 +146,8 @@ class Endpoint:
         """Counts a request that is about to be sent, once it may be."""
         if self.sent >= self.requests:
             raise ServingError(
-                f"{self.address} has been sent all requests that were allowed. Re-run with a larger number to go on: "
-                f"what it has answered is not asked again. Received: requests={self.requests}"
+                f"{self.address} has been sent all requests that were allowed. Re-run with a larger number to resume: "
+                f"answered requests are not sent again. Received: requests={self.requests}"
             )
         time.sleep(max(0.0, self._next - time.monotonic()))
         self.sent += 1
@@ -163,8 +164,8 @@ class Endpoint:
         before = next(iter(self._known.values()), found[0])
         if found.shape[1] != len(before):
             raise ServingError(
-                f"{self.address} must have one number of classes; was another version loaded? Pin one, with "
-                f"/versions/N behind the address. Received: {len(before)} and {found.shape[1]} classes"
+                f"{self.address} must always have the same number of classes; was another version loaded? Choose one "
+                f"by adding /versions/N to the address. Received: {len(before)} and {found.shape[1]} classes"
             )
         chosen = found[np.arange(len(found)), table.class_id]
         wrong = (np.abs(found.sum(-1) - 1) > _SLACK) | (chosen < found.max(-1) - _SLACK)
@@ -185,7 +186,9 @@ class Endpoint:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise ValueError(f"Another process asks {self.address}; wait for it. Received: {journal}") from error
+                raise ValueError(
+                    f"Another process is querying {self.address}; wait for it. Received: {journal}"
+                ) from error
         file.seek(0)
         lines = file.read().splitlines()
         for line in filter(None, lines):

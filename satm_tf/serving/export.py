@@ -72,7 +72,7 @@ def export_saved_model(
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
     if version < 1:
-        raise ValueError(f"A version is a positive number. Received: {version}")
+        raise ValueError(f"A version must be a positive number. Received: {version}")
     final = folder / str(version)
     if final.exists():
         raise FileExistsError(_taken(final))
@@ -103,8 +103,8 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
     unfit = [label for label in labels if not label or label != label.strip() or len(label.splitlines()) > 1]
     if unfit or len(set(labels)) < len(labels):
         raise ValueError(
-            "A label is a line of text without blanks around it, and each class has its own. "
-            f"Received: {unfit or list(labels)}"
+            "Each class needs its own label, one line of text without surrounding blanks. Received: "
+            f"{unfit or list(labels)}"
         )
 
 
@@ -117,9 +117,8 @@ def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     samples = np.asarray(samples, np.float32)
     if samples.shape[1:] != shape or not len(samples) or not (samples >= 0).all() or not (samples <= 1).all():
         raise ValueError(
-            f"Samples are images of shape {shape} in [0, 1], at least one. "
-            f"Received: shape {samples.shape}, values from {samples.min(initial=np.inf)} to "
-            f"{samples.max(initial=-np.inf)}"
+            f"Samples must be at least one image of shape {shape} in [0, 1]. Received: shape {samples.shape}, values "
+            f"from {samples.min(initial=np.inf)} to {samples.max(initial=-np.inf)}"
         )
     # Divided as serving_bytes divides what it decodes.
     return np.round(samples[:_SAMPLES] * 255) / np.float32(255)

@@ -83,7 +83,8 @@ def convert(
         # A NaN is not below the tolerance either.
         if not difference <= kind.tolerance:
             raise VerificationError(
-                f"In {format} a probability may differ by {kind.tolerance:g} from the model's. Received: {difference:g}"
+                f"In {format}, a probability may differ by at most {kind.tolerance:g} from the model's. Received: "
+                f"{difference:g}"
             )
     return path
 

@@ -182,8 +182,8 @@ class CoTraining(Fitting):
         self._recalled = MappingProxyType(self._recall())
         if self.scheme.crafted_once and self._several_replicas():
             raise ValueError(
-                "Examples are crafted once for one device; choose another strategy, or crafted_once=0. "
-                f"Received: {self.distribute_strategy.num_replicas_in_sync} replicas"
+                "crafted_once works on one device only; choose another strategy, or crafted_once=0. Received: "
+                f"{self.distribute_strategy.num_replicas_in_sync} replicas"
             )
         self._crafting = Crafting(
             self.scheme,
@@ -242,15 +242,15 @@ class CoTraining(Fitting):
                     recalled[source] = Recalled(network, slots, self._remembered, source)
         if any(split(source)[0] == "past" for source in recalled) and self._several_replicas():
             raise ValueError(
-                "Snapshots are taken on one device; choose 'sparring' or 'before' instead of 'past', or another "
+                "Snapshots work on one device only; choose 'sparring' or 'before' instead of 'past', or another "
                 f"strategy. Received: {', '.join(recalled)}"
             )
         turns = self.scheme.mixing == "steps" and any(len(its) > 1 for its in self.sources.values())
         if turns and self.scheme.crafting_mode == "training" and self._several_replicas():
             raise ValueError(
-                "Sources that take turns cannot craft in training mode on several replicas, whose batch statistics "
-                "would have to meet inside of a branch; choose crafting_mode='inference', or mixing='all'. "
-                f"Received: crafting_mode={self.scheme.crafting_mode!r}, sources={self.sources}"
+                "On several replicas, sources that take turns cannot craft in training mode, because batch "
+                "statistics cannot be synchronised inside a branch; choose crafting_mode='inference', or "
+                f"mixing='all'. Received: crafting_mode={self.scheme.crafting_mode!r}, sources={self.sources}"
             )
         return recalled
 
@@ -389,8 +389,8 @@ class CoTraining(Fitting):
             return data
         if not hasattr(data, "numbered"):
             raise ValueError(
-                "Examples are crafted once for data whose images have numbers, as that of satm_tf.data.batches; give "
-                f"such data, or crafted_once=0. Received: {type(data).__name__}"
+                "crafted_once needs data with numbered images, such as that of satm_tf.data.batches; pass such data, "
+                f"or crafted_once=0. Received: {type(data).__name__}"
             )
         self._crafting.craft_once(split, data.in_order(), quiet=quiet)
         return data.numbered

@@ -189,7 +189,7 @@ class RobustValidation(keras.callbacks.Callback):
         ]
         if not epsilons:
             raise ValueError(
-                "No network learns from adversarial examples, so that training has no epsilon to validate with. Give "
+                "No network learns from adversarial examples, so there is no epsilon to validate with. Give "
                 "`attack`. Received: attack=None"
             )
         return max(epsilons)

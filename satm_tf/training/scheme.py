@@ -145,8 +145,8 @@ class Scheme:
                 )
         if self.source_weights and self.mixing == "steps":
             raise ValueError(
-                "Where sources take turns they have no weights; choose mixing='images' or 'all'. "
-                f"Received: source_weights={dict(self.source_weights)}"
+                "Sources that take turns cannot have weights; choose mixing='images' or 'all'. Received: "
+                f"source_weights={dict(self.source_weights)}"
             )
         for field in ("snapshots", "snapshot_steps"):
             if getattr(self, field) < 1:
@@ -155,8 +155,8 @@ class Scheme:
             raise ValueError(f"crafted_once must be 0 or a number of copies. Received: {self.crafted_once}")
         if self.crafted_once and self.epsilon_schedule is not None:
             raise ValueError(
-                "Examples that are crafted once have the full epsilon; leave out one of crafted_once and "
-                f"epsilon_schedule. Received: {self.epsilon_schedule}"
+                "Examples that are crafted once use the full epsilon; leave out crafted_once or epsilon_schedule. "
+                f"Received: {self.epsilon_schedule}"
             )
         for kind, values, known in (
             ("adversarial loss", _values(self.adversarial_loss), ADVERSARIAL_LOSSES),
@@ -258,8 +258,9 @@ class Scheme:
             attack = self.attack_on(source, learner, trained=source in networks)
             if attack.norm != "linf" or attack.epsilon > 1:
                 raise ValueError(
-                    "Examples that are crafted once are kept as 8-bit differences, which fit L-infinity attacks alone. "
-                    f"Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for {source!r}"
+                    "Examples that are crafted once are stored as 8-bit differences, which only work for L-infinity "
+                    f"attacks. Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for "
+                    f"{source!r}"
                 )
 
     def terms_of(self, name: str) -> Terms:
@@ -275,7 +276,7 @@ class Scheme:
             if isinstance(value, Mapping):
                 value = value.get(name, value.get("sparring", getattr(Scheme, field)) if partner else None)
             if value is None:
-                raise ValueError(f"{field} must say something for each network. Missing: {name}")
+                raise ValueError(f"{field} must have a value for each network. Missing: {name}")
             found[field] = value
         return Terms(**found)._replace(peer_weight=0.0) if partner else Terms(**found)
 
@@ -310,8 +311,8 @@ class Scheme:
             attack = next((attack[key] for key in keys if key in attack), None)
         if attack is None:
             raise ValueError(
-                "An attack is needed where networks learn from adversarial examples: "
-                f"{learner!r} learns from {source!r}. Received: attack={self.attack}"
+                f"Networks that learn from adversarial examples need an attack: {learner!r} learns from {source!r}. "
+                f"Received: attack={self.attack}"
             )
         return attack if self.epsilon is None else dataclasses.replace(attack, epsilon=self.epsilon)
 

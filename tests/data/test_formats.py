@@ -86,7 +86,7 @@ def test_images_without_labels(classes):
         ("table", {}, "Data of the format 'table' needs `table`, the CSV file. Received: none"),
         ("table", {"table": None, "seed": 1}, "'table' needs `table`, the CSV file. Received: {'table': None, 'seed'"),
         ("imagenet", {}, "'imagenet' needs `synsets`, the file that numbers the synsets. Received: none"),
-        ("adience", {"fold": None}, "`fold` must be 0 to 4, one of Adience's five. Received: None"),
+        ("adience", {"fold": None}, "`fold` must be one of Adience's five folds, 0 to 4. Received: None"),
     ],
 )
 def test_refuses(tmp_path, name, options, message):

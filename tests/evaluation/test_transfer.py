@@ -172,7 +172,7 @@ def test_predictions_survive_their_file(dataset, tmp_path):
     pd.testing.assert_frame_equal(Predictions.load(tmp_path / "p.npz").frame(), predictions.frame())
     whole = (tmp_path / "p.npz").read_bytes()
     (tmp_path / "p.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="holds no predictions; delete it"):
+    with pytest.raises(ValueError, match="does not hold predictions; delete it"):
         Predictions.load(tmp_path / "p.npz")
 
 

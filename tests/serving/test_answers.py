@@ -30,7 +30,7 @@ def test_a_good_answer_is_given_as_arrays():
         ({"class_id": [True, -1, 0]}, "class_id must be whole numbers"),
         ({"class_id": [2**70, -1, 0]}, "class_id must be whole numbers"),
         ({"class_id": [2, -1, 0]}, "one of 2 classes"),
-        ({"class_id": [1, 0, 0]}, "another has -1"),
+        ({"class_id": [1, 0, 0]}, "an invalid one -1"),
         ({"label": ["b", 1, "a"]}, "label must be texts"),
         ({"label": None}, "label must be texts .* Received: None"),
         ({"probabilities": None}, "probabilities must be numbers"),
