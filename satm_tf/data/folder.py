@@ -40,7 +40,7 @@ def load(
         ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
         test_share: The part of the images to test on, in (0, 1), if the folder does not define it.
         validation_share: The part of the other images to validate on, in (0, 1), if the folder does not define it.
-        seed: What the draws follow from.
+        seed: The seed of the random splits.
 
     Returns:
         The data set.

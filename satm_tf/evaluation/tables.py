@@ -156,7 +156,7 @@ def matrix_table(
 def with_uncertainty(
     results: pd.DataFrame, table: Callable[[pd.DataFrame, str], pd.DataFrame], value: str = "accuracy"
 ) -> pd.DataFrame:
-    """A table of accuracies as texts with their uncertainty, for printing.
+    """A table of accuracies with their uncertainty, as strings for printing.
 
     Args:
         results: As `transfer_matrix` gives it; or with a column `fold` or `seed`, and several of them.
@@ -197,9 +197,9 @@ def with_uncertainty(
 def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.DataFrame:
     """Compares two schemes network by network on the same images, with McNemar's exact test.
 
-    Clean images are compared with clean ones, white box with white box, the examples of one scheme's partners with
-    those of the other's, and both schemes on an unseen model's examples, which are the same for both. So it is on every
-    other rung, source by source; `compare_ladder` compares whole rungs.
+    Clean images are compared with clean ones, white box with white box, and the examples of one scheme's partners with
+    those of the other's. On an unseen model's examples, and on every other rung source by source, both schemes see the
+    same examples. `compare_ladder` compares whole rungs.
 
     Args:
         predictions: As `measure` gives them, with sources and targets named as `with_views` takes them.

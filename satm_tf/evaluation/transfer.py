@@ -83,22 +83,22 @@ def measure(
 ) -> Predictions:
     """Predicts the class of clean images and of every source's adversarial examples, with every target.
 
-    A source's examples are crafted once per attack and epsilon and shown to all targets. Where source and target are
-    the same network, the attack is white-box.
+    A source's examples are crafted once per attack and epsilon and shown to all targets. If source and target are the
+    same network, the attack is white-box.
 
     Args:
         sources: The networks that craft, by name.
         targets: The networks that are measured, by name, all with the same `num_classes`.
         dataset: Batches of `(images, labels)`: float images in [0, 1], integer labels.
         attacks: The attacks, by the name that results show; "clean" is reserved.
-        epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
-        clean: Whether to show clean images too; without them there must be an attack.
-        groups: What is known of groups of sources, as `rung_of` takes it. The examples of a source that is no target
-            are shown to those targets only for which it stands on a rung, if there are any.
-        seed: Seed of the attacks' random numbers; each batch draws its own.
-        folder: Where each finished block, of one attack, epsilon and source, is kept, so that an interrupted
-            measurement resumes there. A block serves the same networks, images, attack and seed only.
-        stage: What the progress bar is called.
+        epsilons: The epsilons of an attack, by its name; an attack that is not listed uses its own.
+        clean: Whether to measure clean images too; without them there must be an attack.
+        groups: What is known of groups of sources, as `rung_of` takes it. The examples of a source that is not a target
+            are shown only to those targets for which it stands on a rung, if there are any.
+        seed: Seed of the attacks' random numbers; each batch draws different ones.
+        folder: The folder for finished blocks, each of one attack, epsilon and source, from which an interrupted
+            measurement resumes. A block is reused only for the same networks, images, attack and seed.
+        stage: The label of the progress bar.
 
     Returns:
         The predictions, clean ones first.

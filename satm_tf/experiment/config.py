@@ -72,28 +72,29 @@ class FrozenNetwork(NamedTuple):
 class Config:
     """A whole experiment: from images on disk to defended networks and the tables that compare them.
 
-    What can be wrong without looking at the data is found when it is made.
+    Everything that can be checked without the data is checked when the object is created.
 
     Attributes:
         name: Name of the experiment.
-        run_dir: The run folder; null takes runs/<name>, or runs/<name>-<folder> for the data.root of that name.
-        seed: The one seed from which everything random follows.
+        run_dir: The run folder; null is runs/<name>, or runs/<name>-<folder> with the name of data.root.
+        seed: The seed of all random numbers.
         data: The images.
         networks: The networks that are defended, by name.
         holdouts: Networks that no scheme ever learns from, by name; they attack at the end.
         surrogates: Groups of an attacker's other models, by name; they attack at the end.
-        loss: What a network loses on its answers, in every stage.
-        precision: Number formats: float32, mixed_bfloat16, mixed_float16; auto takes what this machine does well.
-        strategy: Devices: none is one; mirrored all of this machine; multi_worker all machines that TF_CONFIG names;
-            network_per_device one for each network.
-        fine_tune: How each network is trained on clean images first.
-        co_train: How each scheme trains them after that.
+        loss: The classification loss, in every stage.
+        precision: The dtype policy: float32, mixed_bfloat16 or mixed_float16; auto chooses what is fast on this
+            machine.
+        strategy: The devices: none uses one; mirrored uses all GPUs of this machine; multi_worker uses all machines in
+            TF_CONFIG; network_per_device uses one for each network.
+        fine_tune: How each network is first trained on clean images.
+        co_train: How each scheme then trains the networks.
         attack: The attack in training, by name, with its options, for schemes that name no other.
         schemes: The ways of training that are compared, by name.
-        evaluation_attacks: The attacks in the tables, by name; without an epsilon they take the training attack's.
-        queries: Attacks that only ask the trained networks.
-        checks: Whether networks only hide their gradients.
-        export: What is exported for serving.
+        evaluation_attacks: The attacks in the tables, by name; without an epsilon they use the training attack's.
+        queries: Query attacks on the trained networks.
+        checks: The checks for gradient masking.
+        export: What to export for serving.
 
     Raises:
         ValueError: If something is unknown, outside its range, or does not fit the rest.

@@ -22,7 +22,7 @@ def load_data(config: DataConfig, folder: RunFolder, seed: int) -> data.ImageDat
     Args:
         config: What to load.
         folder: The run folder, where synthetic faces are written if no other place is named.
-        seed: What the splits follow from.
+        seed: The seed of the splits.
 
     Raises:
         ValueError: If something is missing from the configuration, or does not fit the data.

@@ -229,7 +229,7 @@ class NetworkConfig:
         """Finds what is wrong before the network is built.
 
         Args:
-            path: Where it stands in the configuration.
+            path: Its path in the configuration.
             image_size: The size of the images that it takes.
 
         Raises:
@@ -304,7 +304,7 @@ class TrainingConfig:
         """Finds what is wrong before any training.
 
         Args:
-            path: Where it stands in the configuration.
+            path: Its path in the configuration.
 
         Raises:
             ValueError: If a number is outside its range, or Keras has no such optimizer or option.

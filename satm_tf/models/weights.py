@@ -39,7 +39,7 @@ class PublishedWeights:
 
 
 def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedWeights]) -> Path:
-    """The file that `weights` stands for; published ones are downloaded once.
+    """The file that `weights` refers to; published ones are downloaded once.
 
     Args:
         backbone: Name of the backbone, for the messages.

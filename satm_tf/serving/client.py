@@ -21,7 +21,7 @@ _TRANSPORTS: dict[str, Callable[..., Ask]] = {"rest": RestTransport, "grpc": Grp
 
 
 class Client:
-    """Asks a model about images: on a TensorFlow Serving server, or in an export folder.
+    """Queries a model with images: on a TensorFlow Serving server, or in an export folder.
 
     It may be used from several threads at once.
 
@@ -33,9 +33,9 @@ class Client:
         version: Version of the model; None takes the newest that the server has loaded.
         timeout: Seconds for a request of at most `batch_size` images: all attempts, the waits between them, and the
             whole answer; only the look-up of the host's name can take longer. At most a day.
-        retries: How many more attempts are made, each after twice the wait of the one before, where the server could
-            not be reached, broke the connection off, or was too busy; all else is an error at once.
-        batch_size: The most images in one request.
+        retries: Number of further attempts if the server cannot be reached, breaks off the connection, or is too busy.
+            The wait doubles before each one. Everything else is an error immediately.
+        batch_size: Maximum number of images in one request.
 
     Raises:
         ValueError: If the transport is unknown, or a number out of range.

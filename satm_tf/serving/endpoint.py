@@ -27,30 +27,29 @@ _SLACK = 1e-2
 class Endpoint:
     """A model on a TensorFlow Serving server, for `satm_tf.assess` to measure without its weights.
 
-    It may be a target alone: no gradient comes out of a server, so the attacker's models are the sources. Requests are
-    counted when they are sent, retries too, and no more are sent than allowed. An image that was answered once is not
-    sent again, with a journal not even by a later process, whose requests count on from those of the journal.
+    It can only be a target: a server returns no gradients, so the attacker's models are the sources. Every request that
+    is sent counts, including retries, and no more are sent than allowed. An image that was answered is not sent again.
+    With a journal, this is true across processes, and so is the count of requests.
 
     Args:
-        address: `http://host:8501/v1/models/NAME` (or `https://`) for REST, `grpc://host:8500/v1/models/NAME` for
-            gRPC. Behind it `/versions/3` asks that version; without, the newest that the server has loaded when it is
-            asked.
-        requests: The most requests that may be sent, of at most `batch_size` images each.
-        pause: Seconds from an answer to the next request.
-        batch_size: The most images in one request.
+        address: `http://host:8501/v1/models/NAME` (or `https://`) for REST, `grpc://host:8500/v1/models/NAME` for gRPC.
+            Add `/versions/3` to query that version; the default is the newest that the server has loaded at the time.
+        requests: Maximum number of requests, of at most `batch_size` images each.
+        pause: Seconds between an answer and the next request.
+        batch_size: Maximum number of images in one request.
         timeout: Seconds for each request.
-        retries: How often a request is sent again where the server could not be reached, broke off, or was too busy.
-        journal: The file that keeps the requests and answers; it is made. None keeps them in memory.
+        retries: How often a request is sent again if the server cannot be reached, breaks off, or is too busy.
+        journal: The file that keeps the requests and answers; it is created. None keeps them in memory.
 
     Attributes:
         address: As given.
-        fingerprint: A digest of the address, by which finished parts of a measurement are found again.
+        fingerprint: A digest of the address, which identifies finished parts of a measurement.
         requests: As given.
         sent: How many requests have been sent; those in the journal are counted from the first call on.
 
     Raises:
-        ValueError: If the address is of another form, or a number out of range.
-        ImportError: If the address is gRPC's and the extra `client` is missing.
+        ValueError: If the address has another form, or a number is out of range.
+        ImportError: If the address uses gRPC and the extra `client` is missing.
 
     Example:
         >>> endpoint = Endpoint("http://localhost:8501/v1/models/faces", requests=2000, pause=0.1)

@@ -46,32 +46,33 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Everything in which the ways of training differ.
+    """Everything that distinguishes one way of training from another.
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
     + adversarial_weight * (CE(x') or KL(x || x')) + pairing_weight * MSE(logits of x and x') + peer_weight * KL(peers
     on x' || x') + domain adaptation`.
 
-    Where epsilon is set in several places, the one given to `CoTraining` wins over the scheme's, and the scheme's over
-    that of each attack; `epsilon_schedule` takes its share of the winner.
+    If epsilon is set in several places, the one given to `CoTraining` overrides the scheme's, and the scheme's
+    overrides each attack's; `epsilon_schedule` then scales that value.
 
-    Weights, `adversarial_loss` and `attack` may be one for all networks, a mapping by name, or a sequence, of which the
-    networks take one each in their order. A sparring partner has the weights that a mapping gives "sparring", or the
-    defaults, and no peers.
+    Weights, `adversarial_loss` and `attack` may be one value for all networks, a mapping by name, or a sequence with
+    one value for each network in order. A sparring partner uses the weights that a mapping gives for "sparring", or the
+    defaults, and has no peers.
 
     Attributes:
         learns_from: Whose adversarial examples each network learns from, as `resolve_sources` takes it.
         attack: What the sources craft with; or one for each, by the source's name or by a word of `resolve_sources`:
-            "before_itself" goes before "before". An attack may be given by its name, or as a mapping with its name and
-            options. None is the paper's, R+Step-LL at 16/256.
-        mixing: How the sources of a network share its adversarial images. "steps": they take turns, one a step.
+            "before_itself" takes precedence over "before". An attack may be given by its name, or as a mapping with its
+            name and options. None is the paper's attack, R+Step-LL at 16/256.
+        mixing: How the sources of a network share its adversarial images. "steps": they take turns, one in each step.
             "images": each crafts from its share of every batch, chosen at random, as in PubDef. In both, half of what a
             network sees is clean, whatever the number of sources. "all": each crafts from the whole batch, and the
             adversarial parts of the loss are means over the sources.
-        source_weights: How much sources count, by their names or by words as for `attack`; 1 where nothing is said. It
-            is their share of a batch where `mixing` is "images", and their weight in the mean where it is "all".
+        source_weights: How much sources count, by their names or by words as for `attack`; the default is 1. It is
+            their share of a batch if `mixing` is "images", and their weight in the mean if it is "all".
         snapshots: How many snapshots of a network the sources `past` replay, one after the other.
-        snapshot_steps: After how many steps a snapshot takes the place of the oldest. At first, all are of the start.
+        snapshot_steps: After how many steps a new snapshot replaces the oldest. At first, all are of the starting
+            weights.
         epsilon: Replaces the epsilon of every attack; None keeps theirs.
         epsilon_schedule: Which share of epsilon a training step uses; None, or "none", always uses all of it.
         crafting_mode: "inference", or "training": with dropout and batch statistics, which crafting leaves unchanged.
@@ -82,18 +83,18 @@ class Scheme:
             are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES, with a gradient through both answers.
         pairing_weight: Weight of the mean squared difference between the logits of clean and adversarial images, with a
             gradient through both; 0 leaves it out.
-        peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
-            constants in it; 0 leaves it out.
+        peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other trained networks, through which no
+            gradient flows; 0 leaves it out.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
-            may be given by its name, or as a mapping with its name and options. None, or "none", does without.
+            may be given by its name, or as a mapping with its name and options. None, or "none", turns it off.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
             (one pass together), "separate" (a pass each), "frozen" (moving statistics, which stay) or "auxiliary" (a
             second set of scale, shift and statistics for adversarial images, AdvProp; only the first set is kept).
-            Unlike in AdvProp, sources craft with the first set, which is what an attacker will meet.
-        crafted_once: How many adversarial copies of each training image are crafted, by each source with each attack,
-            before `fit` takes its first step, to be used in every epoch, one of them at random each time, as in PubDef;
-            0 crafts anew in each step. For sources that never change (frozen networks, `before`), L-infinity attacks at
-            their full epsilon, and images that are not augmented.
+            Unlike in AdvProp, sources craft with the first set, which is the one that an attacker faces.
+        crafted_once: How many adversarial copies of each training image every source crafts with every attack before
+            the first step of `fit`. Each epoch then uses one of them at random, as in PubDef. 0 crafts new examples in
+            each step. Only for sources that never change (frozen networks, `before`), L-infinity attacks at their full
+            epsilon, and images that are not augmented.
 
     Raises:
         ValueError: If a weight is negative, a name unknown, or an attack without an epsilon.

@@ -116,7 +116,7 @@ def test_mistakes_in_a_configuration_are_named(mistake, message):
 
 
 def test_a_name_is_given_once():
-    with pytest.raises(ValueError, match=r"attack exists already.*'fgsm'"):
+    with pytest.raises(ValueError, match=r"Another attack already has this name.*'fgsm'"):
 
         class Again(attacks.FGSM, name="fgsm"):
             pass

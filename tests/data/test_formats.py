@@ -105,8 +105,8 @@ def test_a_folder_that_does_not_exist_is_called_that_first(tmp_path, name):
 
 def test_a_folder_without_images_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"No image under .*empty can be used. Received: no file"):
+    with pytest.raises(ValueError, match=r"No image under .*empty is usable. Received: no file"):
         formats.load("images", tmp_path / "empty")
     (tmp_path / "empty" / "class").mkdir()
-    with pytest.raises(ValueError, match=r"No image under .*empty can be used. Received: no file"):
+    with pytest.raises(ValueError, match=r"No image under .*empty is usable. Received: no file"):
         formats.load("folder", tmp_path / "empty")

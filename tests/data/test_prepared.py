@@ -232,5 +232,7 @@ def test_refuses_what_an_earlier_version_prepared(data, plain_adience, tmp_path)
         lambda: pack([data.test], tmp_path, root=plain_adience, image_size=8),
         lambda: attach(data, tmp_path, root=plain_adience),
     ):
-        with pytest.raises(ValueError, match=r"earlier version prepared .*delete it and run satm_tf.prepare again"):
+        with pytest.raises(
+            ValueError, match=r"was prepared by an earlier version.*delete it and run satm_tf.prepare again"
+        ):
             use()

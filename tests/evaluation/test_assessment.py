@@ -212,7 +212,7 @@ def test_a_source_without_a_gradient_is_left_out_and_named(dataset):
         ({"sources": {"satm/red": Channel(1)}}, "must mean one network"),
         ({"effort": {"step": 3}}, "Did you mean 'steps'"),
         ({"attacks": [FGSM(epsilon=0.1), FGSM(epsilon=0.2)]}, "give a mapping"),
-        ({"attacks": {"clean": FGSM(epsilon=0.1)}}, "stands for no attack"),
+        ({"attacks": {"clean": FGSM(epsilon=0.1)}}, "is reserved for clean images"),
         ({"epsilons": {"pgd": [0.1]}}, "Give at least one epsilon for each attack"),
         ({"class_names": ["dark"]}, "distinguish 2 classes, and the images have 1"),
         ({"targets": {**MODELS, "five": Fifth(0)}}, "same num_classes"),

@@ -122,7 +122,7 @@ def test_bad_input(dataset):
     options = {"sources": {}, "dataset": dataset, "attacks": {}}
     with pytest.raises(ValueError, match="at least one target"):
         transfer_matrix(targets={}, **options)
-    with pytest.raises(ValueError, match="stands for no attack"):
+    with pytest.raises(ValueError, match="is reserved for clean images"):
         transfer_matrix(targets={"a": Linear(0)}, **{**options, "attacks": {"clean": FGSM(epsilon=0.1)}})
     with pytest.raises(ValueError, match="empty dataset"):
         transfer_matrix(targets={"a": Linear(0)}, **{**options, "dataset": dataset.take(0)})

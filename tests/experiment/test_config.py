@@ -193,7 +193,7 @@ def changed(config, **changes):
         ),
         (
             lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"learning_rate": 0.1})),
-            r"is co_train\.learning_rate",
+            r"in co_train\.learning_rate",
         ),
         *(
             (
