@@ -89,7 +89,7 @@ def test_a_harmed_shard_is_found_and_made_anew(data, plain_adience, tmp_path, ha
         (shard if harm == "remove" else shard.with_suffix(".json")).unlink()
     if harm != "flip":
         with pytest.raises(
-            ValueError, match=r"8 of .* files have changed or are not packed in .* run satm_tf.prepare again"
+            ValueError, match=r"8 of .* files have changed or are not packed in .* run satm_tf\.prepare again"
         ):
             attach(data, output, root=plain_adience)
     pack(_splits(data), output, root=plain_adience, image_size=8)
@@ -102,7 +102,7 @@ def test_a_changed_file_is_packed_anew(data, plain_adience, tmp_path, write_imag
     pack(_splits(data), output, root=plain_adience, image_size=8)
     write_image(Path(data.test.paths[0]), seed=99)
     with pytest.raises(
-        ValueError, match=r"1 of 6 files have changed or are not packed in .* run satm_tf.prepare again"
+        ValueError, match=r"1 of 6 files have changed or are not packed in .* run satm_tf\.prepare again"
     ):
         attach(data, output, root=plain_adience)
     pack(_splits(data), output, root=plain_adience, image_size=8)
@@ -200,7 +200,7 @@ def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
     done = _state(output)
     assert 3 <= len(list(output.glob("images-*.json"))) < 12, process.stderr.read().decode()[-2000:]
     data = folder.load(root)
-    with pytest.raises(ValueError, match="run satm_tf.prepare again"):
+    with pytest.raises(ValueError, match=r"run satm_tf\.prepare again"):
         attach(data, output, root=root)
     pack(_splits(data), output, root=root, image_size=32)
     whole = {name: state for name, state in done.items() if (output / name).with_suffix(".json").name in done}
@@ -233,6 +233,6 @@ def test_refuses_what_an_earlier_version_prepared(data, plain_adience, tmp_path)
         lambda: attach(data, tmp_path, root=plain_adience),
     ):
         with pytest.raises(
-            ValueError, match=r"was prepared by an earlier version.*delete it and run satm_tf.prepare again"
+            ValueError, match=r"was prepared by an earlier version.*delete it and run satm_tf\.prepare again"
         ):
             use()

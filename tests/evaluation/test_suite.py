@@ -100,7 +100,7 @@ def test_what_is_damaged_cut_off_or_foreign_is_refused_by_name(written, tmp_path
         content[-20] ^= 1
         (folder / example).write_bytes(content)
 
-    damaged("flipped", flip, ValueError, f"changed or cut off.*{example}")
+    damaged("flipped", flip, ValueError, f"changed or truncated.*{example}")
     damaged("cut", lambda f: (f / example).write_bytes((f / example).read_bytes()[:-5]), ValueError, example)
     damaged("missing", lambda f: (f / "clean/00003.png").unlink(), FileNotFoundError, "clean/00003.png")
     text = manifest.replace('"label": 1', '"label": 2', 1)
