@@ -1,4 +1,4 @@
-"""satm-tf attack: adversarial PNGs of images, with a table of them."""
+"""satm-tf attack: writes adversarial PNGs, with a table of results."""
 
 from __future__ import annotations
 
@@ -36,31 +36,32 @@ def attack(
 ) -> None:
     """Attacks models on images, and writes PNGs, results.csv and a gallery.png for each attack and epsilon.
 
-    The images are made 8-bit before the attack and the PNGs after it, inside the ball; every figure in the table is
-    measured on the PNGs as written. Of images with labels the folder is an adversarial suite, with suite.json, on
-    which satm-tf evaluate --suite scores any model.
+    Images are rounded to 8 bits before the attack and again after it, inside the ball; every figure in the table is
+    measured on the PNGs as written. If the images have labels, the output folder is an adversarial suite, with
+    suite.json, on which satm-tf evaluate --suite scores any model.
 
     Args:
-        model: A .keras, .onnx or .tflite file, or the folder of a SavedModel; behind a # may stand the output to use.
-            Several by name: {"unseen/a": "a.keras", "same_scheme/b": "b.keras"}, where the name says which attacker has
-            it, as for the sources of satm-tf evaluate. A single one is called unseen/<name of its file>.
+        model: A .keras, .onnx or .tflite file, or the folder of a SavedModel, optionally followed by # and the output
+            to use. Or several by name: {"unseen/a": "a.keras", "same_scheme/b": "b.keras"}, where the name says which
+            attacker has the model, as for the sources of satm-tf evaluate. A single model is named unseen/<name of its
+            file>.
         images: The folder of the images.
         output: The folder to write; it must not exist.
-        attack: The name of the attack; or several by name, with their options:
-            {"fgsm": {}, "pgd_20": {"name": "pgd", "steps": 20}}. One with an epsilon of its own has only that.
-        epsilon: One or several, in units of images in [0, 1]; 16/256 if none, or no cap for minimum-distortion attacks.
+        attack: The name of the attack; or several by name, with their options: {"fgsm": {}, "pgd_20": {"name": "pgd",
+            "steps": 20}}. An attack with its own epsilon uses only that one.
+        epsilon: One or several, in units of images in [0, 1]. If not given, 16/256, or no cap for minimum-distortion
+            attacks.
         options: The other options of a single attack, such as {"steps": 20, "norm": "l2"}.
-        format: What the folder holds: images (files without labels, so that the attack leaves the predicted class),
+        format: What the folder holds: images (files without labels, which are moved away from the predicted class),
             folder, adience, utkface, idx, table, imagenet or synthetic_faces.
         data: Options of the format, such as {"fold": 1}.
-        split: Which split of a data set. Null takes the test split; of a folder that has no split of its own, every
-            image.
-        target: The class to reach, for all images; without it any class but the label will do.
-        limit: The most images; null for all.
-        image_size: Height and width, for a model that takes any.
-        input_range: The lowest and the highest value of a pixel that the models take; [0, 1] if none.
-        batch_size: Images in a batch.
-        seed: Seed of the choice of images and of the attack's random numbers.
+        split: Which split of the data set to use. null is the test split; for a folder without splits, every image.
+        target: The class to reach, for all images; if not given, any class but the label counts.
+        limit: Maximum number of images; null is all.
+        image_size: Height and width, for a model that accepts any size.
+        input_range: The range of pixel values that the models expect, [lowest, highest]; [0, 1] if not given.
+        batch_size: Number of images in a batch.
+        seed: The seed for the choice of images and for the attack's random numbers.
 
     Raises:
         ValueError: If the model, the attack or the images cannot be used.
@@ -70,7 +71,7 @@ def attack(
         raise FileExistsError(f"{output} exists; choose another --output. Received: {output}")
     labelled = look_up("data format", format, data_room.formats.FORMATS).labelled
     if not isinstance(attack, str) and options:
-        raise ValueError(f"Several attacks have their options in --attack. Received: --options {options}")
+        raise ValueError(f"With several attacks, give the options in --attack. Received: --options {options}")
     described = {attack: options or {}} if isinstance(attack, str) else attack
     configured = {
         name: _configure({"name": name, **each}, epsilon, target, labelled, seed) for name, each in described.items()
@@ -82,19 +83,19 @@ def attack(
     }
     shapes = {name: network.image_shape for name, network in networks.items()}
     if len(set(shapes.values())) != 1:
-        raise ValueError(f"There must be models, of one image_shape. Received: {shapes}")
+        raise ValueError(f"Give at least one model, all with the same image_shape. Received: {shapes}")
     whole = data_room.formats.load_to_measure(format, images, split, **(data or {}))
     for name, network in networks.items():
         if labelled and network.num_classes != whole.num_classes:
             raise ValueError(
-                f"The model has {network.num_classes} classes, the images {whole.num_classes}. "
-                f"Received: {paths[name]}, {images}"
+                f"The model has {network.num_classes} classes, but the images have {whole.num_classes}. Received: "
+                f"{paths[name]}, {images}"
             )
     print(whole.account)
     examples = getattr(whole, split or "test")
     examples = examples if limit is None else examples.limit(limit, seed)
     if not len(examples):
-        raise ValueError(f"There are no images in this split; choose another. Received: --split {split}")
+        raise ValueError(f"This split has no images; choose another. Received: --split {split}")
     height, width, channels = next(iter(shapes.values()))
     batches = list(data_room.batches(examples, image_size=(height, width), batch_size=batch_size, cache=False))
     pixels, labels = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))

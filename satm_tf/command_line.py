@@ -85,8 +85,8 @@ def _refuse(text: str) -> None:
             word = next((word for word in _IMPORTING if word in each.value), None)
             if word is not None:
                 raise ValueError(
-                    "A configuration imports and calls nothing; describe the part by its own fields. "
-                    f"Received: {word!r}"
+                    "A configuration cannot import or call anything; describe the object by its fields. Received: "
+                    f"{word!r}"
                 )
             if each is not node and "&" in each.value and "*" in each.value:  # YAML in a string of YAML
                 try:
@@ -98,7 +98,7 @@ def _refuse(text: str) -> None:
 def _nodes(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> Iterator[yaml.Node]:
     """Every node once, the innermost first; raises once all aliases written out hold too many."""
     if id(node) in open_:
-        raise ValueError("A YAML alias must not stand inside what it names.")
+        raise ValueError("A YAML alias must not refer to a value that contains it.")
     if id(node) in sizes:
         return
     open_.add(id(node))
@@ -111,7 +111,7 @@ def _nodes(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> Iterator[
         yield from _nodes(part, sizes, open_)
     sizes[id(node)] = 1 + sum(sizes[id(part)] for part in parts)
     if sizes[id(node)] > _MOST_VALUES:
-        raise ValueError(f"This YAML holds more than {_MOST_VALUES:,} values once its aliases are written out.")
+        raise ValueError(f"This YAML has more than {_MOST_VALUES:,} values after its aliases are expanded.")
     open_.discard(id(node))
     yield node
 

@@ -85,7 +85,7 @@ class Configurable:
             cls.kind, cls.members = kind, {}
         if name:
             if name in cls.members:
-                raise ValueError(f"This {cls.kind} exists already; choose another name. Received: {name!r}")
+                raise ValueError(f"Another {cls.kind} already has this name; choose another. Received: {name!r}")
             cls.name = name
             cls.members[name] = cls
 

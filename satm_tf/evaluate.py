@@ -1,4 +1,4 @@
-"""satm-tf evaluate: whose adversarial examples fool whom, and what a network only hides."""
+"""satm-tf evaluate: whose adversarial examples fool whom, and which networks only mask their gradients."""
 
 from __future__ import annotations
 
@@ -56,59 +56,60 @@ def evaluate(
     batch_size: int = 50,
     seed: int = 0,
 ) -> Assessment:
-    """Measures networks on clean images and on each other's adversarial examples, and checks what they hide.
+    """Measures networks on clean images and on each other's adversarial examples, and checks for gradient masking.
 
     Writes results.csv (a row for each attack, epsilon, source and target), checks.csv (a row for each check and
     network), predictions.npz (the class predicted for every image), report.html and the figures in it. Re-run the same
     command to resume after an interruption.
 
     Args:
-        targets: The networks to measure, by name: .keras, .onnx or .tflite files, or folders of SavedModels; behind a #
-            may stand the output to use; or addresses on TensorFlow Serving servers, http://host:8501/v1/models/NAME or
-            grpc://host:8500/v1/models/NAME, with /versions/N behind them for one version. Names of the form
-            <scheme>/<network>, and holdout/<network>, give the paper's tables too.
+        targets: The networks to measure, by name: .keras, .onnx or .tflite files, or folders of SavedModels, optionally
+            followed by # and the output to use; or addresses on TensorFlow Serving servers,
+            http://host:8501/v1/models/NAME or grpc://host:8500/v1/models/NAME, optionally followed by /versions/N. With
+            names of the form <scheme>/<network> and holdout/<network> you also get the paper's tables.
         output: The folder to write.
         images: The folder of the images.
-        suite: Instead, the folder of a suite that satm-tf attack wrote: the targets are measured on its adversarial
-            images, once its digests are found right. Of the other options it takes those of the targets alone:
-            input_range, requests, pause, batch_size.
-        sources: The networks that craft, by name; the targets if none. The name <rung>/<network> says which attacker
-            has it: unseen, public_weights, start (of the target of that network name), defended, same_scheme or twin.
+        suite: Instead of images, the folder of a suite that satm-tf attack wrote. The targets are measured on its
+            adversarial images, after its digests are verified. You can combine it only with targets, output,
+            input_range, requests, pause and batch_size.
+        sources: The networks that craft, by name; the targets if not given. The name <rung>/<network> says which
+            attacker has it: unseen, public_weights, start (of the target with that network name), defended, same_scheme
+            or twin.
         attacks: The attacks by name, with their options: {"pgd": {"steps": 20}, "ll": {"name": "step_ll"}}; fgsm and
-            pgd if none. An attack with an epsilon of its own has only that.
-        epsilon: One or several, in units of images in [0, 1]; 16/256 if none.
-        format: What the folder holds: folder (one sub-folder a class), adience, utkface, idx, table, imagenet or
+            pgd if not given. An attack with its own epsilon uses only that one.
+        epsilon: One or several, in units of images in [0, 1]; 16/256 if not given.
+        format: What the folder holds: folder (a sub-folder for each class), adience, utkface, idx, table, imagenet or
             synthetic_faces.
         data: Options of the format's loader, such as {"fold": 1} for adience or {"table": "faces.csv"} for table.
-        split: Which split of the data set. Null takes the test split; of a folder that has no split of its own, every
-            image.
-        limit: The most images; null for all.
-        image_size: Height and width; null asks the networks.
-        queries: Numbers of queries, such as 50 100 1000, with which each target is attacked by questions alone; none if
-            not given.
-        query_limit: On how many of the images.
-        input_range: The lowest and the highest value of a pixel that a network takes, by the network's name, such as
-            {"mine": [0, 255]}; [0, 1] for the others.
-        check_limit: On how many of the images the checks are made; 0 makes none.
-        check_options: How hard the checks try: steps and targets of the iterative attacks, queries of those without a
-            gradient. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
-        undefended: Which networks have no defence, for the checks to compare with; those named holdout/... if none.
-        before: For a target, which network it was before its defence.
-        requests: The most requests sent to each address, all runs on this output folder together; needed where a target
-            is one.
+        split: Which split of the data set to use. null is the test split; for a folder without splits, every image.
+        limit: Maximum number of images; null is all.
+        image_size: Height and width; null takes the networks' own.
+        queries: Numbers of queries, such as 50 100 1000, for query attacks on each target; no query attacks if not
+            given.
+        query_limit: Number of images for the query attacks.
+        input_range: The range of pixel values that a network expects, by the network's name, such as {"mine": [0,
+            255]}; [0, 1] for the others.
+        check_limit: Number of images for the checks; 0 makes no checks.
+        check_options: The effort of the checks: steps and targets of the iterative attacks, queries of those without
+            gradients. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
+        undefended: The networks without a defence, for the checks to compare with; those named holdout/... if not
+            given.
+        before: For each target, the network as it was before its defence.
+        requests: Maximum number of requests sent to each address, over all runs on this output folder; required if a
+            target is an address.
         pause: Seconds between a server's answer and the next request.
-        batch_size: Images in a batch.
-        seed: What all random numbers follow from.
+        batch_size: Number of images in a batch.
+        seed: The seed of all random numbers.
 
     Returns:
         The assessment.
 
     Raises:
-        ValueError: If something named is unknown, or networks and images do not go together.
+        ValueError: If a name is unknown, or the networks and images do not match.
         FileNotFoundError: If a file is missing.
         FloatingPointError: If a network's logits are not numbers.
-        ServingError: If a server does not answer, answers what is no answer, or may not be sent more requests. What it
-            has answered is kept, for a re-run.
+        ServingError: If a server does not answer, sends an invalid answer, or has been sent all allowed requests. Its
+            answers so far are kept for a re-run.
     """
     given = locals()
     # With more requests, or a longer pause, the same measurement goes on.
@@ -144,7 +145,7 @@ def evaluate(
     if len(set(shapes.values())) > 1:
         raise ValueError(f"Networks that are measured together must have the same image_shape. Received: {shapes}")
     if not shapes and image_size is None:
-        raise ValueError("A server does not say the size of its images; give --image_size. Received: none")
+        raise ValueError("A server does not report its image size; give --image_size. Received: none")
     shape = next(iter(shapes.values()), (image_size or 0, image_size or 0, 3))
     look_up("data format", format, {name: each for name, each in formats.FORMATS.items() if each.labelled})
     images_by_split = formats.load_to_measure(format, str(images), split, **(data or {}))
@@ -234,7 +235,7 @@ def _ranges(
     """The range that the network at a path takes, where one is given."""
     ranges = {look_up("network", name, paths): _pair(values) for name, values in input_range.items()}
     if on_servers := [path for path in ranges if path in endpoints]:
-        raise ValueError(f"What we export to servers takes images in [0, 1]. Received: input_range of {on_servers}")
+        raise ValueError(f"Models on servers take images in [0, 1]. Received: input_range of {on_servers}")
     return ranges
 
 
@@ -245,7 +246,7 @@ def _endpoints(
     addresses = [path for path in dict.fromkeys(paths) if "://" in path]
     if bool(addresses) != (requests is not None) or (pause and not addresses):
         raise ValueError(
-            "The number of --requests is what each target on a server may be sent; where one is, it must be given. "
+            "--requests and --pause are for targets on servers, and such targets require --requests. "
             f"Received: requests={requests}, pause={pause:g}, with targets on servers: {', '.join(addresses) or 'none'}"
         )
     folder = ResultsFolder(output).requests
@@ -263,7 +264,7 @@ def _endpoints(
 
 def _pair(values: list[float]) -> tuple[float, float]:
     if len(values) != 2:
-        raise ValueError(f"An input_range is the lowest and the highest value. Received: {values}")
+        raise ValueError(f"An input_range must be [lowest, highest]. Received: {values}")
     return values[0], values[1]
 
 
@@ -279,8 +280,8 @@ def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Da
     if count and (_at_chance(right, count, network.num_classes) or right_wide - right > count / 5):
         print(
             f"warning: {name} is right on {right / count:.0%} of {plural(count, 'clean image')} in [0, 1], chance "
-            f"being {1 / network.num_classes:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it takes another "
-            f"range, say so: --input_range '{{\"{name}\": [0, 255]}}'",
+            f"being {1 / network.num_classes:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it expects another "
+            f"range, give --input_range '{{\"{name}\": [0, 255]}}'",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""satm-tf export: a run's networks for TF Serving and in other formats."""
+"""satm-tf export: exports a run's networks for TF Serving and to other formats."""
 
 from __future__ import annotations
 
@@ -30,48 +30,53 @@ def export(
     limit: int = 300,
     queries: int = 200,
 ) -> None:
-    """Exports networks as SavedModels for TF Serving, and into other formats if asked to.
+    """Exports networks as SavedModels for TF Serving, and optionally to other formats.
 
     Args:
         source: A run folder of satm-tf train, or the .keras file of one classifier.
-        scheme: The scheme whose networks are exported; a run folder needs it.
-        networks: Which of them; null for all.
-        folder: The folder that holds a folder for each model.
-        name: The model's name, for a .keras file; the file's own if null.
-        labels: A name for each class; null takes those of the run's data. A .keras file needs them.
-        version: Version of each model; null takes the next free one.
-        formats: Other formats to write and to compare under attack, from a run folder only; litert_float32,
+        scheme: The scheme whose networks to export; required for a run folder.
+        networks: Which of its networks to export; null is all.
+        folder: The parent folder, with a folder for each model.
+        name: The model's name, for a .keras file; null is the file's name.
+        labels: A name for each class; null takes the run's class names. Required for a .keras file.
+        version: The version of each model; null is the next free one.
+        formats: Other formats to write and to compare under attack, only from a run folder: litert_float32,
             litert_float16, litert_int8, onnx.
-        limit: The most test images that the formats are compared on, and training images that calibrate litert_int8.
-        queries: Queries that an attack without gradients may put to each format for an image; 0 leaves it out.
+        limit: Maximum number of test images to compare the formats on, and of training images to calibrate litert_int8
+            with.
+        queries: Number of queries per image for the query attack on each format; 0 makes no query attack.
 
     Raises:
-        ValueError: If scheme, network or format is unknown, or labels are missing.
-        FileNotFoundError: If the source is neither.
+        ValueError: If the scheme, a network or a format is unknown, or labels are missing.
+        FileNotFoundError: If the source is neither a run folder nor a .keras file.
         FileExistsError: If the version exists.
-        VerificationError: If what was written does not answer as the model does.
+        VerificationError: If the exported model does not give the same answers as the network.
     """
     for each in formats or ():
         look_up("format", each, FORMATS)
     if Path(source).suffix == ".keras" and Path(source).is_file():
         if labels is None or formats or scheme or networks:
             raise ValueError(
-                "A .keras file is exported with --labels and without --scheme, --networks and --formats, which are for "
-                f"a run folder. Received: labels={labels}, scheme={scheme}, networks={networks}, formats={formats}"
+                "To export a .keras file, give --labels, and not --scheme, --networks or --formats, which are for a "
+                f"run folder. Received: labels={labels}, scheme={scheme}, networks={networks}, formats={formats}"
             )
         _export(Path(source), Path(folder) / (name or Path(source).stem), labels, version, {})
         return
     run = RunFolder(source)
     if not run.config.exists():
-        raise FileNotFoundError(f"A source is a run folder, with a config.yaml, or a .keras file. Received: {source}")
+        raise FileNotFoundError(
+            f"The source must be a run folder, with a config.yaml, or a .keras file. Received: {source}"
+        )
     if name is not None:
-        raise ValueError(f"The models of a run have the names of its networks. Received: --name {name}")
+        raise ValueError(
+            f"--name is for a .keras file; a run's models are named by its networks. Received: --name {name}"
+        )
     described = config.from_arguments(["--config", str(run.config)])
     look_up("scheme (--scheme)", scheme, described.schemes)
     stage = Stage(CO_TRAIN, str(scheme))
     trained = {file.stem: file for file in sorted(run.networks(stage).glob("*.keras"))}
     if not trained:
-        raise ValueError(f"This scheme has yet to finish; re-run its training to resume. Received: --scheme {scheme}")
+        raise ValueError(f"This scheme is not trained yet; re-run its training to resume. Received: --scheme {scheme}")
     chosen = {network: look_up("network", network, trained) for network in networks or trained}
     data = images.load_data(described.data, run, described.seed) if formats or labels is None else None
     for network, file in chosen.items():

@@ -1,4 +1,4 @@
-"""satm-tf harden: defends a model that is trained already."""
+"""satm-tf harden: defends a trained model."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def _harden(
     minutes: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Defends a trained classifier, measures it before and after, and writes it for serving.
+    """Defends a trained classifier, measures it before and after, and exports it for serving.
 
-    Partners are fine-tuned on the same images and train together with the model. Re-run the same command to resume
+    Partners are fine-tuned on the same images and then train together with the model. Re-run the same command to resume
     after an interruption.
 
     Args:
         model: The .keras file.
         images: The folder of the images.
         output: The run folder; runs/<model>_<images> if not given.
-        input_range: The lowest and the highest value of a pixel that the model takes.
+        input_range: The range of pixel values that the model expects, [lowest, highest].
         class_names: The classes in the order of the model's outputs; alphabetical if not given.
-        format: What the folder holds: folder (one sub-folder a class), adience, idx, table or synthetic_faces.
-        data: Options of the data, such as {"test_share": 0.3}, or {"table": "faces.csv"} for table.
+        format: What the folder holds: folder (a sub-folder for each class), adience, idx, table or synthetic_faces.
+        data: Options of the format, such as {"test_share": 0.3}, or {"table": "faces.csv"} for table.
         epsilon: The size of the perturbations, in units of images in [0, 1].
-        scheme: How they train: recommended, satm, ensemble and so on.
-        partners: Backbones that train beside the model; two that fit the images if not given.
-        epochs: Passes over the images; more for fewer images if not given.
-        minutes: The time that all of it may take, by an estimate; epochs and partners are chosen for it.
-        seed: What all random numbers follow from.
+        scheme: The training scheme: recommended, satm, ensemble and so on.
+        partners: Backbones that train together with the model; if not given, two that fit the images.
+        epochs: Passes over the images; if not given, more for fewer images.
+        minutes: The time that everything together may take, by estimate; epochs and partners are chosen to fit.
+        seed: The seed of all random numbers.
     """
     name = f"{Path(model).stem}_{Path(images).resolve().name}"
     hardened = harden(

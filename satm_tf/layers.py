@@ -58,7 +58,7 @@ class GradientReversal(keras.layers.Layer):
     def __init__(self, strength: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
         if strength < 0:
-            raise ValueError(f"strength must be non-negative: the layer does the negating. Received: {strength}")
+            raise ValueError(f"strength must be non-negative: the layer itself reverses the sign. Received: {strength}")
         self.strength = strength
 
     def call(self, inputs: tf.Tensor, strength: tf.Tensor | float | None = None) -> tf.Tensor:

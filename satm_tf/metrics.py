@@ -33,8 +33,8 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape or labels.ndim != 1:
         raise ValueError(
-            "labels and predictions must be vectors of one length. "
-            f"Received shapes: {labels.shape} and {predictions.shape}"
+            f"labels and predictions must be vectors of the same length. Received shapes: {labels.shape} and "
+            f"{predictions.shape}"
         )
     for name, values in (("labels", labels), ("predictions", predictions)):
         if values.size and not (values.min() >= 0 and values.max() < num_classes):

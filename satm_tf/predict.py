@@ -1,4 +1,4 @@
-"""satm-tf predict: classifies images, on a server or with an export."""
+"""satm-tf predict: classifies images with a server or an export."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def predict(
     json: bool = False,
     output: str | None = None,
 ) -> None:
-    """Classifies JPEG and PNG files, and prints a line for each: its most probable classes.
+    """Classifies JPEG and PNG files, and prints the most probable classes of each on one line.
 
     Args:
         *files: JPEG or PNG files.
         host: host:port of a TensorFlow Serving server.
-        folder: An export on this disk, such as exported_models/compact_vgg, instead of a server.
-        model: Name of the model on the server.
-        version: Version of the model on the server; the newest if not given.
-        transport: How the server is asked.
+        folder: A local export, such as exported_models/compact_vgg, instead of a server.
+        model: The name of the model on the server.
+        version: The version of the model on the server; the newest if not given.
+        transport: The protocol to use with the server.
         timeout: Seconds to wait for the server's answer.
-        retries: How many more attempts are made where the server cannot be reached or is busy.
-        top: How many classes to show of each file.
+        retries: Number of further attempts if the server cannot be reached or is busy.
+        top: Number of classes to show for each file.
         json: Print a JSON list, with an object for each file, instead of lines.
         output: A CSV file to write, with the probability of every class.
 
     Raises:
-        ValueError: If top is below 1, neither or both of host and folder are given, or options of a server without one.
+        ValueError: If top is below 1, neither or both of host and folder are given, or only one of host and model.
         FileNotFoundError: If a file or the export does not exist.
         ServingError: If the server cannot be reached, or refuses.
     """
@@ -53,7 +53,7 @@ def predict(
     if (host is None) == (folder is None):
         raise ValueError(f"Give either --host or --folder. Received: --host {host}, --folder {folder}")
     if (host is None) != (model is None):
-        raise ValueError(f"A server is asked with --host and --model. Received: --host {host}, --model {model}")
+        raise ValueError(f"A server needs both --host and --model. Received: --host {host}, --model {model}")
     if folder is not None:
         client = Client.from_folder(folder)
     else:

@@ -19,16 +19,17 @@ def prepare(
     crop: float | None = None,
     data: dict[str, Any] | None = None,
 ) -> Account:
-    """Decodes and resizes all images of a data set, and packs them. Re-run the same command to resume or to verify.
+    """Decodes, resizes and packs all images of a data set. Re-run the same command to resume or to verify.
 
-    Of Adience this packs all five folds, and as of UTKFace, what is used for age or for gender.
+    For Adience, this packs all five folds. For Adience and UTKFace, it packs every image that is used for age or for
+    gender.
 
     Args:
         format: adience, utkface, folder, table, imagenet, images or synthetic_faces, as for the other commands.
         root: The folder of the images.
         output: The folder to write.
         image_size: Height and width of the packed images.
-        crop: The side of the central square to use, as a share of the shorter side; null is all of the image, and 0.875
+        crop: The side of the central square to use, as a share of the shorter side; null is the whole image, or 0.875
             for imagenet.
         data: Options of the format, such as {"table": "faces.csv"} for table or {"variant": "faces"} for adience.
 
@@ -42,7 +43,7 @@ def prepare(
     """
     entry = look_up("data format", format, formats.FORMATS)
     if not entry.packs:
-        raise ValueError(f"Data of the format {format!r} is not in image files: use it as it is. Received: {format!r}")
+        raise ValueError(f"The format {format!r} has no image files to pack; use it directly. Received: {format!r}")
     loaded = [formats.load(format, root, **{**(data or {}), **options}) for options in entry.packs]
     for images in loaded:
         print(images.account)

@@ -1,4 +1,4 @@
-"""satm-tf reproduce: the paper's tables and figures, ours beside."""
+"""satm-tf reproduce: the paper's tables and figures, next to ours."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PROG = "satm-tf reproduce"
 
 _SCALES = {
     "paper": "The full-size networks on Adience (--data.root FOLDER), for GPUs.",
-    "small": "The same experiments with compact networks on synthetic faces, for two cores. Beside its own figures the "
-    "paper's are only for orientation; what can be compared is what the trainings gain. Epsilons of Tables 2 to 6 are "
-    "twice the paper's, without which images this small hardly transfer.",
+    "small": "The same experiments with compact networks on synthetic faces, for two cores. The paper's figures are "
+    "only for orientation here; compare what a training gains. The epsilons of Tables 2 to 6 are twice the paper's, "
+    "because examples this small hardly transfer otherwise.",
 }
 
 
@@ -48,22 +48,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--all", action="store_true", help="All tables and figures.")
     group.add_argument("--scale", choices=sorted(_SCALES), default="small", help=" ".join(_SCALES.values()))
     group.add_argument(
-        "--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4], choices=[0, 1, 2, 3, 4], help="Of the faces."
+        "--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4], choices=[0, 1, 2, 3, 4], help="Folds of the faces."
     )
-    group.add_argument("--seeds", type=int, nargs="+", default=[0], help="A run for each fold and seed.")
+    group.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="Seeds; there is a run for each fold and seed."
+    )
     group.add_argument("--idx", metavar="FOLDER", help="MNIST or Fashion-MNIST as IDX files, for Table 7.")
-    group.add_argument("--out", metavar="FOLDER", help="Where to; runs/reproduce_<scale> if not given.")
-    group.add_argument("--readings", nargs="+", default=list(READINGS), choices=sorted(READINGS), help="Of R+Step-LL.")
-    group.add_argument("--printed-only", action="store_true", help="Leave out what the paper printed no figure for.")
-    group.add_argument("--dry-run", action="store_true", help="Say what it would take, and stop.")
+    group.add_argument("--out", metavar="FOLDER", help="Output folder; runs/reproduce_<scale> if not given.")
+    group.add_argument(
+        "--readings", nargs="+", default=list(READINGS), choices=sorted(READINGS), help="Readings of R+Step-LL."
+    )
+    group.add_argument(
+        "--printed-only", action="store_true", help="Leave out everything that the paper prints no figure for."
+    )
+    group.add_argument("--dry-run", action="store_true", help="Print what the run would take, and stop.")
 
 
 def _config(preset: str, rest: list[str]) -> Config:
     """The configuration that a command line describes, which may hold the options of `_add_options` too."""
     parser = config.parser(_PROG)
     parser.description = (
-        "Trains, measures, and sets the paper's tables and figures beside ours. What they share is done once. Other "
-        "options are fields of the faces' configuration (of the digits', for Table 7 alone), as train takes them."
+        "Trains, measures, and shows the paper's tables and figures next to ours. Work that they share is done once. "
+        "Other options are fields of the faces' configuration, as in train; for Table 7 alone, of the digits'."
     )
     _add_options(parser)
     return config.parse(parser, ["--config", preset, *rest])[0]
@@ -73,15 +79,15 @@ def _request(asked: argparse.Namespace, faces: Config, rest: list[str]) -> Reque
     tables = sorted(TABLES) if asked.all else sorted(set(asked.table))
     figures = sorted(FIGURES) if asked.all else sorted(set(asked.figure))
     if not tables and not figures:
-        raise ValueError("Say what to reproduce: --table N ..., --figure N ... or --all. Received: none of them")
+        raise ValueError("Choose what to reproduce: --table N ..., --figure N ... or --all. Received: none of them")
     configs: dict[str, Config] = {}
     if figures or any(TABLES[number].experiment == "faces" for number in tables):
         configs["faces"] = faces
     if any(TABLES[number].experiment == "digits" for number in tables):
         if asked.idx is None:
             raise ValueError(
-                "Table 7 needs MNIST or Fashion-MNIST: --idx FOLDER of the four IDX files. Without them, ask for "
-                "--table 1 2 3 4 5 6 --figure 1 3 4. Received: no --idx"
+                "Table 7 needs MNIST or Fashion-MNIST: --idx FOLDER of the four IDX files. Without them, use --table "
+                "1 2 3 4 5 6 --figure 1 3 4. Received: no --idx"
             )
         own = [] if "faces" in configs else rest
         configs["digits"] = _config(f"{asked.scale}_mnist", ["--data.root", asked.idx, *own])

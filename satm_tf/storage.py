@@ -167,7 +167,7 @@ def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, **options)
     except ValueError as error:
-        raise ValueError(f"This table is damaged; delete it and make it again. Received: {path} ({error})") from error
+        raise ValueError(f"This table is damaged; delete it and create it again. Received: {path} ({error})") from error
 
 
 def _sync(path: Path) -> None:
@@ -244,7 +244,7 @@ def lock(folder: str | Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"Another process is at work in {folder}; wait for it, or choose another folder. Received: {folder}"
+                f"Another process is working in {folder}; wait for it, or choose another folder. Received: {folder}"
             ) from None
         yield
 
@@ -292,8 +292,8 @@ def check_layout(folder: str | Path) -> None:
     layout = read_json(path).get("layout", 1) if path.exists() else LAYOUT
     if layout != LAYOUT:
         raise ValueError(
-            f"{folder} was written by another release of satm_tf, whose files have other names and columns; choose "
-            f"another folder, or read it with that release. Received: layout {layout}, not {LAYOUT}"
+            f"{folder} was written by another release of satm_tf, whose files have different names and columns; "
+            f"choose another folder, or use that release to read it. Received: layout {layout}, not {LAYOUT}"
         )
 
 
@@ -311,5 +311,5 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"This file is damaged; delete its folder. Received: {path} ({error})") from error
     if not isinstance(found, dict):
-        raise ValueError(f"This file holds no configuration; delete its folder. Received: {path}")
+        raise ValueError(f"This file does not hold a configuration; delete its folder. Received: {path}")
     return found

@@ -113,7 +113,7 @@ def test_toward_a_target_and_without_a_cap(files, tmp_path):
         (["--options", '{"step": 3}'], "Unknown option of attack 'pgd'. Did you mean 'steps'"),
         (["--format", "image"], "Unknown data format. Did you mean 'images'"),
         (["--data", '{"fold": 1}'], "Unknown option of the data format 'images'"),
-        (["--split", "train"], "no images in this split"),
+        (["--split", "train"], "This split has no images"),
         (["--image_size", "9"], "takes images of shape (8, 8, 3)"),
     ],
 )

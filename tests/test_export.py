@@ -98,9 +98,9 @@ def test_a_file(run, tmp_path):
         (["{run}", "--scheme", "stam"], "Did you mean 'satm'"),
         (["{run}", "--scheme", "satm", "--networks", "[c]"], "Unknown network"),
         (["{run}", "--scheme", "satm", "--formats", "[onxx]"], "Did you mean 'onnx'"),
-        (["{run}", "--scheme", "satm", "--name", "x"], "have the names of its networks"),
+        (["{run}", "--scheme", "satm", "--name", "x"], "models are named by its networks"),
         (["{run}/nowhere"], "with a config.yaml, or a .keras file"),
-        (["{run}/networks/co_train/satm/a.keras"], "with --labels"),
+        (["{run}/networks/co_train/satm/a.keras"], "give --labels"),
         (["{run}/networks/co_train/satm/a.keras", "--labels", "[x]"], "a label for each of 4 classes"),
     ],
 )

@@ -65,7 +65,7 @@ def test_an_empty_matrix_has_no_accuracy():
     [
         ([0, 4], [0, 0], r"labels must lie in \[0, 4\)"),
         ([0, 0], [0, -1], r"predictions must lie in \[0, 4\)"),
-        ([0], [0, 1], "one length"),
+        ([0], [0, 1], "the same length"),
     ],
 )
 def test_bad_input(labels, predictions, message):

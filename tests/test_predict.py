@@ -74,11 +74,11 @@ def test_a_server_that_names_only_the_first_class(monkeypatch, folder, capsys):
     [
         (["nowhere.png", "--folder", "{folder}/faces"], "nowhere.png"),
         (["{folder}/face.png", "--folder", "{folder}"], "a folder with a saved_model.pb"),
-        (["{folder}/face.png", "--host", "a:1"], "A server is asked with --host and --model"),
+        (["{folder}/face.png", "--host", "a:1"], "A server needs both --host and --model"),
         (["{folder}/face.png", "--folder", "{folder}/faces", "--top", "0"], "at least one class"),
         (["{folder}/face.png"], "Give either --host or --folder"),
         (["{folder}/face.png", "--host", "a:1", "--folder", "x"], "Give either --host or --folder"),
-        (["{folder}/face.png", "--folder", "{folder}/faces", "--model", "x"], "A server is asked with"),
+        (["{folder}/face.png", "--folder", "{folder}/faces", "--model", "x"], "A server needs both"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, arguments, message):

@@ -139,7 +139,7 @@ def test_one_process_at_a_time(tmp_path):
         return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
     with storage.lock(tmp_path):
-        assert "Another process is at work in" in other()
+        assert "Another process is working in" in other()
     assert other() == "taken\n"
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_table_is_named(tmp_path):
     path = tmp_path / "history.csv"
     for contents in (b"", b"a,b\n1,2\n1,2,3\n", b"\xff\xfe\x00a", b'a,b\n"1,2\n'):
         path.write_bytes(contents)
-        with pytest.raises(ValueError, match=r"damaged; delete it and make it again. Received: .*history\.csv"):
+        with pytest.raises(ValueError, match=r"damaged; delete it and create it again. Received: .*history\.csv"):
             storage.read_csv(path)
     path.write_bytes(b"a,b\n1,2\n")
     assert storage.read_csv(path).to_dict("list") == {"a": [1], "b": [2]}

@@ -67,22 +67,22 @@ class Outcome(NamedTuple):
 class Attack(Configurable, kind="attack"):
     """An immutable configuration that turns a batch of images and a network into adversarial images.
 
-    A call is traceable inside a `tf.function` and leaves no trace in the network: it runs in inference mode and watches
-    nothing but the images. The result has its gradient stopped, lies inside [0, 1] and within `epsilon` of the images.
-    A subclass writes `perturb` and gets the rest from here; `class Mine(Attack, name="mine")` makes it known to `get`.
+    A call can be traced inside a `tf.function` and does not change the network: it runs in inference mode and watches
+    only the images. No gradient flows through the result, which lies inside [0, 1] and within `epsilon` of the images.
+    A subclass implements `perturb` and inherits the rest; `class Mine(Attack, name="mine")` makes it available to
+    `get`.
 
     A call outside a `tf.function` runs eagerly, at less than half the speed; use `compiled` there.
 
     Attributes:
         epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
         norm: "linf" or "l2".
-        label_source: label ascends the loss of the labels given; "predicted" that of the network's own prediction;
-            "least_likely" descends the loss of the least likely class; "target" that of the labels given.
-        seed: Seed of an attack that draws random numbers, used when a call brings none.
+        label_source: "label" increases the loss of the given labels; "predicted" that of the network's own prediction;
+            "least_likely" decreases the loss of the least likely class; "target" that of the given labels.
+        seed: Seed of an attack that draws random numbers, if a call does not pass one.
 
     Raises:
-        ValueError: If epsilon is negative, or above 1 where no L-infinity perturbation of a [0, 1] image can reach;
-            or if norm or label source is unknown.
+        ValueError: If epsilon is negative, or above 1 in L-infinity, or if the norm or label source is unknown.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Attack(Configurable, kind="attack"):
                 f"; did you mean {self.epsilon:g}/256 = {self.epsilon / 256:g}?" if 1 < self.epsilon < math.inf else "."
             )
             raise ValueError(
-                f"epsilon is in units of images in [0, 1] and not negative{hint} Received: epsilon={self.epsilon}"
+                f"epsilon must be non-negative, in units of images in [0, 1]{hint} Received: epsilon={self.epsilon}"
             )
 
     def __call__(
@@ -179,7 +179,7 @@ class Attack(Configurable, kind="attack"):
         Returns:
             float32 images.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say how it perturbs images: write `perturb`.")
+        raise NotImplementedError(f"{type(self).__name__} must define how it perturbs images: implement `perturb`.")
 
     def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
         """This attack on this model as one compiled function, for use outside a `tf.function`.
@@ -190,8 +190,8 @@ class Attack(Configurable, kind="attack"):
             model: As for a call.
 
         Returns:
-            A function of `(images, labels, *, epsilon=None, seed=None)` that gives what a call gives, and raises the
-            same errors. Neither another epsilon nor another seed compiles it anew; another batch size does so once.
+            A function of `(images, labels, *, epsilon=None, seed=None)` that returns what a call returns, and raises
+            the same errors. A new epsilon or seed does not compile it again; a new batch size does, once.
 
         Example:
             >>> craft = PGD(epsilon=8 / 255).compiled(network)
@@ -234,13 +234,13 @@ class Attack(Configurable, kind="attack"):
         epsilons: Sequence[float] | None = None,
         batch_size: int = 32,
     ) -> np.ndarray:
-        """Crafts from whole arrays, batch by batch, compiled, at one epsilon or at several at once.
+        """Crafts from whole arrays, batch by batch, compiled, at one epsilon or several.
 
         Args:
             model: As for a call.
             images: Floats `[images, height, width, channels]` in [0, 1].
             labels: Integers `[images]`.
-            epsilons: Several epsilons in place of the attack's own.
+            epsilons: Several epsilons, instead of the attack's own.
             batch_size: How many adversarial images are crafted together. Each batch draws its own random numbers.
 
         Returns:
@@ -306,9 +306,9 @@ class Attack(Configurable, kind="attack"):
         return reached if LABEL_SOURCES[self.label_source].direction < 0 else ~reached
 
     def gradient(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """The gradient, on the pixels, of what the attack ascends: one forward and one backward pass.
+        """The gradient, with respect to the pixels, of the attack's objective: one forward and one backward pass.
 
-        The label source chooses at these images.
+        The label source is applied at these images.
         """
         source = LABEL_SOURCES[self.label_source]
 

@@ -71,7 +71,7 @@ class DeepFool(MinimumDistortion, name="deepfool"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.candidates < 1 or self.overshoot < 0:
-            raise ValueError(f"DeepFool needs steps, candidates, and no negative overshoot. Received: {self}")
+            raise ValueError(f"steps and candidates must be at least 1, and overshoot non-negative. Received: {self}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

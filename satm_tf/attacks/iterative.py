@@ -35,24 +35,24 @@ class _Best(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeAttack(LossAttack, name="iterative"):
-    """Steps of steepest ascent, each followed by the way back into the ball; the settings make the known methods.
+    """Steps of steepest ascent, each projected back into the ball; the settings give the known methods.
 
-    With `g` the gradient, `v` the velocity and `m` the momentum, a step is `v <- m v + g / mean|g|` and
-    `x <- project(x + step_size * steepest(v))`. The label sources "predicted" and "least_likely" choose the class once,
-    at the clean image. The loop is a `tf.while_loop`, so the number of steps costs no tracing.
+    With `g` the gradient, `v` the velocity and `m` the momentum, a step is `v <- m v + g / mean|g|` and `x <- project(x
+    + step_size * steepest(v))`. The label sources "predicted" and "least_likely" choose the class once, at the clean
+    image. The loop is a `tf.while_loop`, so more steps take no longer to trace.
 
     Attributes:
         steps: Number of gradient steps, at least 1.
         step_size: Length of a step in units of images in [0, 1]; None is `epsilon / steps` (2.5 times that for PGD,
             1.25 times for RS-FGSM).
-        random_start: Whether to start from a point uniform in the ball, not from the image.
+        random_start: Whether to start from a uniformly random point in the ball instead of the image.
         restarts: Number of random starts; each image keeps the result of the highest loss.
-        momentum: The share of the velocity that lasts, mu in Dong et al.; 0 forgets.
-        nesterov: Whether the gradient is taken where the velocity leads, `x + step_size * m v`.
+        momentum: The decay factor of the velocity, mu in Dong et al.; 0 is no momentum.
+        nesterov: Whether to take the gradient at the look-ahead point `x + step_size * m v`.
         neighbours: Variance tuning: the number of random neighbours, whose mean gradient less the current one is added
-            to the next; 0 is none. Each costs one gradient a step.
+            to the next; 0 is none. Each costs one gradient per step.
         neighbourhood: Half the width of the cube that they are drawn from, in units of epsilon; beta in Wang and He.
-        transforms: Transforms that make it transfer, as objects, names or mappings.
+        transforms: Transforms that improve transfer, as objects, names or mappings.
         loss: "cross_entropy", "margin", "dlr" or "hot_cold".
 
     Raises:
@@ -84,7 +84,7 @@ class IterativeAttack(LossAttack, name="iterative"):
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size must be positive. Received: step_size={self.step_size}")
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"Restarts differ by random_start=True only. Received: restarts={self.restarts}")
+            raise ValueError(f"Restarts need random_start=True. Received: restarts={self.restarts}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
@@ -225,7 +225,7 @@ class KLPGD(PGD, name="kl_pgd"):
         super().__post_init__()
         if not self.random_start:
             raise ValueError(
-                "At the image itself the divergence has no gradient: start at random. Received: random_start=False"
+                "At the clean image the divergence has no gradient; use random_start=True. Received: random_start=False"
             )
 
     def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -80,7 +80,7 @@ def _random_l2(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _no_direction(*_: tf.Tensor) -> tf.Tensor:
-    raise NotImplementedError("There is no steepest step, and no uniform point, in norm 'l0'.")
+    raise NotImplementedError("Norm 'l0' has no steepest step and no uniform random point.")
 
 
 NORMS = {

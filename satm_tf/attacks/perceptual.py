@@ -61,8 +61,8 @@ def as_uint8(adversarial: Any, images: Any) -> np.ndarray:
     levels = np.round(clean)
     if np.abs(clean - levels).max(initial=0.0) > _ON_A_LEVEL:
         raise ValueError(
-            "8-bit images stay inside a ball only around images that are 8-bit themselves; call attacks.quantise on "
-            f"the clean images before the attack. Received images up to {np.abs(clean - levels).max():.3f} off a level"
+            "The clean images must be 8-bit for the result to stay inside the ball; call attacks.quantise on them "
+            f"before the attack. Received images up to {np.abs(clean - levels).max():.3f} off a level"
         )
     difference = 255.0 * np.asarray(adversarial, "float64") - levels
     return (levels + np.trunc(difference + np.copysign(_ON_A_LEVEL, difference))).astype("uint8")

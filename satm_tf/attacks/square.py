@@ -102,7 +102,7 @@ class SquareAttack(Attack, name="square"):
         used = max(1, len(starts))
         if budgets != sorted(set(budgets)) or not used <= budgets[0] <= budgets[-1] <= self.queries:
             raise ValueError(
-                f"Budgets rise, allow a query for each start, and are at most queries={self.queries}. "
+                f"Budgets must increase, allow a query for each start, and be at most queries={self.queries}. "
                 f"Received: {budgets} with {len(starts)} starts"
             )
         classes = self.classes(model, images, labels)

@@ -92,7 +92,7 @@ class TranslationInvariance(Transform, name="translation_invariance"):
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % 2 == 0:
-            raise ValueError(f"A kernel has an odd, positive size. Received: size={self.size}")
+            raise ValueError(f"The size of a kernel must be odd and positive. Received: size={self.size}")
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         """The gradient, blurred."""

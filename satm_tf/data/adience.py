@@ -108,7 +108,7 @@ def load(
         >>> print(data.account)
     """
     if fold not in FOLDS:
-        raise ValueError(f"`fold` must be 0 to 4, one of Adience's five. Received: {fold!r}")
+        raise ValueError(f"`fold` must be one of Adience's five folds, 0 to 4. Received: {fold!r}")
     labels = look_up("target", target, _TARGETS)
     if exact_labels:
         labels = labels._replace(others={})

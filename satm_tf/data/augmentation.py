@@ -27,17 +27,17 @@ class _Draws(keras.random.SeedGenerator):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Flips, moves, turns, scales and recolours each image of a batch by its own amounts, with Keras's layers.
+    """Shifts, rotates, zooms, flips and recolours each image of a batch by its own random amounts, with Keras.
 
-    It belongs before crafting: the adversarial image is made from the augmented one, and stays inside its ball. Shift,
-    rotation and zoom each resample the image and so blur it a little; at 0 they leave it alone.
+    Augment before crafting: the adversarial image is then made from the augmented one, and stays inside its ball.
+    Shift, rotation and zoom each resample the image and so blur it a little; at 0 they do nothing.
 
     Args:
         flip: Whether to mirror half of the images left to right. Not for digits or letters.
-        shift: The most to move by, up, down, left or right, as a share of the image's side, in [0, 1).
-        rotation: The most to turn by, either way, in degrees, in [0, 180).
-        zoom: The most to grow or shrink by, as a share, in [0, 1).
-        colour: The most to change brightness, contrast and saturation by, as a share, in [0, 1).
+        shift: Maximum shift in each direction, as a share of the image's side, in [0, 1).
+        rotation: Maximum rotation in either direction, in degrees, in [0, 180).
+        zoom: Maximum zoom in or out, as a share, in [0, 1).
+        colour: Maximum change of brightness, contrast and saturation, as a share, in [0, 1).
 
     Raises:
         ValueError: if an amount is outside its range.

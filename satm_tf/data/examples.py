@@ -89,7 +89,7 @@ class Examples:
         }
         lengths = {name: column.shape[0] for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"The columns of Examples must be of one length. Received: {lengths}")
+            raise ValueError(f"The columns of Examples must have the same length. Received: {lengths}")
         if images is not None and (len(images.shape) != 4 or images.shape[-1] != 3):
             raise ValueError(f"`images` must be RGB, [n, height, width, 3]. Received: shape {tuple(images.shape)}")
         for name, column in columns.items():

@@ -40,7 +40,7 @@ def load(
         ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
         test_share: The part of the images to test on, in (0, 1), if the folder does not define it.
         validation_share: The part of the other images to validate on, in (0, 1), if the folder does not define it.
-        seed: What the draws follow from.
+        seed: The seed of the random splits.
 
     Returns:
         The data set.
@@ -59,7 +59,9 @@ def load(
     found = sorted({name for top in given for name in _folders(root / top)})
     names = tuple(class_names or found)
     if ordered and class_names is None:
-        raise ValueError("Alphabetical is not the order of classes: with `ordered`, give `class_names`. Received: None")
+        raise ValueError(
+            "Alphabetical order is not the order of the classes; with `ordered`, give `class_names`. Received: None"
+        )
     for name in found:
         if name not in names:
             raise unknown_name("class folder", name, names)
@@ -88,7 +90,9 @@ def load(
 def _folders(root: Path) -> list[str]:
     names = [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
     if not names:
-        raise FileNotFoundError(f"A folder of images needs one sub-folder a class. Received: {root}, which has none")
+        raise FileNotFoundError(
+            f"A folder of images needs a sub-folder for each class. Received: {root}, which has none"
+        )
     for name in names:
         if intake.printable(name) != name:
             raise ValueError(f"The name of a class must be UTF-8; rename its folder. Received: {root}, {name!a}")

@@ -195,7 +195,7 @@ def load_to_measure(name: str, root: str | os.PathLike[str], split: str | None, 
     ]
     inside = [row for row, each in enumerate(classes) if each in names]
     if not inside:
-        raise ValueError(f"A folder of images needs one sub-folder a class. Received: {place}, which has none")
+        raise ValueError(f"A folder of images needs a sub-folder for each class. Received: {place}, which has none")
     test = replace(
         every.test, labels=np.array([names.index(each) if each in names else 0 for each in classes], np.int32)
     )

@@ -125,7 +125,7 @@ def _read(root: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
             # One byte more than the header says: a longer file shows, and is not unpacked any further.
             contents = file.read(expected + 1)
         except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"This file is truncated or not an IDX file: {error}. Received: {path}") from None
+            raise ValueError(f"This file is truncated or is not an IDX file: {error}. Received: {path}") from None
     if len(contents) != expected:
         held = "more" if len(contents) > expected else f"one of {len(contents)}"
         raise ValueError(f"{path} must hold {' x '.join(map(str, shape))} bytes by its header. Received: {held}")

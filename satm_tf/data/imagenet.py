@@ -102,7 +102,7 @@ def _read_synsets(path: Path) -> list[tuple[str, str]]:
     try:
         entries = _number_synsets(text, json_file=path.suffix == ".json")
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged, or numbers no synsets. Received: {error}") from None
+        raise ValueError(f"{path} is damaged, or does not number synsets. Received: {error}") from None
     if not entries or set(entries) != set(range(len(entries))):
         raise ValueError(f"{path} must number synsets from 0 on, without a gap. Received: {len(entries)} numbers")
     return [entries[number] for number in range(len(entries))]

@@ -132,7 +132,7 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
         ValueError: if no row can be used.
     """
     if table.empty:
-        raise ValueError(f"No image under {root} can be used. Received: no file")
+        raise ValueError(f"No image under {root} is usable. Received: no file")
     left_out = table["left_out"]
     if not keep_repeats:
         named = table.assign(open=left_out.eq("")).duplicated(["path", "label", "side", "open"])
@@ -166,7 +166,7 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
         duplicates=tuple(tuple(names) for _, names in named.groupby("image", sort=False)["path"]),
     )
     if rows.empty:
-        raise ValueError(f"No image under {root} can be used. Received:\n{account}")
+        raise ValueError(f"No image under {root} is usable. Received:\n{account}")
     return rows, account
 
 

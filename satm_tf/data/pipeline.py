@@ -114,8 +114,8 @@ class Batches(tf.data.Dataset):
     def _with_numbers(self) -> Callable[..., tf.data.Dataset]:
         if self._numbered is None:
             raise ValueError(
-                "Images that are augmented or mapped have no numbers, as each epoch has others; leave augmentation and "
-                "`map` out. Received: batches with one of them"
+                "Numbered images cannot be augmented or mapped, because they would differ in each epoch; leave out "
+                "augmentation and `map`. Received: batches with one of them"
             )
         return self._numbered
 
@@ -275,13 +275,13 @@ def _check(
         raise ValueError(f"Sizes must be positive. Received: image_size={size}, batch_size={batch_size!r}")
     if n < (batch_size if drop_remainder else 1):
         raise ValueError(
-            "There are too few examples to make one batch. "
-            f"Received: {n} examples, batch_size={batch_size}, drop_remainder={drop_remainder}"
+            f"There are not enough examples for one batch. Received: {n} examples, batch_size={batch_size}, "
+            f"drop_remainder={drop_remainder}"
         )
     if crop is not None and (examples.images is not None or not 0 < crop <= 1):
         raise ValueError(
-            "`crop` is a share of the side of image files, above 0 and at most 1. "
-            f"Received: {crop!r} for {'files' if examples.images is None else 'decoded images'}"
+            "`crop` is for image files, and must be a share of their shorter side above 0 and at most 1. Received: "
+            f"{crop!r} for {'files' if examples.images is None else 'decoded images'}"
         )
 
 

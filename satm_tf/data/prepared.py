@@ -132,8 +132,8 @@ def attach(data: ImageData, folder: str | os.PathLike[str], *, root: str | os.Pa
         absent = [source[0] for source in sources if source not in index]
         if absent:
             raise ValueError(
-                f"{len(absent)} of {len(sources)} files are not in {folder} as they are now: run prepare again. "
-                f"Received: {absent[0]}"
+                f"{len(absent)} of {len(sources)} files have changed or are not packed in {folder}; run "
+                f"satm_tf.prepare again. Received: {absent[0]}"
             )
         unreadable.update({source[0]: NOT_DECODED for source in sources if index[source] is None})
         kept = [index[source] is not None for source in sources]
@@ -151,7 +151,7 @@ def _merge(examples: Iterable[Examples]) -> Examples:
     paths, orientations = [], []
     for part in examples:
         if part.paths is None:
-            raise ValueError("Only image files can be prepared. Received: images that are decoded already")
+            raise ValueError("Only image files can be prepared. Received: decoded images")
         paths.append(part.paths)
         orientations.append(np.ones(len(part), np.uint8) if part.orientations is None else part.orientations)
     unique, first = np.unique(np.concatenate(paths), return_index=True)
@@ -160,7 +160,7 @@ def _merge(examples: Iterable[Examples]) -> Examples:
 
 def _sources(paths: NDArray[Any] | None, root: str | os.PathLike[str]) -> list[Source]:
     if paths is None:
-        raise ValueError("Only image files can be prepared. Received: images that are decoded already")
+        raise ValueError("Only image files can be prepared. Received: decoded images")
     inside = os.path.join(os.path.realpath(os.path.expanduser(root)), "")
     sources = []
     for path in paths.tolist():

@@ -94,12 +94,14 @@ def read_kind(folder: Path) -> dict[str, Any]:
     """
     path = folder / _KIND
     if not path.is_file():
-        raise FileNotFoundError(f"No prepared images: python -m satm_tf.prepare makes them. Received: {folder}")
+        raise FileNotFoundError(
+            f"There are no prepared images here; create them with python -m satm_tf.prepare. Received: {folder}"
+        )
     kind = storage.read_json(path)
     if not kind.items() >= _LAYOUT.items():
         raise ValueError(
-            f"An earlier version prepared {folder}, in files of another format; "
-            f"delete it and run satm_tf.prepare again. Received: {kind}"
+            f"{folder} was prepared by an earlier version, in another file format; delete it and run satm_tf.prepare "
+            f"again. Received: {kind}"
         )
     return {name: value for name, value in kind.items() if name not in _LAYOUT}
 
@@ -149,7 +151,7 @@ def write_shard(folder: Path, number: int, sources: list[Source], images: Iterab
     with storage.atomic_file(shard) as partial:
         np.save(partial, pixels)
         if not np.array_equal(np.load(partial), pixels):
-            raise OSError(f"The disk does not give back the images that were written to it. Received: {partial}")
+            raise OSError(f"The images read back from the disk differ from those written. Received: {partial}")
         entry = {
             "bytes": partial.stat().st_size,
             "sha256": storage.sha256(partial),

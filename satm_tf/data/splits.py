@@ -38,7 +38,7 @@ def by_subject(subjects: NDArray[Any] | pd.Series, share: float, seed: int) -> N
     names, subject, images = np.unique(np.asarray(subjects, np.str_), return_inverse=True, return_counts=True)
     if len(names) < 2:
         raise ValueError(
-            "A split by subject needs images of two subjects or more, so that none is on both sides. "
+            "A split by subject needs images of at least two subjects, so that no subject is on both sides. "
             f"Received: {len(names)} subjects, {len(subject)} images"
         )
     drawn = np.random.default_rng(seed).permutation(len(names))
@@ -54,7 +54,7 @@ def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], se
         sides: "train", or another side, for each image, str `[n]`.
         subjects: The subject of each image, str `[n]`.
         shares: The part of the images still to train on, in (0, 1), that each new side gets, in turn.
-        seed: What the draws follow from.
+        seed: The seed of the random splits.
 
     Returns:
         The side of each image, str `[n]`.
@@ -106,8 +106,8 @@ def check_exclusive(sides: NDArray[Any] | pd.Series, **columns: NDArray[Any] | p
         torn = pairs[pairs["what"].duplicated(keep=False)].groupby("what")["side"].agg(list)
         if len(torn):
             raise ValueError(
-                f"No {name} may be on two sides of a split: what is measured would have been learnt. "
-                f"Received: {len(torn)} on two or more, first {torn.index[0]!r} on {torn.iloc[0]}"
+                f"No {name} may be on two sides of a split: the test would measure what was learnt. Received: "
+                f"{len(torn)} on two or more, first {torn.index[0]!r} on {torn.iloc[0]}"
             )
 
 

@@ -33,10 +33,10 @@ def load(
     """Reads the images that a table names.
 
     Args:
-        table: A CSV file or a data frame with the columns `path` (below `root`) and `label` (a class name, or the
-            place of one in `class_names`, from 0), and, where they are known, `subject` (who or what the image shows)
-            and `fold`. Other columns are ignored. A row without label, or subject where there is that column, is left
-            out and counted. A CSV file is UTF-8 text.
+        table: A CSV file or a data frame with the columns `path` (below `root`) and `label` (a class name, or the place
+            of one in `class_names`, from 0), and, where they are known, `subject` (who or what the image shows) and
+            `fold`. Other columns are ignored. A row without label, or subject where there is that column, is left out
+            and counted. A CSV file is UTF-8 text.
         root: The folder of the images.
         class_names: The classes in the order of their labels; None for those in the table, in order of number or
             alphabet.
@@ -44,7 +44,7 @@ def load(
         fold: The fold to test on; required if the table has folds, and refused if it has none.
         test_share: The part of the images to test on, in (0, 1), drawn by subject if the table has no folds.
         validation_share: The part of the other images to validate on, in (0, 1), drawn by subject.
-        seed: What the draws follow from.
+        seed: The seed of the random splits.
 
     Returns:
         The data set; no subject and no image is in two of its splits. An image that is in two folds, under whatever
@@ -62,7 +62,9 @@ def load(
     frame = _read(table)
     names, label = _labels(frame["label"], class_names)
     if ordered and class_names is None:
-        raise ValueError("Only you know the order of the classes: with `ordered`, give `class_names`. Received: None")
+        raise ValueError(
+            "The table does not say the order of the classes; with `ordered`, give `class_names`. Received: None"
+        )
     folds = sorted(set(frame["fold"])) if "fold" in frame else ["None"]
     if str(fold) not in folds:
         raise unknown_name("fold", fold, folds)

@@ -55,7 +55,7 @@ def load(
         target: `"age"` (eight ordered groups) or `"gender"`.
         test_share: The part of the images to test on, in (0, 1).
         validation_share: The part of the other images to validate on, in (0, 1).
-        seed: What the draws follow from.
+        seed: The seed of the random splits.
 
     Returns:
         The data set; no image is in two of its splits, but a person may be.

@@ -40,7 +40,8 @@ _ANSWERS = 5  # as many as fit below a picture
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """What `assess` finds; printing it shows the answer, the tables, label leaking and the masking that was detected.
+    """The result of `assess`; printing it shows the answer, the tables, label leaking and any masking that was
+    detected.
 
     Attributes:
         predictions: The class predicted for every image in every cell.
@@ -49,7 +50,7 @@ class Assessment:
         leaking: As `label_leaking` gives it.
         checks: As `masking_checks` gives it; None if nothing was checked.
         left_out: Sources that crafted nothing, because no gradient reaches their images.
-        folder: Where all of it is written; None if nowhere.
+        folder: The folder that everything was written to; None if there is none.
     """
 
     predictions: Predictions
@@ -133,50 +134,50 @@ def assess(
     config: Mapping[str, Any] | None = None,
     stage: str = "assess",
 ) -> Assessment:
-    """Measures models on clean images and on each other's adversarial examples, and checks what they hide.
+    """Measures models on clean images and on each other's adversarial examples, and checks for gradient masking.
 
     Models are whatever `satm_tf.models.load_model` takes: paths, Keras models or functions, with logits or
-    probabilities. A `satm_tf.serving.Endpoint` can be a target. Names of the form `<scheme>/<network>`, with
-    `holdout/<network>` for models that no scheme has met, give tables by scheme.
+    probabilities. A `satm_tf.serving.Endpoint` can be a target. With names of the form `<scheme>/<network>`, and
+    `holdout/<network>` for models that no scheme learnt from, you get tables by scheme.
 
-    With a folder, all of it is written there (see `ResultsFolder`), and the same call resumes after an interruption:
-    what is finished is read, not made again.
+    With a folder, everything is written there (see `ResultsFolder`), and the same call resumes after an interruption:
+    finished parts are read, not computed again.
 
     Args:
         targets: The models to measure, by name.
-        sources: The models that craft, by name; the targets if none. Those whose gradient does not reach the images
-            are left out, an endpoint's too.
+        sources: The models that craft, by name; the targets if not given. Models whose gradient does not reach the
+            images, including endpoints, are left out.
         dataset: Batches of `(images, labels)`: float32 images in [0, 1], integer labels.
         attacks: The attacks, by the name that results show; in a sequence, each has its registered name.
-        epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
-        ordered: Whether classes have an order, so that one-off accuracy means something. None takes it from the
-            attribute `ordered` of the dataset; one without is not ordered.
-        queries: The numbers of queries, such as [50, 100, 1000], with which `measure_queries` attacks each target in
-            the epsilon of the checks; none makes no queries.
-        query_limit: How many images are attacked by queries, chosen by the seed.
-        check_limit: How many images the checks use, chosen by the seed; 0 for no checks.
-        check_epsilon: The epsilon of the checks, in L-infinity; the largest of the attacks in that norm if none.
-        checked: Which targets to check; all but the undefended and endpoints if none.
+        epsilons: The epsilons of an attack, by its name; an attack that is not listed uses its own.
+        ordered: Whether classes have an order, so that one-off accuracy has a meaning. None takes it from the attribute
+            `ordered` of the dataset; a dataset without it counts as not ordered.
+        queries: The numbers of queries, such as [50, 100, 1000], with which `measure_queries` attacks each target at
+            the epsilon of the checks; an empty sequence makes no query attacks.
+        query_limit: Number of images for the query attacks, chosen with the seed.
+        check_limit: Number of images for the checks, chosen with the seed; 0 makes no checks.
+        check_epsilon: The epsilon of the checks, in L-infinity; if not given, the largest of the attacks in that norm.
+        checked: Which targets to check; if not given, all but the undefended ones and endpoints.
         undefended: Which targets or sources have no defence, for the checks to compare with; those named
-            `holdout/<network>` if none.
-        before: What a checked target was before its defence, by the target's name.
+            `holdout/<network>` if not given.
+        before: The model of a checked target before its defence, by the target's name.
         groups: What is known of groups of sources, as `rung_of` takes it: sources named `<rung>/<network>` need none.
-        effort: How hard the checks try: `steps`, `targets` and `queries` of `masking_checks`.
+        effort: The effort of the checks: `steps`, `targets` and `queries` of `masking_checks`.
         class_names: The name of each label, for the report.
         account: What the images are, in words, for the report.
         columns: Columns to put in front of the results, as `DataFrame.assign` takes them, such as `{"fold": 0}`.
-        seed: What all random numbers follow from.
+        seed: The seed of all random numbers.
         folder: The folder to write; None writes nothing.
-        config: What was asked for, kept as `config.yaml`. The folder is then claimed for it.
-        stage: What progress bars are called.
+        config: The configuration, saved as `config.yaml`. The folder is then reserved for it.
+        stage: The label of progress bars.
 
     Returns:
         The assessment.
 
     Raises:
-        ValueError: If a name is unknown or means two models, models and images do not go together, the folder holds
-            another assessment, or as `measure` and `load_model` do. Nothing is written before that is known.
-        FileNotFoundError: If there is no model at a path.
+        ValueError: If a name is unknown or means two models, models and images do not match, the folder holds another
+            assessment, or as `measure` and `load_model` do. Nothing is written before that is known.
+        FileNotFoundError: If no model exists at a path.
         FloatingPointError: If a target's logits are not finite.
 
     Example:
@@ -204,12 +205,12 @@ def assess(
         for given in ({**targets, **(sources or {})}, before or {})
     )
     if any(model.remote for model in earlier.values()):
-        raise ValueError(f"What a network was before its defence must not be on a server. Received: {[*earlier]}")
+        raise ValueError(f"A model in `before` must not be on a server. Received: {[*earlier]}")
     num_classes = check_request({**models, **earlier}, attacks, epsilons)
     if class_names is not None and num_classes != len(class_names):
         raise ValueError(
-            f"The networks distinguish {num_classes} classes, and the images have {len(class_names)}. "
-            f"Received: {', '.join(map(str, class_names[:12]))}"
+            f"The networks distinguish {num_classes} classes, but the images have {len(class_names)}. Received: "
+            f"{', '.join(map(str, class_names[:12]))}"
         )
     if check_epsilon is None:
         check_epsilon = max((max(epsilons[name]) for name in attacks if attacks[name].norm == "linf"), default=0.0)
@@ -350,7 +351,7 @@ def check_names(
         for target, model in targets.items():
             if source == model and rung_of(name, target, groups) in (SAME_SCHEME, TWIN):
                 raise ValueError(
-                    f"A surrogate is an attacker's own model, and never a target or its partner. Received: {name!r}, "
+                    f"A surrogate must be an attacker's own model, not a target or its partner. Received: {name!r}, "
                     f"which is {target!r}"
                 )
     for name in [*(undefended or []), *before]:
@@ -360,11 +361,11 @@ def check_names(
     for name, source in sources.items():
         if getattr(source, "remote", False):
             raise ValueError(
-                "A server's model can be a target alone: no gradient comes out of a server, so white-box examples, "
-                f"and those for others, need the model itself. Received: {name!r} as a source, at {source.name}"
+                "A model on a server can only be a target: a server returns no gradients, so crafting examples needs "
+                f"the model itself. Received: {name!r} as a source, at {source.name}"
             )
     for name in set(remote) & set(undefended or []):
-        raise ValueError(f"The checks compare with networks, not with a server's model. Received: undefended {name!r}")
+        raise ValueError(f"The checks cannot compare with a model on a server. Received: undefended {name!r}")
     if undefended is None:
         undefended = [name for name in named if NetworkName.parse(name).unseen and name not in remote]
     available = [name for name in targets if name not in {*undefended, *remote}]
@@ -384,8 +385,8 @@ def _by_name(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Atta
     named = {attack.name: attack for attack in attacks}
     if len(named) < len(attacks):
         raise ValueError(
-            "Several attacks of one name need names of their own; give a mapping. "
-            f"Received: {[attack.name for attack in attacks]}"
+            "Several attacks have the same name; give a mapping with different names. Received: "
+            f"{[attack.name for attack in attacks]}"
         )
     return named
 

@@ -38,7 +38,7 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
         >>> ladder_table(predictions, by="scheme").xs("accuracy", axis="columns", level="value")
     """
     if by not in ("target", "scheme"):
-        raise ValueError(f"The rows of a ladder are of targets or of schemes. Received: by={by!r}")
+        raise ValueError(f"`by` must be the targets or the schemes. Received: by={by!r}")
     rows = {}
     for target in _targets(predictions):
         figures: dict[tuple[str, str], float] = {}
@@ -95,8 +95,8 @@ def compare_ladder(predictions: Predictions, first: str, second: str, epsilon: f
     common = [network for network in networks[0] if network in networks[1]]
     if not common:
         raise ValueError(
-            f"Two schemes are compared where both were measured; the targets are {_targets(predictions)}. "
-            f"Received: {first!r} and {second!r}"
+            "Two schemes can be compared only if both were measured on the same networks; the targets are "
+            f"{_targets(predictions)}. Received: {first!r} and {second!r}"
         )
     rows = []
     for network in common:

@@ -97,7 +97,7 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
     for each in pooled:
         if not isinstance(each, Predictions):
             raise TypeError(
-                "Label leaking is tested image by image, on the predictions of `measure` (`Predictions.load` reads "
+                "Label leaking is tested image by image: pass the predictions of `measure` (`Predictions.load` reads "
                 f"predictions.npz). Received: {type(each).__name__}"
             )
 

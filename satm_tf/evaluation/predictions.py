@@ -151,7 +151,7 @@ class Predictions:
                 cells = pd.DataFrame({name: file[name] for name in (*_CELL, "rung") if name in file or name in _CELL})
                 return cls(cells, file["predicted"], file["labels"], int(file["num_classes"]))
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"This file holds no predictions; delete it. Received: {path} ({error})") from error
+            raise ValueError(f"This file does not hold predictions; delete it. Received: {path} ({error})") from error
 
 
 def concatenate(parts: list[Predictions]) -> Predictions:

@@ -40,23 +40,23 @@ def measure_queries(
 ) -> Predictions:
     """Attacks each target with Square, and with Square from the best example of all sources on the target's ladder.
 
-    One search of the largest budget gives the result at every smaller one. A transferred example that is tried costs a
-    query. Targets of the group "holdout" are left out.
+    One search with the largest budget gives the result at every smaller one. Each transferred example that is tried
+    costs one query. Targets of the group "holdout" are left out.
 
     Args:
         targets: The networks that are attacked, by name.
-        sources: The attacker's models, by name; of these a target meets those that stand on its ladder.
+        sources: The attacker's models, by name; each target is attacked with those on its ladder.
         dataset: Batches of the images that are attacked.
         chosen: Which of all images these are, bool `[images]`.
         labels: The labels of all images, int32 `[images]`.
-        attacks: The attacks that make what is transferred; only those in L-infinity are used.
+        attacks: The attacks that craft the transferred examples; only those in L-infinity are used.
         epsilon: The radius, in L-infinity.
         budgets: Numbers of queries, in any order.
         groups: As `measure` takes them.
         seed: Likewise.
         folder: Likewise.
         images_print: What identifies images and labels, for files in the folder.
-        stage: What the progress bar is called.
+        stage: The label of the progress bar.
 
     Returns:
         Cells with the source "queries" and the attacks `square-<budget>` and `transfer+square-<budget>`;
@@ -80,7 +80,7 @@ def measure_queries(
         if len(ladder) * len(crafting) > budgets[0]:
             raise ValueError(
                 f"To try {len(crafting)} attacks of {len(ladder)} sources takes as many queries as their product; the "
-                f"smallest budget must allow them. Received: {budgets}"
+                f"smallest budget must be at least that. Received: {budgets}"
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
 

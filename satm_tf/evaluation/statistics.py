@@ -103,8 +103,8 @@ def compare_paired(first: Any, second: Any) -> Paired:
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(
-            "Paired classifications are two vectors of one length, for the same images. "
-            f"Received shapes: {first.shape} and {second.shape}"
+            "Paired classifications must be two vectors of the same length, for the same images. Received shapes: "
+            f"{first.shape} and {second.shape}"
         )
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     images = first.size + 2
@@ -159,11 +159,11 @@ def over_repeats(results: pd.DataFrame, values: Sequence[str] = ("accuracy",)) -
     keys = ["attack", "epsilon", "source", "target"]
     repeats = [name for name in REPEATS if name in results]
     if not repeats:
-        raise ValueError(f"To average over repeats takes a column {' or '.join(REPEATS)}. Received: {list(results)}")
+        raise ValueError(f"Averaging over repeats needs a column {' or '.join(REPEATS)}. Received: {list(results)}")
     twice = results.duplicated([*keys, *repeats])
     if twice.any():
         raise ValueError(
-            f"Each cell has one row to a {' and '.join(repeats)}. Received: two of "
+            f"Each cell must have one row for each {' and '.join(repeats)}. Received: two of "
             f"{results[twice].iloc[0][[*keys, *repeats]].to_dict()}"
         )
     groups = results.groupby(keys, sort=False)

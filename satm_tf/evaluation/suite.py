@@ -213,12 +213,12 @@ def read_suite(folder: str | Path) -> Suite:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"A suite is a folder with a {MANIFEST}, as `satm-tf attack` writes of images with labels. "
-            f"Received: {folder}"
+            f"A suite is a folder with a {MANIFEST}, as `satm-tf attack` writes for images with labels. Received: "
+            f"{folder}"
         )
     found = storage.read_json(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"This is no adversarial suite: its `format` must be {FORMAT!r}. Received: {path}")
+        raise ValueError(f"This is not an adversarial suite: its `format` must be {FORMAT!r}. Received: {path}")
     if found.get("version") != VERSION:
         raise ValueError(f"This release reads version {VERSION} of suites. Received: {found.get('version')} in {path}")
     digest = _digest({key: value for key, value in found.items() if key != "digest"})
@@ -237,7 +237,7 @@ def read_suite(folder: str | Path) -> Suite:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"A file of the suite is missing; copy the suite again. Received: {folder / file}")
         if storage.sha256(folder / file) != expected:
-            raise ValueError(f"A file of the suite was changed or cut off; copy it again. Received: {folder / file}")
+            raise ValueError(f"A file of the suite was changed or truncated; copy it again. Received: {folder / file}")
     return suite
 
 
@@ -245,7 +245,8 @@ def check_name(name: str, what: str) -> None:
     """Raises a ValueError unless a name can be a path inside a suite, on any system."""
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"The name of {what} becomes a folder: letters, digits, and . _ + - between slashes. Received: {name!r}"
+            f"The name of {what} becomes a folder name, so it may contain only letters, digits and . _ + - between "
+            f"slashes. Received: {name!r}"
         )
 
 

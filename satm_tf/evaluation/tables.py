@@ -121,7 +121,7 @@ def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.Dat
     of_attack = results[results.attack == attack]
     if of_attack.empty:
         raise ValueError(
-            f"There are no results of this attack, only of {sorted(set(results.attack))}. Received: {attack}"
+            f"There are no results for this attack, only for {sorted(set(results.attack))}. Received: {attack}"
         )
     epsilons = sorted(set(of_attack.epsilon)) if "epsilon" in results else []
     if epsilon is None and len(epsilons) > 1:
@@ -156,7 +156,7 @@ def matrix_table(
 def with_uncertainty(
     results: pd.DataFrame, table: Callable[[pd.DataFrame, str], pd.DataFrame], value: str = "accuracy"
 ) -> pd.DataFrame:
-    """A table of accuracies as texts with their uncertainty, for printing.
+    """A table of accuracies with their uncertainty, as strings for printing.
 
     Args:
         results: As `transfer_matrix` gives it; or with a column `fold` or `seed`, and several of them.
@@ -197,9 +197,9 @@ def with_uncertainty(
 def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.DataFrame:
     """Compares two schemes network by network on the same images, with McNemar's exact test.
 
-    Clean images are compared with clean ones, white box with white box, the examples of one scheme's partners with
-    those of the other's, and both schemes on an unseen model's examples, which are the same for both. So it is on every
-    other rung, source by source; `compare_ladder` compares whole rungs.
+    Clean images are compared with clean ones, white box with white box, and the examples of one scheme's partners with
+    those of the other's. On an unseen model's examples, and on every other rung source by source, both schemes see the
+    same examples. `compare_ladder` compares whole rungs.
 
     Args:
         predictions: As `measure` gives them, with sources and targets named as `with_views` takes them.
@@ -222,7 +222,7 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
     common = sides[0].index.intersection(sides[1].index, sort=False)
     if common.empty:
         raise ValueError(
-            f"Two schemes are compared where both were measured; there are {sorted(set(cells.scheme))}. "
+            f"Two schemes can be compared only if both were measured; there are {sorted(set(cells.scheme))}. "
             f"Received: {first!r} and {second!r}"
         )
     correct = predictions.predicted == predictions.labels

@@ -83,22 +83,22 @@ def measure(
 ) -> Predictions:
     """Predicts the class of clean images and of every source's adversarial examples, with every target.
 
-    A source's examples are crafted once per attack and epsilon and shown to all targets. Where source and target are
-    the same network, the attack is white-box.
+    A source's examples are crafted once per attack and epsilon and shown to all targets. If source and target are the
+    same network, the attack is white-box.
 
     Args:
         sources: The networks that craft, by name.
         targets: The networks that are measured, by name, all with the same `num_classes`.
         dataset: Batches of `(images, labels)`: float images in [0, 1], integer labels.
         attacks: The attacks, by the name that results show; "clean" is reserved.
-        epsilons: The epsilons of an attack, by its name; an attack that is not named has its own alone.
-        clean: Whether to show clean images too; without them there must be an attack.
-        groups: What is known of groups of sources, as `rung_of` takes it. The examples of a source that is no target
-            are shown to those targets only for which it stands on a rung, if there are any.
-        seed: Seed of the attacks' random numbers; each batch draws its own.
-        folder: Where each finished block, of one attack, epsilon and source, is kept, so that an interrupted
-            measurement resumes there. A block serves the same networks, images, attack and seed only.
-        stage: What the progress bar is called.
+        epsilons: The epsilons of an attack, by its name; an attack that is not listed uses its own.
+        clean: Whether to measure clean images too; without them there must be an attack.
+        groups: What is known of groups of sources, as `rung_of` takes it. The examples of a source that is not a target
+            are shown only to those targets for which it stands on a rung, if there are any.
+        seed: Seed of the attacks' random numbers; each batch draws different ones.
+        folder: The folder for finished blocks, each of one attack, epsilon and source, from which an interrupted
+            measurement resumes. A block is reused only for the same networks, images, attack and seed.
+        stage: The label of the progress bar.
 
     Returns:
         The predictions, clean ones first.
@@ -116,9 +116,7 @@ def measure(
     epsilons = dict(epsilons or {})
     num_classes = check_request(targets, attacks, epsilons)
     if not clean and not (attacks and sources):
-        raise ValueError(
-            f"Without clean images there must be attacks and sources. Received: {[*attacks]}, {[*sources]}"
-        )
+        raise ValueError(f"Without clean images, give attacks and sources. Received: {[*attacks]}, {[*sources]}")
     prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
     labels, images_print = look_through(dataset, bool(folder), stage)
     shown = {source: list(targets) if source in targets else _attacked(source, targets, groups) for source in sources}
@@ -187,13 +185,13 @@ def check_request(
         ValueError: As `measure` does.
     """
     if CLEAN in attacks:
-        raise ValueError(f"The name {CLEAN!r} stands for no attack; choose another. Received: {list(attacks)}")
+        raise ValueError(f"The name {CLEAN!r} is reserved for clean images; choose another. Received: {list(attacks)}")
     if not targets:
         raise ValueError("There must be at least one target. Received: none")
     unusable = {name: list(values) for name, values in epsilons.items() if name not in attacks or not len(values)}
     if unusable:
         raise ValueError(
-            f"Epsilons are for one of the attacks {list(attacks)}, and at least one each. Received: {unusable}"
+            f"Give at least one epsilon for each attack, and only for the attacks {list(attacks)}. Received: {unusable}"
         )
     classes = {name: target.num_classes for name, target in targets.items()}
     if len(set(classes.values())) > 1:

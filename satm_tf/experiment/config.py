@@ -72,28 +72,29 @@ class FrozenNetwork(NamedTuple):
 class Config:
     """A whole experiment: from images on disk to defended networks and the tables that compare them.
 
-    What can be wrong without looking at the data is found when it is made.
+    Everything that can be checked without the data is checked when the object is created.
 
     Attributes:
         name: Name of the experiment.
-        run_dir: The run folder; null takes runs/<name>, or runs/<name>-<folder> for the data.root of that name.
-        seed: The one seed from which everything random follows.
+        run_dir: The run folder; null is runs/<name>, or runs/<name>-<folder> with the name of data.root.
+        seed: The seed of all random numbers.
         data: The images.
         networks: The networks that are defended, by name.
         holdouts: Networks that no scheme ever learns from, by name; they attack at the end.
         surrogates: Groups of an attacker's other models, by name; they attack at the end.
-        loss: What a network loses on its answers, in every stage.
-        precision: Number formats: float32, mixed_bfloat16, mixed_float16; auto takes what this machine does well.
-        strategy: Devices: none is one; mirrored all of this machine; multi_worker all machines that TF_CONFIG names;
-            network_per_device one for each network.
-        fine_tune: How each network is trained on clean images first.
-        co_train: How each scheme trains them after that.
+        loss: The classification loss, in every stage.
+        precision: The dtype policy: float32, mixed_bfloat16 or mixed_float16; auto chooses what is fast on this
+            machine.
+        strategy: The devices: none uses one; mirrored uses all GPUs of this machine; multi_worker uses all machines in
+            TF_CONFIG; network_per_device uses one for each network.
+        fine_tune: How each network is first trained on clean images.
+        co_train: How each scheme then trains the networks.
         attack: The attack in training, by name, with its options, for schemes that name no other.
         schemes: The ways of training that are compared, by name.
-        evaluation_attacks: The attacks in the tables, by name; without an epsilon they take the training attack's.
-        queries: Attacks that only ask the trained networks.
-        checks: Whether networks only hide their gradients.
-        export: What is exported for serving.
+        evaluation_attacks: The attacks in the tables, by name; without an epsilon they use the training attack's.
+        queries: Query attacks on the trained networks.
+        checks: The checks for gradient masking.
+        export: What to export for serving.
 
     Raises:
         ValueError: If something is unknown, outside its range, or does not fit the rest.
@@ -158,8 +159,8 @@ class Config:
     def _check_names(self) -> None:
         if not re.fullmatch(r"\w[\w .+-]*", self.name) or len(self.name.encode()) > MOST_BYTES:
             raise ValueError(
-                "name becomes a folder: a letter or digit, then letters, digits, spaces, dots, _, + or -, at most "
-                f"{MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
+                "name becomes a folder name: a letter or digit, then letters, digits, spaces, dots, _, + or -, at "
+                f"most {MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
             )
         check_path("run_dir", self.run_dir)
         check_path("export.folder", self.export.folder)
@@ -184,14 +185,16 @@ class Config:
         if common:
             raise ValueError(f"A holdout must not be one of the networks. Received: {common[0]!r} in both")
         if UNSEEN in self.schemes:
-            raise ValueError(f"{UNSEEN!r} is what results call unseen networks; choose another name for the scheme.")
+            raise ValueError(
+                f"{UNSEEN!r} is the name of unseen networks in results; choose another name for the scheme."
+            )
         if FINE_TUNE in self.schemes:
-            raise ValueError(f"{FINE_TUNE!r} is what frozen_from calls the fine-tuned networks; choose another name.")
+            raise ValueError(
+                f"{FINE_TUNE!r} is the name of the fine-tuned networks in frozen_from; choose another name."
+            )
         aliases = {f"frozen_{name}" for name in self.networks} & set(self.networks)
         if aliases:
-            raise ValueError(
-                f"{min(aliases)!r} is what schemes call another network once it is frozen; choose another name."
-            )
+            raise ValueError(f"{min(aliases)!r} is the name of a frozen network in a scheme; choose another name.")
 
     def _check_schemes(self) -> None:
         trained: list[str] = []
@@ -225,7 +228,7 @@ class Config:
         for group, described in self.surrogates.items():
             path = f"surrogates.{group}"
             if described.images == "share" and not self.data.surrogate_share:
-                raise ValueError(f"{path}.images: share takes a data.surrogate_share. Received: 0")
+                raise ValueError(f"{path}.images: share needs a data.surrogate_share above 0. Received: 0")
             for name, network in (described.networks or {}).items():
                 check_name("a network", name)
                 network.check(f"{path}.networks.{name}", self.data.image_size)
@@ -245,12 +248,12 @@ class Config:
         if self.scheme(scheme).crafted_once:
             if self.data.augmentation is not None:
                 raise ValueError(
-                    f"{path}.crafted_once is for images that are the same in every epoch; set data.augmentation to "
+                    f"{path}.crafted_once needs images that are the same in every epoch; set data.augmentation to "
                     f"null. Received: {self.data.augmentation}"
                 )
             if self.strategy in ("mirrored", "multi_worker"):
                 raise ValueError(
-                    f"{path}.crafted_once is for one device; set strategy to none. Received: {self.strategy!r}"
+                    f"{path}.crafted_once works on one device only; set strategy to none. Received: {self.strategy!r}"
                 )
 
     @property

@@ -56,13 +56,13 @@ _LEAST_EPOCHS = 4
 
 @dataclass(frozen=True, eq=False)
 class Hardened:
-    """What `harden` gives back; printing it says what the defence costs and what it gains.
+    """What `harden` returns; printing it shows what the defence costs and what it gains.
 
     Attributes:
         model: The hardened classifier: images in [0, 1] to logits.
-        original: The model as it came, in the same form.
+        original: The original model, in the same form.
         results: The rows of `results.csv`, with the targets `original/<name>` and `hardened/<name>`.
-        predictions: What each predicted for every image, for `ladder_table` and other tests.
+        predictions: The predictions of both for every image, for `ladder_table` and other tests.
         folder: The run folder.
         keras_file: The hardened classifier on disk.
         saved_model: Its SavedModel, for TensorFlow Serving, with the model card in `assets.extra`.
@@ -100,40 +100,41 @@ def harden(
     minutes: float | None = None,
     seed: int = 0,
 ) -> Hardened:
-    """Defends a trained classifier against adversarial examples made on other models, and measures what that is worth.
+    """Defends a trained classifier against adversarial examples crafted on other models, and measures the effect.
 
-    Partners are fine-tuned on the same images; then the model, as it came, and its partners learn from each other's
-    adversarial examples. Networks that took no part attack the model before and after. All of it is one experiment (see
-    `satm_tf.experiment.run`), in one run folder: the same call resumes after an interruption.
+    Partners are fine-tuned on the same images; then the original model and its partners learn from each other's
+    adversarial examples. Networks that took no part attack the model before and after. Everything is one experiment
+    (see `satm_tf.experiment.run`) in one run folder, so the same call resumes after an interruption.
 
-    If the model was trained on these images, put those that it has not seen into `test/`, and the others into `train/`:
-    else the accuracy before is of images that it knows, and the defence seems to cost more than it does.
+    If the model was trained on these images, put those that it has not seen into `test/`, and the others into `train/`.
+    Otherwise the accuracy before the defence is measured on images that the model knows, and the defence seems to cost
+    more than it does.
 
     Args:
-        model: A Keras classifier, or its `.keras` file. What `ImageClassifier.from_keras` takes; with square images.
+        model: A Keras classifier for square images that `ImageClassifier.from_keras` accepts, or its `.keras` file.
         data: A folder of images; or `(images, labels)`, arrays `[n, height, width, 3]` and int `[n]`; or a
             `tf.data.Dataset` of such batches. Images in memory are uint8, or floats in `input_range`, and are written
-            into the run folder with 8 bits.
+            to the run folder with 8 bits.
         output: The run folder.
-        input_range: The lowest and the highest value of a pixel that the model takes.
-        class_names: The classes in the order of the model's outputs: for a folder, its sub-folders; None takes the
-            alphabetical order, for images in memory the numbers of the labels.
-        format: What the folder holds, one of `satm_tf.data.formats.FORMATS` with which one can train.
-        data_options: Fields of `DataConfig` beside these, such as `{"fold": 1}` or `{"test_share": 0.3}`.
+        input_range: The range of pixel values that the model expects, (lowest, highest).
+        class_names: The classes in the order of the model's outputs; for a folder, the names of its sub-folders. None
+            is alphabetical order or, for images in memory, the label numbers.
+        format: What the folder holds, one of `satm_tf.data.formats.FORMATS` that can be trained on.
+        data_options: Other fields of `DataConfig`, such as `{"fold": 1}` or `{"test_share": 0.3}`.
         epsilon: The size of the perturbations, in units of images in [0, 1].
         scheme: One of `satm_tf.training.SCHEMES`.
-        partners: Backbones that train beside the model; None takes two that fit the images, pre-trained ones if their
-            weights are on this machine.
-        epochs: Passes over the images, of the partners and of the defence; None gives more for fewer images.
-        minutes: The time that all of it may take on this machine, by an estimate. Epochs and partners are chosen for
-            it, once: a resumed run keeps them.
-        seed: What all random numbers follow from.
+        partners: Backbones that train together with the model; None chooses two that fit the images, pre-trained ones
+            if their weights are on this machine.
+        epochs: Passes over the images, for the partners and for the defence; None chooses more for fewer images.
+        minutes: The time that everything together may take on this machine, by estimate. Epochs and partners are chosen
+            to fit, once: a resumed run keeps them.
+        seed: The seed of all random numbers.
 
     Returns:
-        The hardened model, the model as it came, their figures and where all of it is.
+        The hardened model, the original model, their figures and the paths of all files.
 
     Raises:
-        ValueError: If model and images do not go together, the model is no better than chance on them, an option is
+        ValueError: If the model and the images do not match, the model is no better than chance on them, an option is
             unknown, or `output` holds another run.
         FileNotFoundError: If the model or the folder does not exist.
         Interrupted: If SIGINT or SIGTERM was received while it trained; everything is saved.
@@ -235,7 +236,7 @@ class _Record:
         if before != value:
             differing = sorted(k for k in value if before.get(k) != value[k]) if isinstance(value, dict) else [key]
             raise ValueError(
-                f"{self.path.parent} holds another hardening; choose another output, or delete it. "
+                f"{self.path.parent} holds the results of another call; choose another output, or delete it. "
                 f"Received: other values of {', '.join(differing)}"
             )
 
@@ -251,7 +252,7 @@ def _model_file(
     if isinstance(model, (str, os.PathLike)):
         file = Path(model)
         if not file.is_file():
-            raise FileNotFoundError(f"There is no model at this path. Received: {model}")
+            raise FileNotFoundError(f"No model was found at this path. Received: {model}")
         record.check("model", storage.sha256(file))
     elif isinstance(model, keras.Model):
         digest = hashlib.sha256()
@@ -263,7 +264,7 @@ def _model_file(
             with storage.atomic_file(file) as temporary:
                 model.save(temporary)
     else:
-        raise ValueError(f"A model is a Keras model or its .keras file. Received: {type(model).__name__}")
+        raise ValueError(f"The model must be a Keras model or its .keras file. Received: {type(model).__name__}")
     return file, ImageClassifier.from_keras(str(file), input_range=input_range)
 
 
@@ -281,8 +282,8 @@ def _images(
         some, classes = np.asarray(some), np.asarray(classes)
         if some.ndim != 4 or some.shape[-1] != 3 or classes.shape != some.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(
-                "Images in memory are [n, height, width, 3] with integer labels [n]. "
-                f"Received: {some.shape}, and labels {classes.dtype} {classes.shape}"
+                f"Images in memory must be [n, height, width, 3], with integer labels [n]. Received: {some.shape}, "
+                f"and labels {classes.dtype} {classes.shape}"
             )
         if some.dtype != np.uint8:
             if some.min() < low or some.max() > high:
@@ -298,12 +299,12 @@ def _images(
     record.check("images", hashlib.sha256("".join(digests).encode()).hexdigest())
     names = list(class_names or map(str, range(max(labels, default=0) + 1)))
     if min(labels, default=0) < 0 or max(labels, default=0) >= len(names):
-        raise ValueError(f"A label is a number below {len(names)}. Received: {min(labels)} to {max(labels)}")
+        raise ValueError(f"Labels must be from 0 to below {len(names)}. Received: {min(labels)} to {max(labels)}")
     lacking = [name for label, name in enumerate(names) if label not in labels]
     if lacking or len(names) < 2:
         raise ValueError(
-            "Training needs images of at least two classes, and of each that there is. "
-            f"Received: none of {', '.join(lacking) or 'a second class'}"
+            "Training needs at least two classes, and images of every class. Received: none of "
+            f"{', '.join(lacking) or 'a second class'}"
         )
     folder = output / "images"
     if not folder.exists():
@@ -319,7 +320,7 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
     """Finds before any training that the model cannot answer for these images."""
     if classifier.num_classes != images.num_classes:
         raise ValueError(
-            f"The model distinguishes {classifier.num_classes} classes, and the images have {images.num_classes}: "
+            f"The model distinguishes {classifier.num_classes} classes, but the images have {images.num_classes}: "
             f"{', '.join(images.class_names)}"
         )
     some = images.train.limit(256, 0)
@@ -351,7 +352,8 @@ def _helpers(size: int, partners: Sequence[str] | None) -> dict[str, list[str]]:
     unseen = [name for name in fitting if name not in chosen][:2]
     if not chosen or not unseen:
         raise ValueError(
-            f"The networks that train beside a model and attack it take images of at least 16 x 16. Received: {size}"
+            "The networks that train together with a model and attack it need images of at least 16 x 16. Received: "
+            f"{size}"
         )
     return {"partners": chosen, "holdouts": unseen}
 
@@ -376,7 +378,7 @@ def _plan_for(
         if first <= 60 * minutes or count == 1:
             break
     if first > 60 * minutes:
-        print(f"warning: {minutes:g} min are too few; the least that makes sense takes about {first / 60:.0f} min")
+        print(f"warning: {minutes:g} min are too few; the shortest useful hardening takes about {first / 60:.0f} min")
     each = _seconds(configured(least + 1, partners), sizes) - first
     more = max(0, int((60 * minutes - first) / max(each, 1e-9)))
     return {"epochs": epochs or min(least + more, _MOST_EPOCHS), "partners": partners}

@@ -22,16 +22,16 @@ def load_data(config: DataConfig, folder: RunFolder, seed: int) -> data.ImageDat
     Args:
         config: What to load.
         folder: The run folder, where synthetic faces are written if no other place is named.
-        seed: What the splits follow from.
+        seed: The seed of the splits.
 
     Raises:
         ValueError: If something is missing from the configuration, or does not fit the data.
         FileNotFoundError: If the data is missing.
     """
     if config.root is None and config.format != "synthetic_faces":
-        raise ValueError(f"Data of the format {config.format!r} must be given as --data.root FOLDER. Received: none")
+        raise ValueError(f"The format {config.format!r} needs a folder: --data.root FOLDER. Received: none")
     if config.fold is None and config.format in ("adience", "synthetic_faces"):
-        raise ValueError("Adience is tested on one of its folds, 0 to 4. Received: data.fold=null")
+        raise ValueError("Adience needs a fold to test on, 0 to 4. Received: data.fold=null")
     given = {**vars(config), "seed": seed}
     # The limits are of splits, and not of files as the loaders'.
     options = {name: given[name] for name in formats.options(config.format) if name in given and name != "limit"}

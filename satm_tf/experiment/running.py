@@ -159,7 +159,7 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
     surrogates = [network for group in config.surrogates.values() for network in (group.networks or {}).values()]
     for network in [*config.all_networks.values(), *surrogates]:
         if network.model is not None and not Path(network.model).is_file():
-            raise FileNotFoundError(f"There is no network at this path. Received: {network.model}")
+            raise FileNotFoundError(f"No network was found at this path. Received: {network.model}")
         published = get_backbone(network.backbone).published if network.backbone else {}
         if network.backbone and network.weights not in (None, AT_HAND, *published):
             find_weights(network.backbone, str(network.weights), published)

@@ -49,8 +49,8 @@ def check_name(kind: str, name: Any) -> None:
     known = isinstance(name, str) and re.fullmatch(r"[^\W\d][\w+-]*", name) and yaml.safe_load(name) == name
     if not known or len(name.encode()) > MOST_BYTES:
         raise ValueError(
-            f"The name of {kind} starts with a letter, holds letters, digits, _, + and - and no others, at most "
-            f"{MOST_BYTES} bytes in UTF-8, and is no word that YAML reads as a value. Received: {name!r}"
+            f"The name of {kind} must start with a letter, contain only letters, digits, _, + and -, have at most "
+            f"{MOST_BYTES} bytes in UTF-8, and not be a word that YAML reads as a value. Received: {name!r}"
         )
 
 
@@ -94,7 +94,7 @@ def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Att
     try:
         return Attack.get({**({} if epsilon is None else {"epsilon": epsilon}), **options})
     except TypeError as error:
-        raise ValueError(f"An attack cannot be made of these options ({error}). Received: {dict(options)}") from error
+        raise ValueError(f"These options do not fit the attack ({error}). Received: {dict(options)}") from error
 
 
 @dataclass(frozen=True)
@@ -102,29 +102,31 @@ class DataConfig:
     """The images.
 
     Attributes:
-        format: What lies in the folder; synthetic_faces writes a set in Adience's format there first; table is a CSV
+        format: What the folder holds. synthetic_faces first writes a data set in Adience's format there; table is a CSV
             file with the columns path and label; utkface has age and gender in the file names.
-        root: The folder. null is allowed for synthetic_faces, which then writes into the run folder.
-        image_size: Height and width, in pixels, that the networks see.
-        table: The CSV file, where the format is table.
-        prepared: Folder into which satm_tf.prepare has packed these images; null decodes the files themselves.
-        variant: Which of Adience's two crops.
-        exact_labels: Whether to use only the labels of Adience's eight groups as written, as most published rates do.
-        target: What to classify, where the data has both.
-        fold: The fold that is the test set, where there are folds; null draws one by test_share.
-        class_names: The classes in their order; null takes those that are found. Adience has its own.
-        ordered: Whether the class_names given are in a meaningful order, as age groups are.
-        test_share: Share of the images to test on, where the data does not say which.
-        validation_share: Share of the training images kept for validation, drawn by subject; in Adience by the
-            photographs' owner.
+        root: The folder of the images. With null, which only synthetic_faces allows, they are written to the run
+            folder.
+        image_size: Height and width of the networks' input, in pixels.
+        table: The CSV file, if the format is table.
+        prepared: The folder that satm_tf.prepare packed these images into; null decodes the files themselves.
+        variant: Which of Adience's two crops to use.
+        exact_labels: Whether to use only labels that are exactly one of Adience's eight groups, as most published
+            results do.
+        target: What to classify, if the data has both labels.
+        fold: The fold to test on, if the data has folds; null draws a test set of size test_share.
+        class_names: The classes in order; null takes those found in the data. Adience has its own.
+        ordered: Whether class_names are in a meaningful order, as age groups are.
+        test_share: Share of the images to test on, if the data has no test split.
+        validation_share: Share of the training images used for validation, drawn by subject; for Adience, by the owner
+            of the photographs.
         surrogate_share: Share of the training images (of the subjects, where they are known) that the defence never
             sees, for surrogates with `images: share`.
         limit: Use at most this many training images, and validation images in proportion.
         test_limit: Use at most this many test images.
-        cache: Whether decoded images stay in memory, 3 bytes a pixel; for small sets.
-        augmentation: Random changes to the clean training images; null leaves them as they are.
-        num_subjects: Subjects to draw, for synthetic_faces.
-        images_per_subject: Images of each subject, for synthetic_faces.
+        cache: Whether to keep decoded images in memory (3 bytes per pixel); for small data sets.
+        augmentation: Random changes to the clean training images; null makes none.
+        num_subjects: Number of subjects, for synthetic_faces.
+        images_per_subject: Number of images of each subject, for synthetic_faces.
     """
 
     format: Literal["synthetic_faces", "adience", "utkface", "idx", "folder", "table"] = "synthetic_faces"
@@ -172,16 +174,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """One network: a backbone that is fine-tuned first, or a trained model that starts as it is.
+    """One network: a backbone that is fine-tuned first, or a trained model that is used as it is.
 
     Attributes:
         backbone: One of satm_tf.models.available_backbones().
-        weights: What the backbone starts from: vggface, imagenet, the path of an HDF5 file; null is a fresh start.
-            at_hand takes the backbone's published weights if an earlier download has left them on this machine, and
-            else a fresh start.
-        dropout: Rate of the dropout before the classification layer; null takes the backbone's own.
-        model: The .keras file of a trained classifier, in place of a backbone.
-        input_range: The lowest and the highest value of a pixel that the model takes; null is 0 to 255.
+        weights: What the backbone starts from: vggface, imagenet, or the path of an HDF5 file; null is random weights.
+            at_hand uses the backbone's published weights if they are already on this machine, and otherwise random
+            weights.
+        dropout: Dropout rate before the classification layer; null is the backbone's default.
+        model: The .keras file of a trained classifier, instead of a backbone.
+        input_range: The range of pixel values that the model expects, [lowest, highest]; null is [0, 255].
     """
 
     backbone: str | None = None
@@ -228,7 +230,7 @@ class NetworkConfig:
         """Finds what is wrong before the network is built.
 
         Args:
-            path: Where it stands in the configuration.
+            path: Its path in the configuration.
             image_size: The size of the images that it takes.
 
         Raises:
@@ -236,10 +238,10 @@ class NetworkConfig:
                 describes a backbone is given with a model.
         """
         if (self.backbone is None) == (self.model is None):
-            raise ValueError(f"{path} has either a backbone or a model. Received: {vars(self)}")
+            raise ValueError(f"{path} must have either a backbone or a model. Received: {vars(self)}")
         if self.backbone is None:
             if self.weights is not None or self.dropout is not None:
-                raise ValueError(f"{path} is a model, which has weights and dropout of its own. Received: {vars(self)}")
+                raise ValueError(f"{path} is a model, which has its own weights and dropout. Received: {vars(self)}")
             low, high = self.input_range or (0, 255)
             if not low < high:
                 raise ValueError(f"{path}.input_range must be [lowest, highest]. Received: {self.input_range}")
@@ -249,7 +251,7 @@ class NetworkConfig:
         minimum = get_backbone(self.backbone).minimum_size
         if image_size < minimum:
             raise ValueError(
-                f"{path} takes images of at least {minimum} x {minimum}. Received: data.image_size={image_size}"
+                f"{path} needs images of at least {minimum} x {minimum}. Received: data.image_size={image_size}"
             )
         _check_number(f"{path}.dropout", self.dropout, 0, null=True)
         if self.dropout is not None and self.dropout >= 1:
@@ -279,14 +281,15 @@ class TrainingConfig:
     """One stage of training.
 
     Attributes:
-        epochs: Passes over the training images, at most; 0 leaves networks as they are.
-        batch_size: Clean images in a step.
+        epochs: Maximum number of passes over the training images; 0 does not train.
+        batch_size: Number of clean images in a step.
         optimizer: Name of a Keras optimizer.
-        learning_rate: Its learning rate, at the start if it decays.
-        decay: cosine lets the learning rate fall to zero over all epochs; null keeps it.
-        optimizer_options: Its other options, such as momentum.
+        learning_rate: The optimizer's learning rate; the initial one if it decays.
+        decay: cosine lowers the learning rate to zero over all epochs; null keeps it constant.
+        optimizer_options: Other options of the optimizer, such as momentum.
         patience: Stop after this many epochs without a lower validation loss; null never stops early.
-        checkpoint_seconds: How long to train before saving within an epoch, which is where a killed run resumes.
+        checkpoint_seconds: Seconds of training between checkpoints within an epoch. A killed run resumes from the last
+            checkpoint.
     """
 
     epochs: int = 5
@@ -302,7 +305,7 @@ class TrainingConfig:
         """Finds what is wrong before any training.
 
         Args:
-            path: Where it stands in the configuration.
+            path: Its path in the configuration.
 
         Raises:
             ValueError: If a number is outside its range, or Keras has no such optimizer or option.
@@ -314,7 +317,7 @@ class TrainingConfig:
         _check_number(f"{path}.checkpoint_seconds", self.checkpoint_seconds, 0)
         if "learning_rate" in self.optimizer_options:
             raise ValueError(
-                f"The learning rate is {path}.learning_rate and not one of the optimizer's options. "
+                f"Set the learning rate in {path}.learning_rate, not in the optimizer's options. "
                 f"Received: optimizer_options={self.optimizer_options}"
             )
         # By name alone: an optimizer has variables, and several workers must meet before TensorFlow makes any.
@@ -340,22 +343,22 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class _SchemeConfig:
-    """One way of training the networks, from the same fine-tuned weights as every other, or from another scheme's.
+    """One way of training the networks, from the shared fine-tuned weights or from another scheme's.
 
-    Beside the attributes below it has every field of `satm_tf.training.Scheme`. What is null is as the preset has it;
-    `domain_adaptation: none` goes without.
+    In addition to the attributes below, it has every field of `satm_tf.training.Scheme`. null keeps the preset's value;
+    `domain_adaptation: none` turns domain adaptation off.
 
     Attributes:
         preset: One of satm_tf.training.SCHEMES; null starts from a scheme's defaults.
-        networks: Which of the experiment's networks it trains; null is all.
-        starts_from: The scheme, trained before, whose networks it continues with; null takes the fine-tuned ones.
-        epochs: Passes over the training images in place of co_train's, so that schemes can be given equal work; 0
-            leaves the networks as they are.
-        frozen_from: The scheme, trained before, whose networks are the frozen ones, called frozen_<network>; null takes
-            the fine-tuned ones. Or several, in a list, where fine_tune stands for these; they are called
-            <scheme>/<network>.
-        sparring: The networks, of all that the experiment has, that the sparring partners start as; null takes those
-            that the scheme trains. Partners are neither saved nor measured.
+        networks: Which of the experiment's networks the scheme trains; null is all.
+        starts_from: An earlier scheme whose networks this one continues to train; null starts from the fine-tuned ones.
+        epochs: Overrides co_train's number of passes over the training images, so that schemes can have equal cost; 0
+            does not train.
+        frozen_from: An earlier scheme whose networks are the frozen sources, named frozen_<network>; null uses the
+            fine-tuned networks. A list gives several schemes, where fine_tune is the fine-tuned networks; the sources
+            are then named <scheme>/<network>.
+        sparring: Which of the experiment's networks the sparring partners start from; null is those that the scheme
+            trains. Partners are neither saved nor measured.
     """
 
     preset: str | None = None
@@ -440,12 +443,13 @@ else:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What a network loses on its answers.
+    """The classification loss.
 
     Attributes:
-        label_smoothing: Share of the target that is spread over all classes alike.
-        class_weights: balanced lets every class of the training images count alike; or a weight for each class.
-        order_temperature: Makes a neighbouring class a lesser error, where classes are ordered; null does not.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        class_weights: balanced gives every class of the training images the same weight in total; or a list with a
+            weight for each class.
+        order_temperature: If classes are ordered, penalises a neighbouring class less; null does not.
     """
 
     label_smoothing: float = 0.0
@@ -464,12 +468,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What is exported for serving.
+    """What to export for serving.
 
     Attributes:
-        scheme: The scheme whose networks are exported; null exports nothing.
-        networks: Which of its networks; null is all.
-        folder: The folder that holds a folder for each model.
+        scheme: The scheme whose networks to export; null exports nothing.
+        networks: Which of its networks to export; null is all.
+        folder: The parent folder, with a folder for each model.
     """
 
     scheme: str | None = None
@@ -479,11 +483,11 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class QueriesConfig:
-    """Attacks that only ask the trained networks: Square, alone and from the best transferred example.
+    """Query attacks on the trained networks: Square, from scratch and from the best transferred example.
 
     Attributes:
-        budgets: Numbers of queries for an image, such as [50, 100, 1000]; none makes no such attack.
-        limit: How many test images are attacked so.
+        budgets: Numbers of queries per image, such as [50, 100, 1000]; an empty list makes no query attack.
+        limit: Number of test images to attack.
     """
 
     budgets: list[int] = field(default_factory=list)
@@ -498,16 +502,16 @@ class QueriesConfig:
         for budget in [*self.budgets, self.limit]:
             _check_number("queries.budgets and queries.limit", budget, 1, whole=True)
         if len(set(self.budgets)) < len(self.budgets):
-            raise ValueError(f"queries.budgets must differ from each other. Received: {self.budgets}")
+            raise ValueError(f"queries.budgets must not repeat a number. Received: {self.budgets}")
 
 
 @dataclass(frozen=True)
 class ChecksConfig:
-    """The checks of whether networks only hide their gradients.
+    """The checks for gradient masking.
 
     Attributes:
-        schemes: The schemes whose networks are checked; null checks all.
-        limit: How many test images to check with.
+        schemes: The schemes whose networks are checked; null is all.
+        limit: Number of test images to check with.
         effort: Options of satm_tf.evaluation.masking_checks: steps, targets, queries.
     """
 

@@ -20,20 +20,20 @@ _NEEDS_SCHEME = (DEFENDED, SAME_SCHEME, TWIN)
 
 @dataclass(frozen=True)
 class SurrogateConfig:
-    """A group of an attacker's models. They craft at the end, and no scheme ever learns from them.
+    """A group of an attacker's models. They attack at the end, and no scheme ever learns from them.
 
     Attributes:
-        rung: Where they stand on the ladder: unseen, public_weights, start, defended, same_scheme or twin.
-        networks: The models, by name. null takes those of the experiment as they were fine-tuned, which costs no
-            training: its holdouts, or with `start: same` the networks that are defended.
-        scheme: How they are trained after fine-tuning: same trains them anew for each scheme, as that scheme trains its
-            networks; a description as under schemes; null leaves them as they are.
-        against: The schemes that `same` stands for; null is all.
-        images: What they are trained on: target is what the defence is trained on, share the data.surrogate_share of
-            the training images that the defence never sees.
-        start: own is fresh weights, or the published ones that a network names; same the fine-tuned weights from which
-            the defence starts.
-        seed: Their seed; null takes the experiment's, from which they draw other numbers than any scheme.
+        rung: Their rung on the ladder: unseen, public_weights, start, defended, same_scheme or twin.
+        networks: The models, by name. null takes the experiment's own fine-tuned networks, which costs no training: its
+            holdouts, or with `start: same` the networks that are defended.
+        scheme: How they are trained after fine-tuning. same trains them once for each scheme, as that scheme trains its
+            networks; a mapping describes a scheme, as under schemes; null does not train them further.
+        against: The schemes that `same` applies to; null is all.
+        images: What they are trained on. target is the defence's training images; share is the data.surrogate_share of
+            the training images, which the defence never sees.
+        start: own is random weights, or the published ones that a network names; same is the fine-tuned weights that
+            the defence starts from.
+        seed: Their seed; null is the experiment's, with other random numbers than any scheme's.
     """
 
     rung: str
@@ -48,7 +48,7 @@ class SurrogateConfig:
         """Finds what does not fit together.
 
         Args:
-            path: Where it stands in the configuration.
+            path: Its path in the configuration.
             networks: The networks that are defended.
             schemes: The experiment's schemes.
 
@@ -76,7 +76,7 @@ class SurrogateConfig:
         elif self.rung == TWIN and set(self.networks or ()) != set(networks):
             wrong = f"a twin has the architectures of its target, {', '.join(networks)}"
         if wrong:
-            raise ValueError(f"{path} does not fit together: {wrong}. Received: {self}")
+            raise ValueError(f"The fields of {path} contradict each other: {wrong}. Received: {self}")
 
 
 class Surrogates(NamedTuple):
@@ -114,7 +114,7 @@ def expand(
         described.check(f"surrogates.{group}", networks, schemes)
         own = tuple(described.networks or (networks if described.start == SAME else holdouts))
         if not own:
-            raise ValueError(f"surrogates.{group} takes the holdouts, and there are none; give it networks.")
+            raise ValueError(f"surrogates.{group} uses the holdouts, but there are none; give it networks.")
         if not isinstance(described.scheme, str):
             scheme = None if described.scheme is None else SchemeConfig(**{**described.scheme, "networks": list(own)})
             found[group] = Surrogates(group, described, own, None, scheme)
@@ -123,7 +123,7 @@ def expand(
             learners = list(schemes[target].networks or networks)
             if len(own) != len(learners):
                 raise ValueError(
-                    f"surrogates.{group} takes the places of the networks of {target}, one for one, and needs as many: "
+                    f"surrogates.{group} replaces the networks of {target}, one for one, and needs as many: "
                     f"{len(learners)}. Received: {', '.join(own)}"
                 )
             scheme = _in_the_places(schemes[target], dict(zip(learners, own, strict=True)), group)

@@ -98,8 +98,8 @@ class ImageClassifier(keras.Model):
         shape = self.backbone.compute_output_shape(self.preprocessing.compute_output_shape(input_shape))
         if (len(shape) == 4) != (self._pool is not None):
             raise ValueError(
-                "A backbone that gives a feature map needs a pooling, one that gives features none. "
-                f"Received: pooling={self.pooling!r} and a backbone with output shape {tuple(shape)}"
+                "A backbone that gives a feature map needs a pooling; one that gives features takes none. Received: "
+                f"pooling={self.pooling!r} and a backbone with output shape {tuple(shape)}"
             )
         features = prod(shape[1:]) if self.pooling == "flatten" else shape[-1]
         if self.head is None:
@@ -127,7 +127,7 @@ class ImageClassifier(keras.Model):
             num_classes: Number of classes, at least 2.
             image_shape: `(height, width, 3)`; None takes the backbone's default size.
             weights: What the backbone starts from: the name of published weights ("vggface", "imagenet"), which are
-                downloaded once; the path of an HDF5 file of its weights; or None for a fresh start.
+                downloaded once; the path of an HDF5 file of its weights; or None for random weights.
             dropout: Rate of the dropout before the classification layer, in [0, 1); None takes the backbone's, which
                 is 0 but for the networks published with one.
             resize_to: Height and width at which the backbone sees the images, resized in the graph; None leaves them
@@ -149,8 +149,8 @@ class ImageClassifier(keras.Model):
             resize_to = spec.default_size
         if resize_to is not None and resize_to < max(spec.minimum_size, spec.resize_below):
             raise ValueError(
-                f"Backbone {backbone!r} works on at least {max(spec.minimum_size, spec.resize_below)} pixels a side. "
-                f"Received: resize_to={resize_to}"
+                f"Backbone {backbone!r} works on at least {max(spec.minimum_size, spec.resize_below)} pixels per "
+                f"side. Received: resize_to={resize_to}"
             )
         size = (resize_to, resize_to) if resize_to else None
         file = find_weights(backbone, weights, spec.published) if weights is not None else None
@@ -208,19 +208,19 @@ class ImageClassifier(keras.Model):
         """
         if isinstance(model, (str, os.PathLike)):
             if not Path(model).is_file():
-                raise FileNotFoundError(f"There is no model at this path. Received: {os.fspath(model)}")
+                raise FileNotFoundError(f"No model was found at this path. Received: {os.fspath(model)}")
             model = load_keras(Path(model))
         if isinstance(model, cls):
             return model
         if not isinstance(model, keras.Model):
-            raise ValueError(f"A model is a Keras model or its .keras file. Received: {type(model).__name__}")
+            raise ValueError(f"The model must be a Keras model or its .keras file. Received: {type(model).__name__}")
         low, high = map(float, input_range)
         if not low < high:
-            raise ValueError(f"input_range is the lowest and the highest value. Received: {input_range}")
+            raise ValueError(f"input_range must be the lowest and the highest value. Received: {input_range}")
         shape = tuple(getattr(model, "input_shape", (None,))[1:]) if sample is None else np.shape(sample)[1:]
         if len(shape) != 3 or None in shape:
             raise ValueError(
-                f"{model.name} does not say the size of its images; give some as sample, [n, height, width, channels]. "
+                f"{model.name} does not define its image size; pass images as sample, [n, height, width, channels]. "
                 f"Received: images of shape {shape}"
             )
         images = keras.random.uniform((4, *shape), low, high, seed=0) if sample is None else np.asarray(sample)
@@ -253,8 +253,8 @@ class ImageClassifier(keras.Model):
         difference = float(keras.ops.max(keras.ops.abs(answers - expected)))
         if not difference <= 1e-5 * (1 + float(keras.ops.max(keras.ops.abs(expected)))):
             raise ValueError(
-                f"The classifier must answer as {model.name} does, to 1e-5; check that the model is float32 and takes "
-                f"no random numbers in inference. Received: a difference of {difference:.2g}"
+                f"The classifier must give the same answers as {model.name}, to 1e-5; check that the model is float32 "
+                f"and uses no random numbers in inference. Received: a difference of {difference:.2g}"
             )
         return network
 

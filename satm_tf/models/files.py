@@ -78,8 +78,8 @@ def load_model(
     else:
         if "://" in os.fspath(source):
             raise ValueError(
-                "A server's model is only asked, with a bound on the requests: its address may be a target of "
-                f"`satm-tf evaluate`, and a satm_tf.serving.Endpoint one of assess. Received: {os.fspath(source)}"
+                "A model on a server can only be queried, with a limit on the requests: its address may be a target "
+                f"of `satm-tf evaluate`, and a satm_tf.serving.Endpoint one of assess. Received: {os.fspath(source)}"
             )
         path, output = _split(os.fspath(source), output)
         name, path = str(path), _find(path)
@@ -108,7 +108,7 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
         8
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no network at this path. Received: {path}")
+        raise FileNotFoundError(f"No network was found at this path. Received: {path}")
     network = load_keras(Path(path))
     if not isinstance(network, ImageClassifier):
         raise ValueError(f"This file must hold an ImageClassifier. Received: {type(network).__name__} in {path}")
@@ -153,7 +153,7 @@ class LoadedModel:
     ):
         low, high = map(float, input_range)
         if not low < high:
-            raise ValueError(f"input_range is the lowest and the highest value. Received: {input_range}")
+            raise ValueError(f"input_range must be the lowest and the highest value. Received: {input_range}")
         self.input_range = (low, high)
         self.name, self.image_shape, self.fingerprint = name, image_shape, fingerprint
         self._network, self._output = network, output
@@ -177,7 +177,7 @@ class LoadedModel:
         outputs = np.asarray(self._chosen(answers), "float64")
         if outputs.ndim != 2 or outputs.shape[1] < 2:
             raise ValueError(
-                f"A classifier gives [batch, classes]; choose another output as {name}#OUTPUT if it has one. "
+                f"A classifier must give [batch, classes]; if it has another output, choose it as {name}#OUTPUT. "
                 f"Received: {list(outputs.shape)}"
             )
         self.num_classes = outputs.shape[1]
@@ -204,7 +204,7 @@ class LoadedModel:
         if isinstance(answers, Mapping):
             answers = answers[choose_output(answers, self._output, self.name)]
         elif self._output is not None and not isinstance(self._network, (RuntimeModel, SavedModel)):
-            raise ValueError(f"{self.name} has one output, without a name. Received: output={self._output!r}")
+            raise ValueError(f"{self.name} has a single output, without a name. Received: output={self._output!r}")
         return tf.cast(answers, tf.float32)
 
     def _has_gradient(self, image: tf.Tensor) -> bool:
@@ -250,21 +250,21 @@ def _split(text: str, output: str | None) -> tuple[Path, str | None]:
     if not mark or Path(text).exists():
         return Path(text), output
     if output is not None and output != behind:
-        raise ValueError(f"Choose the output once. Received: {text} and output={output!r}")
+        raise ValueError(f"Choose the output only once. Received: {text} and output={output!r}")
     return Path(before), behind
 
 
 def _find(path: Path) -> Path:
     """The file, or the folder of the SavedModel, that a path means."""
     if not path.exists():
-        raise FileNotFoundError(f"There is no network at this path. Received: {path}")
+        raise FileNotFoundError(f"No network was found at this path. Received: {path}")
     if path.is_file() and path.suffix in (".keras", *RUNTIMES):
         return path
     version = newest_version(path)
     if version is None:
         raise ValueError(
-            f"A network is a .keras file, an {' or a '.join(sorted(RUNTIMES))} file, a folder with a saved_model.pb, "
-            f"or a folder of numbered versions of one. Received: {path}"
+            f"A network must be a .keras file, an {' or a '.join(sorted(RUNTIMES))} file, a folder with a "
+            f"saved_model.pb, or a folder of numbered versions of one. Received: {path}"
         )
     return version
 
@@ -286,15 +286,17 @@ def _image_shape(
     declared = (None, None, None) if declared is None else tuple(declared)
     if len(declared) != 3 or not all(side is None or isinstance(side, int) for side in declared):
         raise ValueError(
-            f"A classifier takes one batch of images [batch, height, width, channels]. Received: {declared} of {name}"
+            f"A classifier must take one batch of images [batch, height, width, channels]. Received: {declared} of "
+            f"{name}"
         )
     if any(has and asked and has != asked for has, asked in zip(declared, requested, strict=True)):
-        raise ValueError(f"{name} takes images of shape {declared}. Received: {requested}")
+        raise ValueError(f"{name} needs images of shape {declared}. Received: {requested}")
     height, width, channels = (has or asked for has, asked in zip(declared, requested, strict=True))
     if height is None or width is None:
-        raise ValueError(f"This network takes images of any size; give image_size (--image_size). Received: {name}")
+        raise ValueError(f"This network accepts images of any size; give image_size (--image_size). Received: {name}")
     if channels not in (1, 3, None):
         raise ValueError(
-            f"Images have one channel or three, behind height and width. Received: {declared} as the images of {name}"
+            f"Images must have one or three channels, after height and width. Received: {declared} as the images of "
+            f"{name}"
         )
     return height, width, channels or 3

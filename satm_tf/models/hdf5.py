@@ -37,7 +37,7 @@ def open_weights(path: Path) -> Iterator[h5py.File]:
         ...     print(list(file))
     """
     if path.suffix not in (".h5", ".hdf5"):
-        raise ValueError(f"Weights are read from HDF5 files (.h5, .hdf5, .weights.h5). Received: {path}")
+        raise ValueError(f"Weights must be in an HDF5 file (.h5, .hdf5, .weights.h5). Received: {path}")
     try:
         _check_heaps(path)
         with h5py.File(path, "r") as file:
@@ -46,7 +46,7 @@ def open_weights(path: Path) -> Iterator[h5py.File]:
             yield file
     except _BROKEN as error:
         raise ValueError(
-            f"{path} cannot be read: it is damaged, or its download was cut short. Fetch it again. ({error})"
+            f"{path} cannot be read: it is damaged, or its download is incomplete. Download it again. ({error})"
         ) from error
 
 
@@ -130,7 +130,7 @@ def _check_heaps(path: Path) -> None:
     with _mapped(path) as contents:
         # The size of lengths, which has another place in versions 0 and 1 of what begins a file than in 2 and 3.
         if contents[:8] != _SIGNATURE or contents[14 if contents[8] < 2 else 10] != 8:
-            raise OSError("it does not begin as HDF5 files of weights do")
+            raise OSError("it does not begin like an HDF5 file of weights")
         start = contents.find(_HEAP)
         while 0 <= start <= len(contents) - _HEAP_HEADER.size:
             (size,) = _HEAP_HEADER.unpack_from(contents, start)

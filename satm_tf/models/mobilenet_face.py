@@ -125,7 +125,7 @@ def mobilenet_face_classifier(
     outputs = look_up("head of mobilenet_face", head, {"age": _AGES, "gender": 1})
     if groups is not None and (head != "age" or any(not 0 <= first <= min(last, 99) for first, last in groups)):
         raise ValueError(
-            f"Age groups are first and last years within 0 to 99. Received: head={head!r}, groups={groups}"
+            f"Age groups must be pairs of first and last years within 0 to 99. Received: head={head!r}, groups={groups}"
         )
     file = find_weights("mobilenet_face", weights, _PUBLISHED)
     values = read_graph_model(file, _CHECKSUMS)

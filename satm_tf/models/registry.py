@@ -72,7 +72,7 @@ def register_backbone(name: str, **facts: Any) -> Callable[[Callable[..., keras.
 
     def register(build: Callable[..., keras.Model]) -> Callable[..., keras.Model]:
         if name in _BACKBONES:
-            raise ValueError(f"A backbone of this name is registered already; choose another name. Received: {name!r}")
+            raise ValueError(f"There is already a backbone of this name; choose another name. Received: {name!r}")
         _BACKBONES[name] = Backbone(build, **facts)
         return build
 

@@ -41,8 +41,8 @@ def loading(path: str | Path) -> Iterator[None]:
         raise ImportError(f"{path} needs a package that is not installed: {error}") from error
     except Exception as error:  # each library has its own
         raise ValueError(
-            f"{path} cannot be loaded. If it is damaged, copy or export it again; if it holds layers of your own, "
-            f"import the module that registers them first. Received: {first_line(error)}"
+            f"{path} cannot be loaded. If it is damaged, copy or export it again; if it has custom layers, first "
+            f"import the module that registers them. Received: {first_line(error)}"
         ) from error
 
 
@@ -94,7 +94,7 @@ class SavedModel:
     Args:
         folder: Folder with `saved_model.pb`.
         output: Name of the output; None leaves the choice to `choose_output`.
-        signature: Name of the signature; it must take one tensor, the images.
+        signature: Name of the signature; it must take a single tensor, the images.
 
     Attributes:
         image_shape: `(height, width, channels)` that the signature takes, each None where any will do.
@@ -171,7 +171,7 @@ def _onnx(path: Path, output: str | None, signature: str) -> tuple[Run, Shape]:
 
 def _images_of(inputs: Mapping[str, Any], of: str | Path) -> tuple[str, Any]:
     if len(inputs) != 1:
-        raise ValueError(f"{of} must take one tensor, the images. Received: {', '.join(inputs)}")
+        raise ValueError(f"{of} must take a single tensor, the images. Received: {', '.join(inputs)}")
     return next(iter(inputs.items()))
 
 

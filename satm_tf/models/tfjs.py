@@ -45,8 +45,8 @@ def read_graph_model(path: Path, checksums: Mapping[str, str] | None = None) -> 
         received = sha256(_beside(path, name))
         if received != expected:
             raise ValueError(
-                f"{path.parent / name} is not the published file: it is damaged, or another version. Fetch it again. "
-                f"Expected SHA-256: {expected}. Received: {received}"
+                f"{path.parent / name} is not the published file: it is damaged, or another version. Download it "
+                f"again. Expected SHA-256: {expected}. Received: {received}"
             )
     try:
         model = json.loads(_beside(path, path.name).read_text("utf-8"))
@@ -63,7 +63,7 @@ def read_graph_model(path: Path, checksums: Mapping[str, str] | None = None) -> 
             f"{len(constants)} here. Received: {different[0]!r} in one of them"
         )
     if checksums is not None and (unknown := set(files) - set(checksums)):
-        raise ValueError(f"{path} names a file without a known checksum. Received: {min(unknown)!r}")
+        raise ValueError(f"{path} refers to a file whose checksum is not known. Received: {min(unknown)!r}")
     content = b"".join(_beside(path, name).read_bytes() for name in files)
     needed = sum(entry.bytes for entry in entries)
     if len(content) != needed:
@@ -85,10 +85,10 @@ class _Entry:
         self.name, self.shape = str(described["name"]), tuple(described["shape"])
         if "quantization" in described or described["dtype"] not in _DTYPES:
             raise ValueError(
-                f"Weights are {', '.join(_DTYPES)}, not quantised. Received: {described['dtype']} for {self.name!r}"
+                f"Weights must be {', '.join(_DTYPES)}, not quantised. Received: {described['dtype']} for {self.name!r}"
             )
         if not all(type(side) is int and side >= 0 for side in self.shape):
-            raise ValueError(f"A shape is whole numbers. Received: {list(self.shape)} for {self.name!r}")
+            raise ValueError(f"A shape must consist of whole numbers. Received: {list(self.shape)} for {self.name!r}")
         self.dtype = np.dtype(_DTYPES[described["dtype"]])
         self.bytes = math.prod(self.shape) * self.dtype.itemsize
 

@@ -39,7 +39,7 @@ class PublishedWeights:
 
 
 def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedWeights]) -> Path:
-    """The file that `weights` stands for; published ones are downloaded once.
+    """The file that `weights` refers to; published ones are downloaded once.
 
     Args:
         backbone: Name of the backbone, for the messages.
@@ -57,8 +57,8 @@ def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedW
         return path
     known = ", ".join(repr(name) for name in published) or "none"
     raise ValueError(
-        f"No weights for backbone {backbone!r}: neither a file nor published weights of it (published: {known}). "
-        f"Give the path of an HDF5 file, or None for a fresh start. Received: weights={weights!r}"
+        f"No weights for backbone {backbone!r}: neither a file nor published weights of it (published: {known}). Give "
+        f"the path of an HDF5 file, or None for random weights. Received: weights={weights!r}"
     )
 
 
@@ -73,8 +73,8 @@ def _download(weights: PublishedWeights) -> Path:
         )
     except Exception as error:  # get_file raises nothing narrower
         raise OSError(
-            f"Could not download {weights.url} ({error}). Fetch that file on a machine with a network and put it at "
-            f"{home / weights.folder / name}, or give its path as weights=."
+            f"Could not download {weights.url} ({error}). Download that file on a machine with internet access and "
+            f"put it at {home / weights.folder / name}, or give its path as weights=."
         ) from error
     return Path(path)
 
@@ -160,8 +160,8 @@ def _read_keras2(backbone: keras.Model, group: h5py.Group, path: Path) -> dict[k
         expected, received = ([tuple(x.shape) for x in weights] for weights in (layer.weights, found))
         if expected != received:
             raise ValueError(
-                f"Layer {name!r} in {path} has weights of other shapes than in {backbone.name!r}. Nothing was loaded. "
-                f"Expected: {expected}. Received: {received}"
+                f"Layer {name!r} in {path} has weights of different shapes than in {backbone.name!r}. Nothing was "
+                f"loaded. Expected: {expected}. Received: {received}"
             )
         values[layer] = [np.asarray(each) for each in found]
         for weight, array in zip(saved[name], values[layer], strict=True):

@@ -55,8 +55,8 @@ def take_apart(model: keras.Model, image_shape: tuple[int, ...], *, features: st
         ) from error
     if {id(each) for each in model.weights} != {id(each) for each in flat.weights}:
         raise ValueError(
-            f"All weights of {model.name} must belong to layers that its call uses; give a model without others, and "
-            f"make a layer of each that is used alone. Received: {len(model.weights)} weights, "
+            f"All weights of {model.name} must belong to layers that its call uses; remove unused weights, and move "
+            f"weights that are used directly into a layer. Received: {len(model.weights)} weights, "
             f"{len(flat.weights)} of them in layers of the graph"
         )
     flat, activation = _without_activation(flat)

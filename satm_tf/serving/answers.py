@@ -56,7 +56,7 @@ def from_json(body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body, parse_constant=_refuse)
     except RecursionError as error:
-        raise ServingError(f"The answer is nested too deeply. Received: {shown(body)}") from error
+        raise ServingError(f"The server's answer is nested too deeply. Received: {shown(body)}") from error
     except ValueError:  # no JSON, no text, or a number of more digits than Python reads
         return {}
     return answer if isinstance(answer, dict) else {}
@@ -115,7 +115,7 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
     missing = set(OUTPUTS[signature]) - set(answer)
     if missing:
         raise ServingError(
-            f"This is no model that satm_tf exported: its signature {signature!r} lacks "
+            f"This is not a model that satm_tf exported: its signature {signature!r} lacks "
             f"{', '.join(sorted(missing))}. Received: {shown(', '.join(sorted(answer)))}"
         )
     outputs = {name: np.asarray(answer[name]) for name in OUTPUTS[signature]}
@@ -140,12 +140,14 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
 
 def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.ndarray, **labels: np.ndarray) -> None:
     if probabilities.size and not (probabilities.min() >= -_SLACK and probabilities.max() <= 1 + _SLACK):
-        raise ServingError(f"Probabilities lie in [0, 1]. Received: {probabilities.min():g} to {probabilities.max():g}")
+        raise ServingError(
+            f"Probabilities must lie in [0, 1]. Received: {probabilities.min():g} to {probabilities.max():g}"
+        )
     known = np.where(valid, (class_id >= 0) & (class_id < probabilities.shape[1]), class_id == -1)
     if not known.all():
         raise ServingError(
-            f"A valid image has one of {probabilities.shape[1]} classes, and another has -1. "
-            f"Received: class_id={class_id[~known][:5].tolist()}, valid={valid[~known][:5].tolist()}"
+            f"A valid image must have one of {probabilities.shape[1]} classes, and an invalid one -1. Received: "
+            f"class_id={class_id[~known][:5].tolist()}, valid={valid[~known][:5].tolist()}"
         )
 
 
@@ -153,7 +155,7 @@ def _texts(name: str, values: np.ndarray) -> np.ndarray:
     try:
         texts = [value.decode() if isinstance(value, bytes) else str(value).encode().decode() for value in values]
     except UnicodeError as error:  # also half of a pair of surrogates, which JSON can write
-        raise ServingError(f"{name} must be texts in UTF-8. Received: {shown(list(values))}") from error
+        raise ServingError(f"{name} must be strings in UTF-8. Received: {shown(list(values))}") from error
     return np.array(texts, object)
 
 

@@ -21,7 +21,7 @@ _TRANSPORTS: dict[str, Callable[..., Ask]] = {"rest": RestTransport, "grpc": Grp
 
 
 class Client:
-    """Asks a model about images: on a TensorFlow Serving server, or in an export folder.
+    """Queries a model with images: on a TensorFlow Serving server, or in an export folder.
 
     It may be used from several threads at once.
 
@@ -33,9 +33,9 @@ class Client:
         version: Version of the model; None takes the newest that the server has loaded.
         timeout: Seconds for a request of at most `batch_size` images: all attempts, the waits between them, and the
             whole answer; only the look-up of the host's name can take longer. At most a day.
-        retries: How many more attempts are made, each after twice the wait of the one before, where the server could
-            not be reached, broke the connection off, or was too busy; all else is an error at once.
-        batch_size: The most images in one request.
+        retries: Number of further attempts if the server cannot be reached, breaks off the connection, or is too busy.
+            The wait doubles before each one. Everything else is an error immediately.
+        batch_size: Maximum number of images in one request.
 
     Raises:
         ValueError: If the transport is unknown, or a number out of range.
@@ -129,7 +129,7 @@ class Client:
         """
         signature, images = _request(images)
         if signature != "serving_default":
-            raise ValueError("Features are those of arrays of images; decode files first. Received: files")
+            raise ValueError("Features need arrays of images; decode files first. Received: files")
         found = self._in_batches("features", images)
         features = np.array(found["features"], np.float32)
         features[~found["valid"].astype(bool)] = np.nan
@@ -147,8 +147,8 @@ class Client:
             widths = {value.shape[1] for each in found for value in each.values() if value.ndim == 2}
             if len(widths) > 1:
                 raise ServingError(
-                    "The answers to two requests must be of one model; was another version loaded between them? "
-                    f"Received: {' and '.join(map(str, sorted(widths)))} columns"
+                    "The answers to two requests must come from the same model; was another version loaded between "
+                    f"them? Received: {' and '.join(map(str, sorted(widths)))} columns"
                 )
         return {name: np.concatenate([each[name] for each in found]) for name in OUTPUTS[signature]}
 
@@ -159,12 +159,12 @@ def _request(images: Any) -> tuple[str, Any]:
         array = np.asarray(images)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(
-                "Images are floats in [0, 1] of shape [images, height, width, 3]. "
-                f"Received: {array.dtype} {list(array.shape)}"
+                f"Images must be floats in [0, 1] of shape [images, height, width, 3]. Received: {array.dtype} "
+                f"{list(array.shape)}"
             )
         return "serving_default", array.astype(np.float32)
     if isinstance(images, str | Path | bytes):
-        raise ValueError(f"Several files are a list, also if it is one. Received: {type(images).__name__}")
+        raise ValueError(f"Files must be in a list, even if there is only one. Received: {type(images).__name__}")
     files = list(images)
     missing = [str(file) for file in files if not isinstance(file, bytes) and not Path(file).is_file()]
     if missing:

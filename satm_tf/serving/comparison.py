@@ -46,11 +46,11 @@ def compare(
     query_attack: Attack | None = None,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Measures converted models beside the model that they were made of, on clean and on adversarial images.
+    """Compares converted models with the original model, on clean and on adversarial images.
 
     The attack's examples are crafted on the model and shown to every network: a converted one has no gradient to
-    follow, and quantising must not quietly undo the defence. A network whose gradient is gone is not robust for that:
-    an attack that needs none is also run on each network by itself.
+    follow, and quantising must not silently undo the defence. Losing the gradient does not make a network robust, so an
+    attack that needs none is also run on each network separately.
 
     Args:
         model: The classifier.
@@ -58,18 +58,18 @@ def compare(
         images: float32 `[images, *model.image_shape]` in [0, 1], at least one.
         labels: int `[images]`.
         attack: Crafts on the model.
-        query_attack: Crafts from a network's answers alone, such as `SquareAttack`: on the model, whose examples are
-            shown to all, and on each network by itself; None leaves it out.
-        batch_size: Images at once.
+        query_attack: Crafts only from a network's answers, such as `SquareAttack`: on the model, whose examples are
+            shown to all, and on each network separately; None leaves it out.
+        batch_size: Number of images in a batch.
 
     Returns:
         A tidy frame, one row for each network (the first is "original") and attack ("clean", then the attacks' names):
-        `format`, `attack`, `crafted_on` ("", "original" or "itself"), `images`, `accuracy` with its Wilson
-        95 % interval `low` and `high`, `change` (of the accuracy against the original's) and `worse` (whether the 95 %
+        `format`, `attack`, `crafted_on` ("", "original" or "itself"), `images`, `accuracy` with its Wilson 95 %
+        interval `low` and `high`, `change` (of the accuracy against the original's) and `worse` (whether the 95 %
         interval of that paired difference, as `evaluation.compare_paired` gives it, lies below 0), `agreement` (share
         of the same images put into the original's class), `megabytes`, and `milliseconds` for one image alone and
-        `milliseconds_in_batch` for one of several. Read both rows of the query attack: the answers of eight-bit
-        networks change in steps, which starves a search on them, so that a higher accuracy under its own search is no
+        `milliseconds_in_batch` for one of several. Read both rows of the query attack: the answers of 8-bit networks
+        change in steps, which hinders a search on them, so a higher accuracy under a network's own search does not mean
         robustness.
 
     Raises:
@@ -81,7 +81,8 @@ def compare(
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     if not len(images) or len(images) != len(labels):
         raise ValueError(
-            f"There must be a label for each image, and an image. Received: {len(images)} images, {len(labels)} labels"
+            f"There must be at least one image, and a label for each. Received: {len(images)} images, {len(labels)} "
+            "labels"
         )
     predict = tf.function(lambda batch: tf.nn.softmax(model(batch, training=False)), reduce_retracing=True)
     converted = {name: RuntimeModel(path) for name, path in files.items()}

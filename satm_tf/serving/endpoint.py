@@ -27,30 +27,29 @@ _SLACK = 1e-2
 class Endpoint:
     """A model on a TensorFlow Serving server, for `satm_tf.assess` to measure without its weights.
 
-    It may be a target alone: no gradient comes out of a server, so the attacker's models are the sources. Requests are
-    counted when they are sent, retries too, and no more are sent than allowed. An image that was answered once is not
-    sent again, with a journal not even by a later process, whose requests count on from those of the journal.
+    It can only be a target: a server returns no gradients, so the attacker's models are the sources. Every request that
+    is sent counts, including retries, and no more are sent than allowed. An image that was answered is not sent again.
+    With a journal, this is true across processes, and so is the count of requests.
 
     Args:
-        address: `http://host:8501/v1/models/NAME` (or `https://`) for REST, `grpc://host:8500/v1/models/NAME` for
-            gRPC. Behind it `/versions/3` asks that version; without, the newest that the server has loaded when it is
-            asked.
-        requests: The most requests that may be sent, of at most `batch_size` images each.
-        pause: Seconds from an answer to the next request.
-        batch_size: The most images in one request.
+        address: `http://host:8501/v1/models/NAME` (or `https://`) for REST, `grpc://host:8500/v1/models/NAME` for gRPC.
+            Add `/versions/3` to query that version; the default is the newest that the server has loaded at the time.
+        requests: Maximum number of requests, of at most `batch_size` images each.
+        pause: Seconds between an answer and the next request.
+        batch_size: Maximum number of images in one request.
         timeout: Seconds for each request.
-        retries: How often a request is sent again where the server could not be reached, broke off, or was too busy.
-        journal: The file that keeps the requests and answers; it is made. None keeps them in memory.
+        retries: How often a request is sent again if the server cannot be reached, breaks off, or is too busy.
+        journal: The file that keeps the requests and answers; it is created. None keeps them in memory.
 
     Attributes:
         address: As given.
-        fingerprint: A digest of the address, by which finished parts of a measurement are found again.
+        fingerprint: A digest of the address, which identifies finished parts of a measurement.
         requests: As given.
         sent: How many requests have been sent; those in the journal are counted from the first call on.
 
     Raises:
-        ValueError: If the address is of another form, or a number out of range.
-        ImportError: If the address is gRPC's and the extra `client` is missing.
+        ValueError: If the address has another form, or a number is out of range.
+        ImportError: If the address uses gRPC and the extra `client` is missing.
 
     Example:
         >>> endpoint = Endpoint("http://localhost:8501/v1/models/faces", requests=2000, pause=0.1)
@@ -73,8 +72,9 @@ class Endpoint:
         parts = _ADDRESS.fullmatch(address)
         if parts is None:
             raise ValueError(
-                "A server's model is http://host:8501/v1/models/NAME (or https://), or grpc://host:8500/v1/models/NAME,"
-                f" with /versions/N behind it for one version. Received: {address}"
+                "A server's model is http://host:8501/v1/models/NAME (or https://), or "
+                "grpc://host:8500/v1/models/NAME, optionally followed by /versions/N for one version. Received: "
+                f"{address}"
             )
         if requests < 1 or not 0 <= pause < float("inf") or retries < 0:
             raise ValueError(
@@ -110,7 +110,7 @@ class Endpoint:
             ValueError: If it is called inside a graph, or the journal is another address's, or in use.
         """
         if isinstance(images, tf.Tensor) and tf.is_symbolic_tensor(images):
-            raise ValueError(f"A server is asked outside tf.function alone. Received: {images} for {self.address}")
+            raise ValueError(f"A server can only be queried outside tf.function. Received: {images} for {self.address}")
         pixels = np.ascontiguousarray(images, np.float32)
         keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
         with self._lock:
@@ -133,8 +133,8 @@ class Endpoint:
             except UnavailableError as error:
                 if attempt == self._retries or error.wait > self._timeout:
                     raise ServingError(
-                        f"{self.address} did not answer {attempt + 1} requests; re-run once it does, and what it "
-                        f"has answered is not asked again. Received: {error}"
+                        f"{self.address} did not answer {attempt + 1} requests; re-run when it does: answered "
+                        f"requests are not sent again. Received: {error}"
                     ) from error
                 time.sleep(error.wait * 2**attempt)
             finally:
@@ -145,8 +145,8 @@ class Endpoint:
         """Counts a request that is about to be sent, once it may be."""
         if self.sent >= self.requests:
             raise ServingError(
-                f"{self.address} has been sent all requests that were allowed. Re-run with a larger number to go on: "
-                f"what it has answered is not asked again. Received: requests={self.requests}"
+                f"{self.address} has been sent all requests that were allowed. Re-run with a larger number to resume: "
+                f"answered requests are not sent again. Received: requests={self.requests}"
             )
         time.sleep(max(0.0, self._next - time.monotonic()))
         self.sent += 1
@@ -163,8 +163,8 @@ class Endpoint:
         before = next(iter(self._known.values()), found[0])
         if found.shape[1] != len(before):
             raise ServingError(
-                f"{self.address} must have one number of classes; was another version loaded? Pin one, with "
-                f"/versions/N behind the address. Received: {len(before)} and {found.shape[1]} classes"
+                f"{self.address} must always have the same number of classes; was another version loaded? Choose one "
+                f"by adding /versions/N to the address. Received: {len(before)} and {found.shape[1]} classes"
             )
         chosen = found[np.arange(len(found)), table.class_id]
         wrong = (np.abs(found.sum(-1) - 1) > _SLACK) | (chosen < found.max(-1) - _SLACK)
@@ -185,7 +185,9 @@ class Endpoint:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise ValueError(f"Another process asks {self.address}; wait for it. Received: {journal}") from error
+                raise ValueError(
+                    f"Another process is querying {self.address}; wait for it. Received: {journal}"
+                ) from error
         file.seek(0)
         lines = file.read().splitlines()
         for line in filter(None, lines):

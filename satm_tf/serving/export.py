@@ -33,33 +33,34 @@ def export_saved_model(
     samples: np.ndarray | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `<folder>/<version>/`, a SavedModel that needs nothing beside it, as a whole or not at all.
+    """Writes `<folder>/<version>/`, a self-contained SavedModel, complete or not at all.
 
     Its signatures are `serving_default` (images), `serving_bytes` (JPEG and PNG files) and `features`; `signatures.py`
     says what each takes and gives. The labels are its asset `labels.txt`. In `assets.extra` are warm-up requests for
     TensorFlow Serving and a model card, `model_card.md` and `model_card.json`.
 
-    Before the version appears under its name it is loaded again and compared with the model through every signature,
-    and its operations with those of TensorFlow 2.15. After that `models.config`, which names all models beside this
-    one, and, where they are missing, `batching.config` and `serve.sh` are written beside `folder`.
+    Before the version appears under its name, it is loaded again, every signature is compared with the model, and its
+    operations with those of TensorFlow 2.15. Then `models.config`, which lists all models next to this one, is written
+    next to `folder`, and so are `batching.config` and `serve.sh` if they are missing.
 
     Args:
         model: The classifier.
         folder: Folder of the model, which TF Serving calls its base path; its name is the model's.
-        labels: A name for each class, in the order of the logits: a line of text each.
+        labels: A name for each class, in the order of the logits; each is one line of text.
         version: A positive number; None takes one more than the highest there is.
         samples: Images to compare on and to warm up with, floats `[samples, *model.image_shape]` in [0, 1]; the first
-            four are used, at 8 bits. They are stored with the model: give none that you may not pass on. None takes
-            random ones.
-        card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` gathers.
+            four are used, at 8 bits. They are stored with the model, so do not use images that you may not share. None
+            uses random ones.
+        card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` collects.
 
     Returns:
         The folder of the version.
 
     Raises:
-        ValueError: If the labels do not fit the classes, the samples not the model, or the version is not positive.
+        ValueError: If the labels do not match the classes, the samples do not match the model, or the version is not
+            positive.
         FileExistsError: If the version exists, or another process wrote it meanwhile: a server may have it loaded.
-        VerificationError: If what was written does not answer as the model does. No version appears then.
+        VerificationError: If the exported model does not give the same answers as the model. No version appears then.
 
     Example:
         >>> export_saved_model(network, "exported_models/vgg", labels=["young", "old"])
@@ -72,7 +73,7 @@ def export_saved_model(
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
     if version < 1:
-        raise ValueError(f"A version is a positive number. Received: {version}")
+        raise ValueError(f"A version must be a positive number. Received: {version}")
     final = folder / str(version)
     if final.exists():
         raise FileExistsError(_taken(final))
@@ -103,8 +104,8 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
     unfit = [label for label in labels if not label or label != label.strip() or len(label.splitlines()) > 1]
     if unfit or len(set(labels)) < len(labels):
         raise ValueError(
-            "A label is a line of text without blanks around it, and each class has its own. "
-            f"Received: {unfit or list(labels)}"
+            "Each class needs its own label, one line of text without surrounding blanks. Received: "
+            f"{unfit or list(labels)}"
         )
 
 
@@ -117,9 +118,8 @@ def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     samples = np.asarray(samples, np.float32)
     if samples.shape[1:] != shape or not len(samples) or not (samples >= 0).all() or not (samples <= 1).all():
         raise ValueError(
-            f"Samples are images of shape {shape} in [0, 1], at least one. "
-            f"Received: shape {samples.shape}, values from {samples.min(initial=np.inf)} to "
-            f"{samples.max(initial=-np.inf)}"
+            f"Samples must be at least one image of shape {shape} in [0, 1]. Received: shape {samples.shape}, values "
+            f"from {samples.min(initial=np.inf)} to {samples.max(initial=-np.inf)}"
         )
     # Divided as serving_bytes divides what it decodes.
     return np.round(samples[:_SAMPLES] * 255) / np.float32(255)

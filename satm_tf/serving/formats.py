@@ -46,10 +46,10 @@ class Format:
 def convert(
     model: ImageClassifier, path: str | Path, format: str, *, samples: np.ndarray, calibration: np.ndarray | None = None
 ) -> Path:
-    """Writes the model in another format, as a whole or not at all, once its answers equal the model's.
+    """Writes the model in another format, complete or not at all, if its answers match the model's.
 
-    A model that computes in half precision is written, and compared, as one of the same weights in float32: the other
-    formats' kernels take no half precision for all operations.
+    A model that computes in half precision is written, and compared, as a float32 model with the same weights: the
+    other formats do not support half precision for all operations.
 
     Args:
         model: The classifier.
@@ -57,13 +57,13 @@ def convert(
         format: One of `FORMATS`: "litert_float32", "litert_float16" (weights in half precision), "litert_int8" (weights
             and activations in eight bits, input and output in float32), "onnx".
         samples: Images on which the file is compared with the model, float32 `[samples, *model.image_shape]` in [0, 1].
-        calibration: Images like those that the model will see, some hundred; "litert_int8" alone needs them.
+        calibration: A few hundred images like those that the model will see; only "litert_int8" needs them.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If the format is unknown, or calibration images are missing, or given to a format that takes none.
+        ValueError: If the format is unknown, or calibration images are missing, or given to a format that uses none.
         VerificationError: If a probability differs by more than the format's tolerance. Nothing is written then.
 
     Example:
@@ -83,7 +83,8 @@ def convert(
         # A NaN is not below the tolerance either.
         if not difference <= kind.tolerance:
             raise VerificationError(
-                f"In {format} a probability may differ by {kind.tolerance:g} from the model's. Received: {difference:g}"
+                f"In {format}, a probability may differ by at most {kind.tolerance:g} from the model's. Received: "
+                f"{difference:g}"
             )
     return path
 

@@ -101,9 +101,9 @@ def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
             f"The connection ended in the middle of the answer, after {len(error.partial)} bytes."
         ) from error
     except ValueError as error:  # http.client takes a minus sign in the length of a chunk
-        raise BrokenAnswerError("A part of the answer has no length.") from error
+        raise BrokenAnswerError("A part of the answer does not give its length.") from error
     if response.length:
-        raise BrokenAnswerError(f"The connection ended {response.length} bytes before the answer did.")
+        raise BrokenAnswerError(f"The connection ended {response.length} bytes before the end of the answer.")
     return received
 
 

@@ -60,7 +60,7 @@ class RestTransport:
             known = False
         if not known or "@" in parts.netloc or parts.query or parts.fragment or not re.fullmatch("[!-~]*", parts.path):
             raise ValueError(
-                "A host is host:port, or an http:// or https:// address, without a user's name or a query. "
+                "A host must be host:port, or an http:// or https:// address, without a user name or a query. "
                 f"Received: {host!r}"
             )
         at = "" if version is None else f"/versions/{version}"
@@ -75,20 +75,20 @@ class RestTransport:
                 allow_nan=False,
             )
         except ValueError as error:
-            raise ValueError("JSON has no word for NaN and infinity: send such pixels over gRPC.") from error
+            raise ValueError("JSON cannot represent NaN and infinity: send such pixels over gRPC.") from error
         limit = _ANSWER + sum(map(len, inputs.values())) * _ANSWER_OF_AN_IMAGE
         response = self._ask(body.encode(), limit)
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity" or 300 <= response.status < 400:
             received = answers.shown(response.headers.get("Location", encoding))
             raise ServingError(
-                f"{self._url} must answer itself and uncompressed: give the address that it leads to, if you trust it. "
-                f"Received: status {response.status}, {received}"
+                f"{self._url} must answer directly and uncompressed: if it redirects to an address that you trust, "
+                f"give that address. Received: status {response.status}, {received}"
             )
         answer = answers.from_json(response.body)
         if response.status != 200 or "outputs" not in answer:
             message = answers.shown(answer.get("error", response.body), 500)
-            raise ServingError(f"{self._url} refused, with status {response.status}. Received: {message}")
+            raise ServingError(f"{self._url} refused the request, with status {response.status}. Received: {message}")
         return answers.from_lists(answer["outputs"])
 
     def _ask(self, body: bytes, limit: int) -> Answer:
@@ -201,7 +201,7 @@ def _from_proto(name: str, value: Any) -> np.ndarray:
     try:
         return tf.make_ndarray(value)
     except (TypeError, ValueError, KeyError) as error:
-        raise ServingError(f"{name} is no tensor that can be read ({error}). Received: {shape}") from error
+        raise ServingError(f"{name} is not a readable tensor ({error}). Received: {shape}") from error
 
 
 def local(folder: str | Path) -> Ask:

@@ -125,11 +125,11 @@ def _compare(
         follows = (values["valid"] == valid).all() and (values["class_id"] == class_id).all()
         if not follows or values["label"].tolist() != named:
             raise VerificationError(
-                f"valid, class_id and label of {name!r} do not follow from its probabilities. "
-                f"Received: {values['valid']}, {values['class_id']}, {values['label']}"
+                f"valid, class_id and label of {name!r} do not match its probabilities. Received: {values['valid']}, "
+                f"{values['class_id']}, {values['label']}"
             )
     elif not values["valid"].all():
-        raise VerificationError(f"{name!r} took a sample for invalid. Received: {values['valid']}")
+        raise VerificationError(f"{name!r} marked a valid sample as invalid. Received: {values['valid']}")
     return largest
 
 

@@ -45,26 +45,25 @@ class Interrupted(KeyboardInterrupt):
 class Checkpoint(keras.callbacks.Callback):
     """Saves everything a training depends on, and lets `CoTraining.fit` resume from there, bit for bit on a CPU.
 
-    Saved are the networks, optimizers, counters, metrics, dropout's seeds, the position in the data, the figures of the
-    epochs and the state of `RobustValidation` and Keras's `EarlyStopping` and `ReduceLROnPlateau` among the callbacks;
-    at the end of each epoch, after some time within one, and when SIGINT or SIGTERM asks the process to end. The state
-    of other callbacks is not saved. The folder holds `last.ckpt`; `previous.ckpt`, which is used if the last one is
-    damaged; and `best.ckpt`, that of the epoch with the lowest monitored figure.
+    It saves the networks, optimizers, counters, metrics, dropout's seeds, the position in the data, the metrics of each
+    epoch, and the state of the callbacks `RobustValidation`, `EarlyStopping` and `ReduceLROnPlateau`. The state of
+    other callbacks is not saved. It saves at the end of each epoch, at intervals within an epoch, and on SIGINT or
+    SIGTERM. The folder holds `last.ckpt`; `previous.ckpt`, which is used if the last one is damaged; and `best.ckpt`,
+    of the epoch with the lowest monitored metric.
 
-    `fit` must be given the same networks, scheme, optimizer, metrics, callbacks and data as the first time. Where
-    several workers train together, one of them writes and all read: the folder has to be on a file system that they
-    share.
+    Call `fit` with the same networks, scheme, optimizer, metrics, callbacks and data as the first time. If several
+    workers train together, one of them writes and all read, so the folder must be on a file system that they share.
 
     Args:
-        folder: Folder of this training alone; it is made.
-        every_seconds: How long to wait before saving within an epoch.
-        monitor: The figure, lower being better, by which an epoch is the best.
+        folder: The folder for this training and no other; it is created.
+        every_seconds: Seconds between checkpoints within an epoch.
+        monitor: The metric that decides which epoch is best; lower is better.
 
     Attributes:
-        rows: A mapping for each epoch so far: `epoch` and its figures, also those from before an interruption.
+        rows: A mapping for each epoch so far, with `epoch` and its metrics, including epochs before an interruption.
 
     Raises:
-        Interrupted: Out of `fit`, when SIGINT or SIGTERM was received.
+        Interrupted: From `fit`, if SIGINT or SIGTERM was received.
 
     Example:
         >>> trainer.fit(train, validation_data=validation, epochs=30, callbacks=[Checkpoint("runs/satm/checkpoints")])

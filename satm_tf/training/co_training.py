@@ -39,36 +39,36 @@ from satm_tf.training.sources import KINDS, LearnsFrom, split
 class CoTraining(Fitting):
     """Trains one or more networks, each on clean images and on the adversarial examples of the networks it learns from.
 
-    In each step every source crafts against its weights as they are (before any update), then each network takes one
-    gradient step on its own loss. Who learns from whom, from which examples and with which weights is the scheme, so
-    this is SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see
-    `Scheme`. Where epsilon is set in several places, the one given here wins over the scheme's, and the scheme's over
-    that of each attack; `epsilon_schedule` takes its share of the winner.
+    In each step, every source crafts with its current weights, before any update; then each network takes one gradient
+    step on its own loss. The scheme decides who learns from whom, from which examples and with which weights, so this
+    class does SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see
+    `Scheme`. If epsilon is set in several places, the one given here overrides the scheme's, and the scheme's overrides
+    each attack's; `epsilon_schedule` then scales that value.
 
     `fit` takes a data set of `(images, labels)`: float images `[batch, height, width, 3]` in [0, 1], integer labels
     `[batch]`. Sample weights scale the clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with
     it, is the sum of the networks' losses. For each network there are `<name>_loss` and its parts before weighting
     (`_clean_loss`, `_adversarial_loss`, `_peer_loss`, `_gradient_loss`, `_domain_loss`), `<name>_accuracy` and
-    `<name>_adversarial_accuracy`, the one-off accuracies likewise, and the metrics given to `compile`. In training the
-    adversarial figures are of the source whose turn it is; validation uses every source, the full epsilon and the same
+    `<name>_adversarial_accuracy`, the one-off accuracies likewise, and the metrics given to `compile`. In training, the
+    adversarial metrics are for the source whose turn it is; validation uses every source, the full epsilon and the same
     noise each time.
 
-    Under a `tf.distribute` strategy, in whose scope all is made, a step is one device's step on the global batch, batch
-    statistics included; the batch normalisation of the networks is set to be synchronised. Only random numbers differ:
-    those of dropout and of attacks are drawn on each replica.
+    Under a `tf.distribute` strategy, create everything in its scope. A step then equals a single device's step on the
+    global batch, including batch statistics: the networks' batch normalisation is synchronised. Only the random numbers
+    of dropout and of attacks differ, because each replica draws its own.
 
     Args:
-        networks: The networks that train, by name: same image shape, same number of classes.
+        networks: The networks to train, by name, all with the same image shape and number of classes.
         scheme: Name of a preset (see `SCHEMES`) or a `Scheme`; None is the default `Scheme()`.
         learns_from: Whose adversarial examples each network learns from. This and the following parameters, up to
-            `crafted_once`, replace the scheme's field of that name, see `Scheme`; None keeps the scheme's own.
+            `crafted_once`, override the scheme's field of that name, see `Scheme`; None keeps the scheme's own.
         attack: What the sources craft with.
         epsilon: The epsilon of every attack.
         epsilon_schedule: Which share of epsilon a training step uses; "none" always uses all of it.
         mixing: How sources share a network's adversarial images: "steps", "images" or "all".
         source_weights: How much each source counts.
         snapshots: How many snapshots of a network the sources `past` replay.
-        snapshot_steps: After how many steps a snapshot takes the place of the oldest.
+        snapshot_steps: After how many steps a new snapshot replaces the oldest.
         crafting_mode: "inference" or "training".
         clean_weight: Weight of the clean loss.
         adversarial_weight: Weight of the adversarial loss.
@@ -76,30 +76,30 @@ class CoTraining(Fitting):
         pairing_weight: Weight of the difference between the logits of clean and adversarial images.
         peer_weight: Weight of the divergence from the peers' answers.
         gradient_penalty: Weight of the norm of the clean loss's gradient by the image (double back-propagation).
-        domain_adaptation: One for all networks that have a source, or for some by name; "none" does without.
+        domain_adaptation: One for all networks that have a source, or for some by name; "none" turns it off.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
         crafted_once: How many adversarial copies of each training image are crafted before the first step of `fit`, and
-            used from then on. The data has to be that of `satm_tf.data.batches`, without augmentation. Of validation
-            data of that kind one copy is crafted.
-        crafted_folder: Where these are kept, 8 bits a value; a training that is resumed, and others with the same
-            sources, images and seed, find them there. None takes a temporary folder.
+            used from then on. The data must come from `satm_tf.data.batches`, without augmentation. For such validation
+            data, one copy is crafted.
+        crafted_folder: The folder for these copies, with 8 bits per value. A resumed training, and others with the same
+            sources, images and seed, reuse them. None is a temporary folder.
         frozen: Networks that only craft, by name; never changed.
-        sparring: Networks that train beside the others on their own examples, to be sources alone; the scheme knows
-            them as `sparring_<name>`. Where it asks for them and none are given, they are copies of `networks`. Their
-            figures are reported, their losses are in neither `loss` nor `val_loss`.
-        loss: The loss on a network's answers; None is the cross-entropy.
+        sparring: Networks that train alongside the others on their own examples, only to be sources; the scheme refers
+            to them as `sparring_<name>`. If it needs them and none are given, they are copies of `networks`. Their
+            metrics are reported, but their losses are in neither `loss` nor `val_loss`.
+        loss: The classification loss; None is the cross-entropy.
         ordered: Whether the classes are in a meaningful order, so that one-off accuracies have a meaning. None takes it
-            from the attribute `ordered` of the data given to `fit`; data without it are taken as not ordered.
-        devices: Names of the devices that networks, and all that is computed on them, have to themselves; only images
-            cross. Make the networks there too, with `tf.device`.
-        seed: Seed of the attacks' random numbers. A step's numbers follow from it and the step count alone.
+            from the attribute `ordered` of the data given to `fit`; data without that attribute counts as not ordered.
+        devices: Names of the devices, one for each network and everything computed on it; only images move between
+            devices. Create the networks there too, with `tf.device`.
+        seed: Seed of the attacks' random numbers. The numbers of a step depend only on it and on the step count.
         name: Name of the Keras model.
 
     Attributes:
         networks: The networks that train; save these once `fit` has returned.
         sparring: The sparring partners that the scheme asks for, by the names of sources.
         sources: The sources of each network and sparring partner, in the order of their turns.
-        step: How many steps have been taken.
+        step: The number of steps taken.
 
     Raises:
         ValueError: If names, shapes or numbers of classes do not fit together.
@@ -185,8 +185,8 @@ class CoTraining(Fitting):
         self._recalled = MappingProxyType(self._recall())
         if self.scheme.crafted_once and self._several_replicas():
             raise ValueError(
-                "Examples are crafted once for one device; choose another strategy, or crafted_once=0. "
-                f"Received: {self.distribute_strategy.num_replicas_in_sync} replicas"
+                "crafted_once works on one device only; choose another strategy, or crafted_once=0. Received: "
+                f"{self.distribute_strategy.num_replicas_in_sync} replicas"
             )
         self._crafting = Crafting(
             self.scheme,
@@ -245,15 +245,15 @@ class CoTraining(Fitting):
                     recalled[source] = Recalled(network, slots, self._remembered, source)
         if any(split(source)[0] == "past" for source in recalled) and self._several_replicas():
             raise ValueError(
-                "Snapshots are taken on one device; choose 'sparring' or 'before' instead of 'past', or another "
+                "Snapshots work on one device only; choose 'sparring' or 'before' instead of 'past', or another "
                 f"strategy. Received: {', '.join(recalled)}"
             )
         turns = self.scheme.mixing == "steps" and any(len(its) > 1 for its in self.sources.values())
         if turns and self.scheme.crafting_mode == "training" and self._several_replicas():
             raise ValueError(
-                "Sources that take turns cannot craft in training mode on several replicas, whose batch statistics "
-                "would have to meet inside of a branch; choose crafting_mode='inference', or mixing='all'. "
-                f"Received: crafting_mode={self.scheme.crafting_mode!r}, sources={self.sources}"
+                "On several replicas, sources that take turns cannot craft in training mode, because batch "
+                "statistics cannot be synchronised inside a branch; choose crafting_mode='inference', or "
+                f"mixing='all'. Received: crafting_mode={self.scheme.crafting_mode!r}, sources={self.sources}"
             )
         return recalled
 
@@ -392,8 +392,8 @@ class CoTraining(Fitting):
             return data
         if not hasattr(data, "numbered"):
             raise ValueError(
-                "Examples are crafted once for data whose images have numbers, as that of satm_tf.data.batches; give "
-                f"such data, or crafted_once=0. Received: {type(data).__name__}"
+                "crafted_once needs data with numbered images, such as that of satm_tf.data.batches; pass such data, "
+                f"or crafted_once=0. Received: {type(data).__name__}"
             )
         self._crafting.craft_once(split, data.in_order(), quiet=quiet)
         return data.numbered

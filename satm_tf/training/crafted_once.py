@@ -171,8 +171,8 @@ def fingerprint(network: Any, name: str) -> str:
     model = network.network if isinstance(network, Recalled) else network
     if not isinstance(model, keras.Model):
         raise ValueError(
-            "Examples are crafted once from what is known not to change: a Keras model, or what models.load_model "
-            f"loads from a file. Received: {type(model).__name__} for {name!r}"
+            "crafted_once needs sources that are known not to change: a Keras model, or what models.load_model loads "
+            f"from a file. Received: {type(model).__name__} for {name!r}"
         )
     digest = hashlib.sha256()
     for layer in all_layers(model):
@@ -237,6 +237,6 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            "The disk has too little room for the examples that are crafted once; choose fewer copies, or another "
+            "The disk has too little space for the examples that are crafted once; choose fewer copies, or another "
             f"folder. Received: {needed / 1e9:.1f} GB to craft, {free / 1e9:.1f} GB free in {folder}"
         )

@@ -125,8 +125,8 @@ class Crafting:
         """What a training step gives each network that learns, as the scheme's `mixing` says."""
         if self.kept is not None and batch.rows is None:
             raise ValueError(
-                "A step takes the examples that were crafted once by the numbers of its images, which `fit` gives; "
-                "use it, or crafted_once=0. Received: images without numbers"
+                "With crafted_once, a step looks up examples by image number, which only `fit` provides; use `fit`, "
+                "or crafted_once=0. Received: images without numbers"
             )
         if not self.learners:
             return {}

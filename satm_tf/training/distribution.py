@@ -155,8 +155,8 @@ def naming_lost_workers() -> Iterator[None]:
         yield
     except tf.errors.UnavailableError as error:
         raise ConnectionError(
-            "Another worker has gone, and training cannot continue without it. Re-run the same command on every worker "
-            f"to resume from the last checkpoint. Received: {type(error).__name__}"
+            "Another worker has stopped, and training cannot continue without it. Re-run the same command on every "
+            f"worker to resume from the last checkpoint. Received: {type(error).__name__}"
         ) from None
 
 
@@ -202,13 +202,13 @@ class DistributedFit(BuiltBeforehand):
         epoch, step = (0, 0) if position is None else (position.epoch, position.step)
         if step + epoch and not movable:
             raise ValueError(
-                "Resuming needs data that can begin in the middle, such as that of satm_tf.data.batches. "
+                "Resuming needs data that can start in the middle of an epoch, such as that of satm_tf.data.batches. "
                 f"Received: {type(dataset).__name__}"
             )
         if self._several_workers() and not movable:
             raise ValueError(
-                "Several workers share out data that each of them can read in part, such as that of "
-                f"satm_tf.data.batches. Received: {type(dataset).__name__}"
+                "Several workers need data that each of them can read in part, such as that of satm_tf.data.batches. "
+                f"Received: {type(dataset).__name__}"
             )
         self._check_last_batch(dataset)
 
@@ -244,8 +244,8 @@ class DistributedFit(BuiltBeforehand):
         labels = next(iter(dataset.from_position(0, len(dataset) - 1)))[1]
         if len(labels) < replicas:
             raise ValueError(
-                "Every replica needs an image of every batch. Choose another batch size, or drop the remainder. "
-                f"Received: {len(labels)} images in the last batch for {replicas} replicas"
+                "Every replica needs at least one image of every batch. Choose another batch size, or drop the "
+                f"remainder. Received: {len(labels)} images in the last batch for {replicas} replicas"
             )
 
     def make_train_function(self, force: bool = False) -> None:
@@ -281,8 +281,8 @@ def _check_cluster() -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if len(gpus) > 1:
         raise ValueError(
-            "A worker of strategy 'multi_worker' has one GPU. Start one for each, with a CUDA_VISIBLE_DEVICES "
-            f"and a port of its own. Received: {[gpu.name for gpu in gpus]}"
+            "A worker of strategy 'multi_worker' must have one GPU. Start a worker for each GPU, with its own "
+            f"CUDA_VISIBLE_DEVICES and port. Received: {[gpu.name for gpu in gpus]}"
         )
     hint = 'such as {"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
     text = os.environ.get("TF_CONFIG", "")

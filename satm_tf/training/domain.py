@@ -60,7 +60,7 @@ class DomainAdaptation(Configurable, kind="domain adaptation"):
         Returns:
             The weighted loss `[batch]`, and for each of `metrics` its values `[batch]`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say what it adds to the loss: write `losses`.")
+        raise NotImplementedError(f"{type(self).__name__} must define what it adds to the loss: implement `losses`.")
 
 
 @dataclass(frozen=True, kw_only=True)

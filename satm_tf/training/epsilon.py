@@ -24,7 +24,9 @@ class EpsilonSchedule(Configurable, kind="epsilon schedule"):
             count: Number of images.
             seed: int32 `[2]`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say which share of epsilon is used: write `share`.")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define which share of epsilon to use: implement `share`."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class UniformEpsilon(EpsilonSchedule, name="uniform"):
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1:
-            raise ValueError(f"low is a share of epsilon, in [0, 1]. Received: low={self.low}")
+            raise ValueError(f"low must be a share of epsilon, in [0, 1]. Received: low={self.low}")
 
     def share(self, progress: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform([count], seed, self.low, 1.0)
@@ -77,7 +79,9 @@ class RampedEpsilon(EpsilonSchedule, name="ramped"):
 
     def __post_init__(self) -> None:
         if not (0 < self.over <= 1 and 0 <= self.start <= 1):
-            raise ValueError(f"over is in (0, 1], start in [0, 1]. Received: over={self.over}, start={self.start}")
+            raise ValueError(
+                f"over must be in (0, 1], and start in [0, 1]. Received: over={self.over}, start={self.start}"
+            )
 
     def share(self, progress: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return self.start + (1.0 - self.start) * tf.minimum(progress / self.over, 1.0)

@@ -76,7 +76,7 @@ def resolve_metrics(
     nested = [each for each in given if isinstance(each, list | tuple)]
     by_output = [each for each in given if isinstance(each, Mapping) and "class_name" not in each]
     if nested or by_output:
-        raise ValueError(f"`metrics` is one list, of which every network gets a copy. Received: {metrics!r}")
+        raise ValueError(f"`metrics` must be one list, of which every network gets a copy. Received: {metrics!r}")
     found = [keras.metrics.get(each) for each in given if each not in ("accuracy", "acc")]
     names = [each.name if isinstance(each, keras.metrics.Metric) else each.__name__ for each in found]
     if len(set(names)) < len(names):

@@ -103,7 +103,7 @@ class Fitting(DistributedFit):
             optimizer = keras.optimizers.get(optimizer)
             if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                 raise ValueError(
-                    "CoTraining scales the loss of each network that needs it. Give the inner optimizer. "
+                    "CoTraining itself scales the loss of each network that needs it. Pass the inner optimizer. "
                     f"Received: {optimizer.name!r}"
                 )
             super().compile(
@@ -173,7 +173,9 @@ class Fitting(DistributedFit):
         check_callbacks(given)
         is_dataset = isinstance(x, tf.data.Dataset)
         if is_dataset and batch_size is not None:
-            raise ValueError(f"A data set has its own batch size; leave it out. Received: batch_size={batch_size}")
+            raise ValueError(
+                f"A data set has its own batch size; leave out batch_size. Received: batch_size={batch_size}"
+            )
         ordered = getattr(x, "ordered", False) is True if self._given_order is None else self._given_order
         if ordered != self.ordered:
             self.ordered = ordered
@@ -184,8 +186,8 @@ class Fitting(DistributedFit):
         if checkpoint is not None:
             if steps_per_epoch is not None:
                 raise ValueError(
-                    "With a Checkpoint an epoch is the whole of the data; leave out steps_per_epoch. "
-                    f"Received: steps_per_epoch={steps_per_epoch}"
+                    "With a Checkpoint, an epoch covers all the data; leave out steps_per_epoch. Received: "
+                    f"steps_per_epoch={steps_per_epoch}"
                 )
             position = checkpoint.restore(self, given)
             initial_epoch = epochs if position.stopped else max(initial_epoch, position.epoch)
@@ -319,6 +321,6 @@ class _Plan(keras.callbacks.Callback):
 
 def _refuse_saving(method: str) -> NoReturn:
     raise ValueError(
-        f"CoTraining has no file of its own: save each of its networks, `trainer.networks[name].save(...)`, and add a "
-        f"satm_tf.Checkpoint to the callbacks of `fit` to resume training. Received: {method}()"
+        "CoTraining cannot be saved to a file: save each of its networks, `trainer.networks[name].save(...)`, and "
+        f"add a satm_tf.Checkpoint to the callbacks of `fit` to resume training. Received: {method}()"
     )

@@ -53,8 +53,8 @@ def check_networks(
     shared = [network for each in (networks, frozen, sparring) for network in {id(n): n for n in each.values()}]
     if common or len(set(shared)) < len(shared):
         raise ValueError(
-            "A network is one of those that train, or frozen, or a sparring partner, and no two of these. "
-            f"Received: {sorted(common) or [*networks, *sparring]}"
+            "Each network must be exactly one of these: trained, frozen, or a sparring partner. Received: "
+            f"{sorted(common) or [*networks, *sparring]}"
         )
     for fact in ("image_shape", "num_classes"):
         values = {name: getattr(network, fact) for each in (networks, sparring) for name, network in each.items()}
@@ -64,7 +64,7 @@ def check_networks(
     for index, (name, network) in enumerate(named):
         for other_name, other in named[index + 1 :]:
             if network is other:
-                raise ValueError(f"{name!r} and {other_name!r} are one network; give each name its own.")
+                raise ValueError(f"{name!r} and {other_name!r} are the same network; give each name its own.")
             if _equal_weights(network, other):
                 warnings.warn(
                     f"{name!r} and {other_name!r} have equal architecture and weights: each would learn from its own "
@@ -163,7 +163,7 @@ def naming_bad_values() -> Iterator[None]:
             raise ValueError(f"{_ONE_LABEL_EACH} Received: integers of shape {other_rank[1]}") from None
         if not_finite := re.search(rf"(\w+ of .+? {_NOT_FINITE})\D*(\d+)", error.message):
             raise FloatingPointError(
-                f"{not_finite[1]} {not_finite[2]}; nothing was updated in it. "
-                "Lower the learning rate, or look at the data."
+                f"{not_finite[1]} {not_finite[2]}; that step updated nothing. Lower the learning rate, or check the "
+                "data."
             ) from None
         raise

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationLoss:
-    """Cross-entropy against what each class is taken to mean: itself, itself smoothed, or itself and its neighbours.
+    """Cross-entropy with a target for each class: the class itself, smoothed, or spread over its neighbours.
 
     Attributes:
-        label_smoothing: Share of the target that is spread over all classes alike, in [0, 1).
-        class_weights: A non-negative weight of each class; None counts all alike. The loss of a batch is divided by
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        class_weights: A non-negative weight for each class; None weights all equally. The loss of a batch is divided by
             the number of images, not by the sum of the weights, so weights should be 1 on average over the images.
         order_temperature: For classes in a meaningful order, such as age groups: the target of class `c` is the softmax
-            of `-|c - k| / order_temperature` over the classes `k`, so that a neighbour is a lesser error than a
-            distant class. Positive; the smaller the nearer to plain cross-entropy, which None is.
+            of `-|c - k| / order_temperature` over the classes `k`, so that a neighbouring class costs less than a
+            distant one. Must be positive; the smaller, the closer to plain cross-entropy. None is plain cross-entropy.
 
     Raises:
         ValueError: If a number is outside its range.

@@ -90,7 +90,7 @@ def synchronize(network: keras.Model) -> None:
 
 
 def batch_norm_variables(network: keras.Model) -> list[keras.Variable]:
-    """All that separate batch statistics have of their own: scale, shift, moving mean and variance of each layer."""
+    """The variables that separate batch statistics add: scale, shift, moving mean and variance of each layer."""
     return [variable for layer in batch_normalizations(network) for variable in layer.weights]
 
 

@@ -46,7 +46,7 @@ class Recalled:
         """Once `every` steps, replaces the oldest weights by the present ones.
 
         Args:
-            step: How many steps have been taken.
+            step: The number of steps taken.
             every: After how many of them.
         """
 

@@ -28,22 +28,22 @@ MONITOR = "val_robust_accuracy"
 class RobustValidation(keras.callbacks.Callback):
     """After each epoch, the accuracy of every network under PGD of 10 steps, and under examples of given surrogates.
 
-    Validation with the attack of training cannot see catastrophic overfitting: single-step adversarial training may
-    come to withstand single steps and nothing else, within an epoch. Here it is told, or stops the training.
+    Validation with the training attack does not reveal catastrophic overfitting: within one epoch, single-step
+    adversarial training may become robust to single steps only. This callback warns of it, or stops the training.
 
-    The figures stand in the logs of the epoch, where other callbacks, such as `EarlyStopping` and `TensorBoard`, find
+    The metrics are in the logs of the epoch, where other callbacks, such as `EarlyStopping` and `TensorBoard`, find
     them: `val_<network>_pgd_accuracy`, `val_<network>_single_step_accuracy`, and `val_<network>_from_<source>_accuracy`
     for each surrogate; and `val_robust_accuracy`, the mean over the networks of the share of images that withstand all
-    surrogates, or, without any, PGD. Where an optimizer keeps moving averages of the weights, all figures are theirs.
+    surrogates, or, without any, PGD. If an optimizer keeps moving averages of the weights, all metrics use those.
 
     Args:
         dataset: Batches of `(images, labels)`, such as the validation data; the first `limit` images are used.
-        sources: Surrogates by name, which do not change: their examples are crafted once.
-        attack: In place of PGD of 10 steps with the largest epsilon that the training uses.
-        limit: How many images.
+        sources: Surrogates by name. They must not change: their examples are crafted once.
+        attack: Replaces PGD with 10 steps and the largest epsilon that the training uses.
+        limit: Number of images.
         on_overfitting: "warn", once for each network, "stop" to end the training too, or "ignore".
-        restore_best: Whether the networks have the weights of the epoch with the highest `val_robust_accuracy` once
-            `fit` returns.
+        restore_best: Whether to restore the weights of the epoch with the highest `val_robust_accuracy` at the end of
+            `fit`.
         seed: Seed of the attack's random numbers, which are the same in every epoch.
 
     Attributes:
@@ -52,20 +52,21 @@ class RobustValidation(keras.callbacks.Callback):
         seconds: How long this has taken; `fit` prints it at the end unless `verbose=0`.
 
     Raises:
-        ValueError: If an option is unknown, there are no images, or the model is no `CoTraining`.
+        ValueError: If an option is unknown, there are no images, or the model is not a `CoTraining`.
 
     Warns:
-        UserWarning: Of a network that has overfitted to single steps. Either one step leaves at least three quarters of
-            what it classifies correctly without an attack, and PGD less than a quarter of that; or PGD once left 10 %
-            of the images or more, now leaves less than a quarter of its best, and one step as much as then. Not of one
-            that is no better than chance or does not learn from its own examples, and not with fewer than 50 images.
+        UserWarning: If a network has overfitted to single steps. Either a single step leaves at least three quarters of
+            its clean accuracy and PGD less than a quarter; or PGD once left at least 10 % of the images and now leaves
+            less than a quarter of its best, while a single step leaves as much as before. There is no warning for a
+            network that is no better than chance or does not learn from its own examples, nor with fewer than 50
+            images.
 
     Example:
         >>> robust = RobustValidation(validation, sources={"densenet": densenet}, on_overfitting="stop")
         >>> trainer.fit(train, validation_data=validation, epochs=30, callbacks=[robust, Checkpoint("run")])
 
     Source:
-        Wong, Rice and Kolter, "Fast is better than free", ICLR 2020, on catastrophic overfitting and its sign.
+        Wong, Rice and Kolter, "Fast is better than free", ICLR 2020, on catastrophic overfitting and its symptom.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class RobustValidation(keras.callbacks.Callback):
         ]
         if not epsilons:
             raise ValueError(
-                "No network learns from adversarial examples, so that training has no epsilon to validate with. Give "
+                "No network learns from adversarial examples, so there is no epsilon to validate with. Give "
                 "`attack`. Received: attack=None"
             )
         return max(epsilons)

@@ -47,32 +47,33 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Everything in which the ways of training differ.
+    """Everything that distinguishes one way of training from another.
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
     + adversarial_weight * (CE(x') or KL(x || x')) + pairing_weight * MSE(logits of x and x') + peer_weight * KL(peers
     on x' || x') + gradient_penalty * |gradient of CE(x) by x|_1 + domain adaptation`.
 
-    Where epsilon is set in several places, the one given to `CoTraining` wins over the scheme's, and the scheme's over
-    that of each attack; `epsilon_schedule` takes its share of the winner.
+    If epsilon is set in several places, the one given to `CoTraining` overrides the scheme's, and the scheme's
+    overrides each attack's; `epsilon_schedule` then scales that value.
 
-    Weights, `adversarial_loss` and `attack` may be one for all networks, a mapping by name, or a sequence, of which the
-    networks take one each in their order. A sparring partner has the weights that a mapping gives "sparring", or the
-    defaults, and no peers.
+    Weights, `adversarial_loss` and `attack` may be one value for all networks, a mapping by name, or a sequence with
+    one value for each network in order. A sparring partner uses the weights that a mapping gives for "sparring", or the
+    defaults, and has no peers.
 
     Attributes:
         learns_from: Whose adversarial examples each network learns from, as `resolve_sources` takes it.
         attack: What the sources craft with; or one for each, by the source's name or by a word of `resolve_sources`:
-            "before_itself" goes before "before". An attack may be given by its name, or as a mapping with its name and
-            options. None is the paper's, R+Step-LL at 16/256.
-        mixing: How the sources of a network share its adversarial images. "steps": they take turns, one a step.
+            "before_itself" takes precedence over "before". An attack may be given by its name, or as a mapping with its
+            name and options. None is the paper's attack, R+Step-LL at 16/256.
+        mixing: How the sources of a network share its adversarial images. "steps": they take turns, one in each step.
             "images": each crafts from its share of every batch, chosen at random, as in PubDef. In both, half of what a
             network sees is clean, whatever the number of sources. "all": each crafts from the whole batch, and the
             adversarial parts of the loss are means over the sources.
-        source_weights: How much sources count, by their names or by words as for `attack`; 1 where nothing is said. It
-            is their share of a batch where `mixing` is "images", and their weight in the mean where it is "all".
+        source_weights: How much sources count, by their names or by words as for `attack`; the default is 1. It is
+            their share of a batch if `mixing` is "images", and their weight in the mean if it is "all".
         snapshots: How many snapshots of a network the sources `past` replay, one after the other.
-        snapshot_steps: After how many steps a snapshot takes the place of the oldest. At first, all are of the start.
+        snapshot_steps: After how many steps a new snapshot replaces the oldest. At first, all are of the starting
+            weights.
         epsilon: Replaces the epsilon of every attack; None keeps theirs.
         epsilon_schedule: Which share of epsilon a training step uses; None, or "none", always uses all of it.
         crafting_mode: "inference", or "training": with dropout and batch statistics, which crafting leaves unchanged.
@@ -83,21 +84,21 @@ class Scheme:
             are from those to the clean ones, `KL(p(x) || p(x'))`, as in TRADES, with a gradient through both answers.
         pairing_weight: Weight of the mean squared difference between the logits of clean and adversarial images, with a
             gradient through both; 0 leaves it out.
-        peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other networks that train, which are
-            constants in it; 0 leaves it out.
+        peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other trained networks, through which no
+            gradient flows; 0 leaves it out.
         gradient_penalty: Weight of the L1 norm of the gradient of an image's clean loss by the image: how fast the loss
             rises under the worst small L-infinity perturbation. A weight of epsilon adds, to first order, what an
             attack of that size adds to the loss. It needs no source; 0 leaves it out.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
-            may be given by its name, or as a mapping with its name and options. None, or "none", does without.
+            may be given by its name, or as a mapping with its name and options. None, or "none", turns it off.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
             (one pass together), "separate" (a pass each), "frozen" (moving statistics, which stay) or "auxiliary" (a
             second set of scale, shift and statistics for adversarial images, AdvProp; only the first set is kept).
-            Unlike in AdvProp, sources craft with the first set, which is what an attacker will meet.
-        crafted_once: How many adversarial copies of each training image are crafted, by each source with each attack,
-            before `fit` takes its first step, to be used in every epoch, one of them at random each time, as in PubDef;
-            0 crafts anew in each step. For sources that never change (frozen networks, `before`), L-infinity attacks at
-            their full epsilon, and images that are not augmented.
+            Unlike in AdvProp, sources craft with the first set, which is the one that an attacker faces.
+        crafted_once: How many adversarial copies of each training image every source crafts with every attack before
+            the first step of `fit`. Each epoch then uses one of them at random, as in PubDef. 0 crafts new examples in
+            each step. Only for sources that never change (frozen networks, `before`), L-infinity attacks at their full
+            epsilon, and images that are not augmented.
 
     Raises:
         ValueError: If a weight is negative, a name unknown, or an attack without an epsilon.
@@ -152,8 +153,8 @@ class Scheme:
                 )
         if self.source_weights and self.mixing == "steps":
             raise ValueError(
-                "Where sources take turns they have no weights; choose mixing='images' or 'all'. "
-                f"Received: source_weights={dict(self.source_weights)}"
+                "Sources that take turns cannot have weights; choose mixing='images' or 'all'. Received: "
+                f"source_weights={dict(self.source_weights)}"
             )
         for field in ("snapshots", "snapshot_steps"):
             if getattr(self, field) < 1:
@@ -162,8 +163,8 @@ class Scheme:
             raise ValueError(f"crafted_once must be 0 or a number of copies. Received: {self.crafted_once}")
         if self.crafted_once and self.epsilon_schedule is not None:
             raise ValueError(
-                "Examples that are crafted once have the full epsilon; leave out one of crafted_once and "
-                f"epsilon_schedule. Received: {self.epsilon_schedule}"
+                "Examples that are crafted once use the full epsilon; leave out crafted_once or epsilon_schedule. "
+                f"Received: {self.epsilon_schedule}"
             )
         for kind, values, known in (
             ("adversarial loss", _values(self.adversarial_loss), ADVERSARIAL_LOSSES),
@@ -265,8 +266,9 @@ class Scheme:
             attack = self.attack_on(source, learner, trained=source in networks)
             if attack.norm != "linf" or attack.epsilon > 1:
                 raise ValueError(
-                    "Examples that are crafted once are kept as 8-bit differences, which fit L-infinity attacks alone. "
-                    f"Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for {source!r}"
+                    "Examples that are crafted once are stored as 8-bit differences, which only work for L-infinity "
+                    f"attacks. Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for "
+                    f"{source!r}"
                 )
 
     def terms_of(self, name: str) -> Terms:
@@ -282,7 +284,7 @@ class Scheme:
             if isinstance(value, Mapping):
                 value = value.get(name, value.get("sparring", getattr(Scheme, field)) if partner else None)
             if value is None:
-                raise ValueError(f"{field} must say something for each network. Missing: {name}")
+                raise ValueError(f"{field} must have a value for each network. Missing: {name}")
             found[field] = value
         return Terms(**found)._replace(peer_weight=0.0) if partner else Terms(**found)
 
@@ -317,8 +319,8 @@ class Scheme:
             attack = next((attack[key] for key in keys if key in attack), None)
         if attack is None:
             raise ValueError(
-                "An attack is needed where networks learn from adversarial examples: "
-                f"{learner!r} learns from {source!r}. Received: attack={self.attack}"
+                f"Networks that learn from adversarial examples need an attack: {learner!r} learns from {source!r}. "
+                f"Received: attack={self.attack}"
             )
         return attack if self.epsilon is None else dataclasses.replace(attack, epsilon=self.epsilon)
 

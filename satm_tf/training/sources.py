@@ -85,7 +85,7 @@ def resolve_sources(
     if reserved:
         raise ValueError(
             f"No network may be called {', '.join(WORDS)}, or begin with {', '.join(f'{kind}_' for kind in KINDS)}: "
-            f"these are words. Received: {reserved[0]!r}"
+            f"these are reserved words. Received: {reserved[0]!r}"
         )
     if not isinstance(learns_from, Mapping):
         learns_from = dict.fromkeys(networks, learns_from if isinstance(learns_from, str) else tuple(learns_from))
@@ -94,7 +94,7 @@ def resolve_sources(
             raise unknown_name("network in learns_from", name, networks)
     missing = [name for name in networks if name not in learns_from]
     if missing:
-        raise ValueError(f"learns_from must say for each network from whom it learns. Missing: {', '.join(missing)}")
+        raise ValueError(f"learns_from must give the sources of each network. Missing: {', '.join(missing)}")
 
     def expand(name: str, term: str) -> list[str]:
         if term in frozen:

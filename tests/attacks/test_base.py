@@ -102,7 +102,7 @@ def test_configuration_round_trips_through_json_and_yaml(name):
     ("mistake", "message"),
     [
         (lambda: attacks.FGSM(epsilon=16), r"did you mean 16/256 = 0\.0625\?.*Received: epsilon=16"),
-        (lambda: attacks.FGSM(epsilon=-0.1), "not negative.*Received: epsilon=-0.1"),
+        (lambda: attacks.FGSM(epsilon=-0.1), "non-negative.*Received: epsilon=-0.1"),
         (lambda: attacks.get("fgms", epsilon=0.1), "Unknown attack. Did you mean 'fgsm'.*Received: 'fgms'"),
         (lambda: attacks.get("fgsm", epsilom=0.1), "Unknown option of attack 'fgsm'. Did you mean 'epsilon'.*epsilom"),
         (lambda: attacks.get("fgsm", epsilon=0.1, norm="l7"), "Unknown norm.*Received: 'l7'"),
@@ -116,7 +116,7 @@ def test_mistakes_in_a_configuration_are_named(mistake, message):
 
 
 def test_a_name_is_given_once():
-    with pytest.raises(ValueError, match=r"attack exists already.*'fgsm'"):
+    with pytest.raises(ValueError, match=r"Another attack already has this name.*'fgsm'"):
 
         class Again(attacks.FGSM, name="fgsm"):
             pass

@@ -173,7 +173,7 @@ def test_the_graph_does_not_grow_with_the_steps(network, images, labels):
         ({"steps": 0}, "steps must be at least 1. Received: steps=0"),
         ({"step_size": 0.0}, "step_size must be positive"),
         ({"momentum": -1.0}, "momentum must be at least 0"),
-        ({"restarts": 3}, "random_start=True only. Received: restarts=3"),
+        ({"restarts": 3}, "Restarts need random_start=True. Received: restarts=3"),
         ({"loss": "cross_entropi"}, "Unknown loss. Did you mean 'cross_entropy'"),
         ({"transforms": ["input_divers"]}, "Unknown transform. Did you mean 'input_diversity'"),
         ({"transforms": [{"name": "scale_invariance", "copy": 2}]}, "option of transform 'scale_invariance'"),
@@ -222,5 +222,5 @@ def test_kl_pgd_drives_the_answers_further_apart_than_the_start(network, images,
 
 
 def test_kl_pgd_needs_its_random_start():
-    with pytest.raises(ValueError, match=r"no gradient: start at random. Received: random_start=False"):
+    with pytest.raises(ValueError, match=r"has no gradient; use random_start=True. Received: random_start=False"):
         attacks.KLPGD(epsilon=EPSILON, random_start=False)

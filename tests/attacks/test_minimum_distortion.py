@@ -179,7 +179,7 @@ def test_a_cap_binds_and_infinity_is_none(linear, grey):
     assert np.all(np.asarray(capped.success)[free.distortion <= cap])
     # The overshoot is what may be taken away.
     assert not np.any(np.asarray(capped.success)[free.distortion > 1.03 * cap])
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="non-negative"):
         attacks.PGD(epsilon=float("inf"))
 
 

@@ -43,7 +43,7 @@ def test_limit_is_a_seeded_choice_in_order():
     [
         ({}, "exactly one .* Received: neither"),
         ({"paths": ["a"], "images": np.zeros((1, 2, 2, 3), np.uint8)}, "exactly one .* Received: both"),
-        ({"paths": ["a", "b"]}, "one length. Received: {'labels': 1, 'paths': 2}"),
+        ({"paths": ["a", "b"]}, "the same length. Received: {'labels': 1, 'paths': 2}"),
         ({"images": np.zeros((1, 2, 2), np.uint8)}, r"must be RGB.* Received: shape \(1, 2, 2\)"),
     ],
 )

@@ -132,7 +132,7 @@ def test_options(root, options, error, message):
 def test_missing_and_empty_and_one_class(tmp_path, write_image):
     with pytest.raises(FileNotFoundError, match=r"folder of the images does not exist. Received: .*nowhere"):
         folder.load(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="one sub-folder a class"):
+    with pytest.raises(FileNotFoundError, match="a sub-folder for each class"):
         folder.load(tmp_path)
     for image in range(5):
         write_image(tmp_path / "only" / f"{image}.jpg", image)

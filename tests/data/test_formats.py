@@ -86,7 +86,7 @@ def test_images_without_labels(classes):
         ("table", {}, "Data of the format 'table' needs `table`, the CSV file. Received: none"),
         ("table", {"table": None, "seed": 1}, "'table' needs `table`, the CSV file. Received: {'table': None, 'seed'"),
         ("imagenet", {}, "'imagenet' needs `synsets`, the file that numbers the synsets. Received: none"),
-        ("adience", {"fold": None}, "`fold` must be 0 to 4, one of Adience's five. Received: None"),
+        ("adience", {"fold": None}, "`fold` must be one of Adience's five folds, 0 to 4. Received: None"),
     ],
 )
 def test_refuses(tmp_path, name, options, message):
@@ -105,8 +105,8 @@ def test_a_folder_that_does_not_exist_is_called_that_first(tmp_path, name):
 
 def test_a_folder_without_images_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"No image under .*empty can be used. Received: no file"):
+    with pytest.raises(ValueError, match=r"No image under .*empty is usable. Received: no file"):
         formats.load("images", tmp_path / "empty")
     (tmp_path / "empty" / "class").mkdir()
-    with pytest.raises(ValueError, match=r"No image under .*empty can be used. Received: no file"):
+    with pytest.raises(ValueError, match=r"No image under .*empty is usable. Received: no file"):
         formats.load("folder", tmp_path / "empty")

@@ -91,8 +91,8 @@ GOOD = _bytes(np.zeros((50, 5, 7)))
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"", "truncated or not an IDX file"),
-        (GOOD[:7], "truncated or not an IDX file"),
+        (b"", "truncated or is not an IDX file"),
+        (GOOD[:7], "truncated or is not an IDX file"),
         (b"\0\0\x08\x01" + GOOD[4:], "must start with the magic number"),
         (b"\0\0\x0d\x03" + GOOD[4:], "must start with the magic number"),
         (b"\x1f\x8b" + GOOD[2:], "must start with the magic number"),
@@ -111,9 +111,9 @@ def test_refuses(root, contents, message):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (gzip.compress(GOOD, mtime=0)[:-20], "truncated or not an IDX file"),
-        (gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "truncated or not an IDX file"),
-        (GOOD, "truncated or not an IDX file"),
+        (gzip.compress(GOOD, mtime=0)[:-20], "truncated or is not an IDX file"),
+        (gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "truncated or is not an IDX file"),
+        (GOOD, "truncated or is not an IDX file"),
         (gzip.compress(GOOD + bytes(10_000_000), mtime=0), "must hold 50 x 5 x 7 bytes.*more"),
     ],
 )

@@ -74,8 +74,8 @@ def test_top_errors():
     ("name", "contents", "message"),
     [
         ("index.txt", b"n01 0\nn02\xe9 1\n", "save it as UTF-8"),
-        ("index.json", b'{"0": ["n01", "a"], "1": ["n02"', "is damaged, or numbers no synsets"),
-        ("index.json", b'["n01", "n02"]', "is damaged, or numbers no synsets"),
+        ("index.json", b'{"0": ["n01", "a"], "1": ["n02"', "is damaged, or does not number synsets"),
+        ("index.json", b'["n01", "n02"]', "is damaged, or does not number synsets"),
     ],
 )
 def test_a_damaged_numbering_is_named(root, tmp_path, name, contents, message):

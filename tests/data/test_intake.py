@@ -126,7 +126,5 @@ def test_mapped_labels_are_counted_if_used(root):
 
 
 def test_no_image_at_all_says_why(root):
-    with pytest.raises(
-        ValueError, match=r"No image under .* can be used. Received:\n2 rows, 0 used\n.*missing files: 2"
-    ):
+    with pytest.raises(ValueError, match=r"No image under .* is usable. Received:\n2 rows, 0 used\n.*missing files: 2"):
         admit(root, _table("x.jpg", "y.jpg"))

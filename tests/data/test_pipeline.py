@@ -98,7 +98,7 @@ def test_batches_with_the_numbers_of_their_images(pixels, noise):
     assert _flat([rows.numpy().tolist() for (_, rows), _ in in_order]) == list(range(20))
     assert [len(labels) for _, labels in in_order] == [6, 6, 6, 2]
     for changed in (batches(pixels, **options, augmentation=noise), dataset.map(lambda *both: both)):
-        with pytest.raises(ValueError, match="have no numbers"):
+        with pytest.raises(ValueError, match="Numbered images cannot be augmented"):
             changed.in_order()
 
 
@@ -229,8 +229,8 @@ def test_an_image_gone_bad_stops_with_its_name(files, tmp_path):
     [
         ({"batch_size": 0}, r"must be positive. Received: image_size=\(8, 8\), batch_size=0"),
         ({"image_size": (8, -1)}, r"must be positive. Received: image_size=\(8, -1\)"),
-        ({"batch_size": 21, "drop_remainder": True}, "too few examples.* Received: 20 examples, batch_size=21"),
-        ({"crop": 1.5}, "`crop` is a share.* Received: 1.5 for files"),
+        ({"batch_size": 21, "drop_remainder": True}, "not enough examples.* Received: 20 examples, batch_size=21"),
+        ({"crop": 1.5}, "`crop` is for image files.* Received: 1.5 for files"),
         ({"seed": -1}, "non-negative. Received: seed=-1"),
         ({"first_epoch": -1}, "non-negative. Received: .*first_epoch=-1"),
         ({"first_step": -1}, "non-negative. Received: .*first_step=-1"),
@@ -242,9 +242,9 @@ def test_refuses(files, options, message):
 
 
 def test_refuses_no_examples_and_crop_of_pixels(files, pixels):
-    with pytest.raises(ValueError, match=r"too few examples.* Received: 0 examples"):
+    with pytest.raises(ValueError, match=r"not enough examples.* Received: 0 examples"):
         batches(files.select([]), image_size=8, batch_size=4)
-    with pytest.raises(ValueError, match=r"`crop` is a share.* Received: 0.5 for decoded images"):
+    with pytest.raises(ValueError, match=r"`crop` is for image files.* Received: 0.5 for decoded images"):
         batches(pixels, image_size=8, batch_size=4, crop=0.5)
 
 

@@ -88,7 +88,9 @@ def test_a_harmed_shard_is_found_and_made_anew(data, plain_adience, tmp_path, ha
     else:
         (shard if harm == "remove" else shard.with_suffix(".json")).unlink()
     if harm != "flip":
-        with pytest.raises(ValueError, match=r"8 of .* files are not in .* run prepare again"):
+        with pytest.raises(
+            ValueError, match=r"8 of .* files have changed or are not packed in .* run satm_tf\.prepare again"
+        ):
             attach(data, output, root=plain_adience)
     pack(_splits(data), output, root=plain_adience, image_size=8)
     assert shard.read_bytes() == whole
@@ -99,7 +101,9 @@ def test_a_changed_file_is_packed_anew(data, plain_adience, tmp_path, write_imag
     output = tmp_path / "out"
     pack(_splits(data), output, root=plain_adience, image_size=8)
     write_image(Path(data.test.paths[0]), seed=99)
-    with pytest.raises(ValueError, match=r"1 of 6 files are not in .* as they are now: run prepare again"):
+    with pytest.raises(
+        ValueError, match=r"1 of 6 files have changed or are not packed in .* run satm_tf\.prepare again"
+    ):
         attach(data, output, root=plain_adience)
     pack(_splits(data), output, root=plain_adience, image_size=8)
     ((straight, _),) = batches(data.test, image_size=8, batch_size=6)
@@ -196,7 +200,7 @@ def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
     done = _state(output)
     assert 3 <= len(list(output.glob("images-*.json"))) < 12, process.stderr.read().decode()[-2000:]
     data = folder.load(root)
-    with pytest.raises(ValueError, match="run prepare again"):
+    with pytest.raises(ValueError, match=r"run satm_tf\.prepare again"):
         attach(data, output, root=root)
     pack(_splits(data), output, root=root, image_size=32)
     whole = {name: state for name, state in done.items() if (output / name).with_suffix(".json").name in done}
@@ -207,14 +211,14 @@ def test_a_kill_leaves_whole_shards_and_the_rest_is_made(tmp_path, write_image):
 
 def test_refuses(data, plain_adience, tmp_path):
     output = tmp_path / "out"
-    with pytest.raises(FileNotFoundError, match=r"python -m satm_tf.prepare makes them. Received: .*out"):
+    with pytest.raises(FileNotFoundError, match=r"create them with python -m satm_tf.prepare. Received: .*out"):
         attach(data, output, root=plain_adience)
     pack([data.test], output, root=plain_adience, image_size=8)
     with pytest.raises(ValueError, match=r"prepared with other options.*\[8, 8\].* Received: .*\[9, 9\]"):
         pack([data.test], output, root=plain_adience, image_size=9)
     with pytest.raises(ValueError, match="below the root"):
         pack([data.test], output, root=tmp_path / "other", image_size=8)
-    with lock(output), pytest.raises(ValueError, match="Another process is at work"):
+    with lock(output), pytest.raises(ValueError, match="Another process is working"):
         pack([data.test], output, root=plain_adience, image_size=8)
     decoded = Examples(labels=[0], images=np.zeros((1, 2, 2, 3), np.uint8))
     with pytest.raises(ValueError, match="Only image files can be prepared"):
@@ -228,5 +232,7 @@ def test_refuses_what_an_earlier_version_prepared(data, plain_adience, tmp_path)
         lambda: pack([data.test], tmp_path, root=plain_adience, image_size=8),
         lambda: attach(data, tmp_path, root=plain_adience),
     ):
-        with pytest.raises(ValueError, match=r"earlier version prepared .*delete it and run satm_tf.prepare again"):
+        with pytest.raises(
+            ValueError, match=r"was prepared by an earlier version.*delete it and run satm_tf\.prepare again"
+        ):
             use()

@@ -212,8 +212,8 @@ def test_a_source_without_a_gradient_is_left_out_and_named(dataset):
         ({"sources": {"satm/red": Channel(1)}}, "must mean one network"),
         ({"effort": {"step": 3}}, "Did you mean 'steps'"),
         ({"attacks": [FGSM(epsilon=0.1), FGSM(epsilon=0.2)]}, "give a mapping"),
-        ({"attacks": {"clean": FGSM(epsilon=0.1)}}, "stands for no attack"),
-        ({"epsilons": {"pgd": [0.1]}}, "Epsilons are for one of the attacks"),
+        ({"attacks": {"clean": FGSM(epsilon=0.1)}}, "is reserved for clean images"),
+        ({"epsilons": {"pgd": [0.1]}}, "Give at least one epsilon for each attack"),
         ({"class_names": ["dark"]}, "distinguish 2 classes, and the images have 1"),
         ({"targets": {**MODELS, "five": Fifth(0)}}, "same num_classes"),
         ({"targets": {}, "checked": []}, "at least one target"),
@@ -255,6 +255,6 @@ def test_what_was_killed_resumes_from_its_blocks(dataset, tmp_path, monkeypatch)
 def test_a_targets_partner_is_no_surrogate():
     models = {"satm/a": "a.keras", "satm/b": "b.keras"}
     for surrogate in ("same_scheme/x", "twin/b"):
-        with pytest.raises(ValueError, match="never a target or its partner"):
+        with pytest.raises(ValueError, match="not a target or its partner"):
             check_names(models, {surrogate: "b.keras"})
     check_names(models, {"twin/b": "another.keras"})

@@ -73,5 +73,5 @@ def test_a_budget_is_a_moment_of_one_search(dataset):
     np.testing.assert_array_equal(best, stronger)
     assert len(asked) == 3
     for budgets in ([5, 4], [1], [31]):
-        with pytest.raises(ValueError, match="Budgets rise"):
+        with pytest.raises(ValueError, match="Budgets must increase"):
             whole.search(counting, images, labels, seed, starts=[weaker, stronger], budgets=budgets)

@@ -66,7 +66,7 @@ def test_the_paired_interval_covers_what_it_should():
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False]), ([[True]], [[True]])])
 def test_what_is_not_paired_is_refused(first, second):
-    with pytest.raises(ValueError, match="two vectors of one length"):
+    with pytest.raises(ValueError, match="two vectors of the same length"):
         compare_paired(first, second)
 
 

@@ -100,16 +100,16 @@ def test_what_is_damaged_cut_off_or_foreign_is_refused_by_name(written, tmp_path
         content[-20] ^= 1
         (folder / example).write_bytes(content)
 
-    damaged("flipped", flip, ValueError, f"changed or cut off.*{example}")
+    damaged("flipped", flip, ValueError, f"changed or truncated.*{example}")
     damaged("cut", lambda f: (f / example).write_bytes((f / example).read_bytes()[:-5]), ValueError, example)
     damaged("missing", lambda f: (f / "clean/00003.png").unlink(), FileNotFoundError, "clean/00003.png")
     text = manifest.replace('"label": 1', '"label": 2', 1)
     damaged("edited", lambda f: (f / "suite.json").write_text(text), ValueError, "was changed after it was written")
     damaged("half", lambda f: (f / "suite.json").write_text(manifest[:500]), ValueError, "suite.json")
-    damaged("list", lambda f: (f / "suite.json").write_text("[]"), ValueError, "no adversarial suite")
+    damaged("list", lambda f: (f / "suite.json").write_text("[]"), ValueError, "not an adversarial suite")
     damaged("none", lambda f: (f / "suite.json").unlink(), FileNotFoundError, "as `satm-tf attack` writes")
     for name, key, value, message in (
-        ("foreign", "format", "RobustBench", "no adversarial suite"),
+        ("foreign", "format", "RobustBench", "not an adversarial suite"),
         ("newer", "version", 2, "reads version 1"),
         ("classes", "class_names", ["0"], "labels of 1 classes"),
         ("shapeless", "image_shape", [16], "does not describe a suite"),

@@ -38,7 +38,7 @@ def test_a_single_network_has_no_partners(results):
 
 
 def test_unknown_attack(results):
-    with pytest.raises(ValueError, match=r"only of \['clean', 'x', 'y'\]"):
+    with pytest.raises(ValueError, match=r"only for \['clean', 'x', 'y'\]"):
         robustness_table(results, "z")
 
 

@@ -122,7 +122,7 @@ def test_bad_input(dataset):
     options = {"sources": {}, "dataset": dataset, "attacks": {}}
     with pytest.raises(ValueError, match="at least one target"):
         transfer_matrix(targets={}, **options)
-    with pytest.raises(ValueError, match="stands for no attack"):
+    with pytest.raises(ValueError, match="is reserved for clean images"):
         transfer_matrix(targets={"a": Linear(0)}, **{**options, "attacks": {"clean": FGSM(epsilon=0.1)}})
     with pytest.raises(ValueError, match="empty dataset"):
         transfer_matrix(targets={"a": Linear(0)}, **{**options, "dataset": dataset.take(0)})
@@ -172,7 +172,7 @@ def test_predictions_survive_their_file(dataset, tmp_path):
     pd.testing.assert_frame_equal(Predictions.load(tmp_path / "p.npz").frame(), predictions.frame())
     whole = (tmp_path / "p.npz").read_bytes()
     (tmp_path / "p.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="holds no predictions; delete it"):
+    with pytest.raises(ValueError, match="does not hold predictions; delete it"):
         Predictions.load(tmp_path / "p.npz")
 
 

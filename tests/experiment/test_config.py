@@ -83,7 +83,7 @@ def test_help_describes_every_field(capsys):
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "The one seed from which everything random follows." in text
-    assert "Height and width, in pixels, that the networks see." in text
+    assert "Height and width of the networks' input, in pixels." in text
     assert "quickstart" in text
 
 
@@ -101,9 +101,12 @@ def changed(config, **changes):
         (lambda c: changed(c, evaluation_attacks={"x": {"name": "nothing"}}), "Unknown attack"),
         (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
         (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
-        (lambda c: changed(c, networks={"a": c.networks["a"], "frozen_a": c.networks["a"]}), "once it is frozen"),
-        (lambda c: changed(c, networks={"itself": c.networks["a"]}), "these are words"),
-        (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "starts with a letter"),
+        (
+            lambda c: changed(c, networks={"a": c.networks["a"], "frozen_a": c.networks["a"]}),
+            "name of a frozen network",
+        ),
+        (lambda c: changed(c, networks={"itself": c.networks["a"]}), "these are reserved words"),
+        (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "must start with a letter"),
         (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from="other")}), "Did you mean 'others'"),
         (
             lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from={"a": "frozen_z", "b": "a"})}),
@@ -157,13 +160,13 @@ def changed(config, **changes):
                 schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=1)},
                 data=dataclasses.replace(c.data, augmentation=Augmentation()),
             ),
-            r"schemes\.s\.crafted_once is for images that are the same in every epoch",
+            r"schemes\.s\.crafted_once needs images that are the same in every epoch",
         ),
         (
             lambda c: changed(
                 c, schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=1)}, strategy="mirrored"
             ),
-            r"schemes\.s\.crafted_once is for one device",
+            r"schemes\.s\.crafted_once works on one device only",
         ),
         (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
         (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=-1)), r"co_train\.epochs must be"),
@@ -171,11 +174,11 @@ def changed(config, **changes):
         (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
         (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=4)), "at least 8 x 8"),
         *(
-            (lambda c, n=name: changed(c, networks={n: c.networks["a"]}), "starts with a letter")
+            (lambda c, n=name: changed(c, networks={n: c.networks["a"]}), "must start with a letter")
             for name in ("123", 123, "yes", True, None, 1.5, "", "a\nb", "a" * 101, "é" * 51, "a.b", "a\\b")
         ),
-        (lambda c: changed(c, schemes={"no": c.schemes["satm"]}), "starts with a letter"),
-        (lambda c: changed(c, schemes={"holdout": c.schemes["satm"]}), "what results call unseen"),
+        (lambda c: changed(c, schemes={"no": c.schemes["satm"]}), "must start with a letter"),
+        (lambda c: changed(c, schemes={"holdout": c.schemes["satm"]}), "the name of unseen networks in results"),
         *(
             (lambda c, n=name: changed(c, name=n), "name becomes a folder")
             for name in ("a\nb", "a" * 300, "é" * 60, "", "a/b", "..", "nul\0", "\u202ea")
@@ -190,7 +193,7 @@ def changed(config, **changes):
         ),
         (
             lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"learning_rate": 0.1})),
-            r"is co_train\.learning_rate",
+            r"in co_train\.learning_rate",
         ),
         *(
             (
@@ -234,7 +237,7 @@ def changed(config, **changes):
         ),
         (lambda c: changed(c, data=dataclasses.replace(c.data, root="a\0b")), r"data\.root must be a path"),
         (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=100_000)), "image_size must be at most 8192"),
-        (lambda c: changed(c, queries=configuration.QueriesConfig([10, 10])), "queries.budgets must differ"),
+        (lambda c: changed(c, queries=configuration.QueriesConfig([10, 10])), "queries.budgets must not repeat"),
         *(
             (
                 lambda c, s=steps: changed(c, evaluation_attacks={"pgd": {"name": "pgd", "steps": s}}),

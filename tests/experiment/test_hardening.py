@@ -116,7 +116,7 @@ def test_sixty_images_and_a_broken_one_from_the_command_line_stopped_and_resumed
     assert hardened.report.exists()
     assert {"original/mine", "hardened/mine"} <= set(hardened.results.target)
     assert [path.name for path in (output / "exported").iterdir() if path.is_dir()] == ["mine"], "partners are not ours"
-    with pytest.raises(ValueError, match=r"another hardening.*epsilon"):
+    with pytest.raises(ValueError, match=r"results of another call.*epsilon"):
         satm_tf.harden(mine, photos, output=output, **{**QUICK, "epsilon": 0.2})
 
 
@@ -129,7 +129,7 @@ def test_images_in_memory_are_written_once_and_known_again(mine, tmp_path):
     np.testing.assert_array_equal(tf.io.decode_png((tmp_path / "images/1/000001.png").read_bytes()), images[1])
     scaled = tf.data.Dataset.from_tensor_slices((images / 127.5 - 1, labels)).shuffle(60).batch(7)
     assert hardening._images(scaled, tmp_path, (-1, 1), None, record) == fields
-    with pytest.raises(ValueError, match="another hardening"):
+    with pytest.raises(ValueError, match="results of another call"):
         hardening._images((images[:30], labels[:30]), tmp_path, (0, 255), None, record)
     with pytest.raises(ValueError, match="must lie in input_range"):
         hardening._images((images.astype("float32"), labels), tmp_path, (0, 1), None, record)

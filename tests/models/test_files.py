@@ -147,10 +147,10 @@ def test_without_a_gradient(photographs):
     [
         ("other", r"has several outputs; choose one of first, second as .*other#OUTPUT"),
         ("served#probability", r"Unknown output of .*served/10\. Did you mean 'probabilities'"),
-        ("plain.keras#logits", "has one output, without a name"),
+        ("plain.keras#logits", "has a single output, without a name"),
         ("named.keras#logit", r"Unknown output of .*named\.keras\. Did you mean 'logits'"),
         ("served/2#class_id", r"gives \[batch, classes\].*Received: \[8\]"),
-        (".", r"A network is a \.keras file, an \.onnx or a \.tflite file"),
+        (".", r"A network must be a \.keras file, an \.onnx or a \.tflite file"),
     ],
 )
 def test_outputs_and_folders_that_do_not_fit(files, source, message):
@@ -165,7 +165,7 @@ def test_a_path_may_hold_the_mark(files, tmp_path):
 
 
 def test_missing_and_damaged_files(files, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no network at this path.*nowhere\.keras"):
+    with pytest.raises(FileNotFoundError, match=r"No network was found at this path.*nowhere\.keras"):
         load_model(tmp_path / "nowhere.keras")
     whole = (files / "plain.keras").read_bytes()
     (tmp_path / "half.keras").write_bytes(whole[: len(whole) // 2])

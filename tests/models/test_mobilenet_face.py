@@ -154,7 +154,7 @@ def test_heads_answer_what_the_graph_does(small, tmp_path):
     ("head", "groups"), [("gender", GROUPS), ("age", [(5, 3)]), ("age", [(100, 120)]), ("age", [(-1, 3)])]
 )
 def test_groups_that_hold_no_year_are_refused(head, groups):
-    with pytest.raises(ValueError, match=r"Age groups are first and last years within 0 to 99. Received"):
+    with pytest.raises(ValueError, match=r"Age groups must be pairs of first and last years within 0 to 99. Received"):
         mobilenet_face_classifier(head, groups=groups)
 
 

@@ -43,7 +43,7 @@ def test_an_own_backbone_loads_weights_from_a_file(own_backbone, tmp_path):
 
 
 def test_a_taken_name_is_refused(own_backbone):
-    with pytest.raises(ValueError, match=r"registered already.*Received: 'own_tiny'"):
+    with pytest.raises(ValueError, match=r"already a backbone of this name.*Received: 'own_tiny'"):
         register_backbone("own_tiny")(own_backbone)
 
 

@@ -85,7 +85,7 @@ def test_checksums_are_verified_before_anything_is_read(tmp_path):
     path = write(tmp_path)
     checksums = digests(tmp_path)
     assert list(read_graph_model(path, checksums)) == list(WEIGHTS)
-    with pytest.raises(ValueError, match=r"names a file without a known checksum. Received: 'part0.bin'"):
+    with pytest.raises(ValueError, match=r"refers to a file whose checksum is not known. Received: 'part0.bin'"):
         read_graph_model(path, {"model.json": checksums["model.json"]})
     for name, content in ((("part0.bin", bytes(48))), ("model.json", b"{ not JSON")):
         (tmp_path / name).write_bytes(content)

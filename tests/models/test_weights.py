@@ -150,7 +150,7 @@ def test_a_truncated_file_is_refused(resnet, published, kept):
     path, _ = published
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"damaged, or its download was cut short"):
+    with pytest.raises(ValueError, match=r"damaged, or its download is incomplete"):
         load_weights_by_name(resnet, path)
 
 
@@ -163,7 +163,7 @@ def test_the_file_of_another_network_is_refused(published):
 def test_what_is_not_hdf5_by_name_is_refused_unopened(resnet, tmp_path):
     path = tmp_path / "weights.pickle"
     path.write_bytes(b"anything")
-    with pytest.raises(ValueError, match=r"Weights are read from HDF5 files"):
+    with pytest.raises(ValueError, match=r"Weights must be in an HDF5 file"):
         load_weights_by_name(resnet, path)
 
 

@@ -162,15 +162,15 @@ def _called(model):
     [
         (lambda: _sequential(layers.Dense(2, activation="sigmoid")), {}, "ends in a Dense layer"),
         (lambda: _sequential(layers.Dense(1)), {}, "one output with"),
-        (_any_size, {}, "give some as sample"),
-        (Subclassed, {}, "give some as sample"),
+        (_any_size, {}, "pass images as sample"),
+        (Subclassed, {}, "pass images as sample"),
         (lambda: _called(_Branching()), {"sample": np.ones((1, *SHAPE))}, "cannot be traced"),
         (lambda: _called(_Loose()), {"sample": np.ones((1, *SHAPE))}, "All weights"),
         (lambda: _sequential(layers.Dense(3)), {"class_names": ["a", "b"]}, "3 classes"),
         (lambda: _sequential(layers.Dense(3)), {"sample": np.full((1, *SHAPE), 256.0)}, "lie in input_range"),
         (lambda: _sequential(layers.Dense(3)), {"input_range": (1, 0)}, "lowest and the highest"),
-        (lambda: "nowhere.keras", {}, "no model at this path"),
-        (lambda: len, {}, "A model is a Keras model"),
+        (lambda: "nowhere.keras", {}, "No model was found at this path"),
+        (lambda: len, {}, "The model must be a Keras model"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_with_what_to_give(model, options, message):

@@ -30,9 +30,9 @@ def test_a_good_answer_is_given_as_arrays():
         ({"class_id": [True, -1, 0]}, "class_id must be whole numbers"),
         ({"class_id": [2**70, -1, 0]}, "class_id must be whole numbers"),
         ({"class_id": [2, -1, 0]}, "one of 2 classes"),
-        ({"class_id": [1, 0, 0]}, "another has -1"),
-        ({"label": ["b", 1, "a"]}, "label must be texts"),
-        ({"label": None}, "label must be texts .* Received: None"),
+        ({"class_id": [1, 0, 0]}, "an invalid one -1"),
+        ({"label": ["b", 1, "a"]}, "label must be strings"),
+        ({"label": None}, "label must be strings .* Received: None"),
         ({"probabilities": None}, "probabilities must be numbers"),
         ({"probabilities": [[0.25, 0.75], [0.0], [1.0, 0.0]]}, "probabilities must be numbers"),
         ({"probabilities": [[0.25, 0.75]] * 4}, r"for 3 images. Received: float64 \[4, 2\]"),
@@ -41,7 +41,7 @@ def test_a_good_answer_is_given_as_arrays():
         ({"probabilities": [[25, 75], [0, 0], [100, 0]]}, r"lie in \[0, 1\]. Received: 0 to 100"),
         ({"probabilities": [[1e999, 0.0]] * 3}, "must be finite"),
         ({"probabilities": {"0": [1, 2]}}, "probabilities must be numbers"),
-        ({"label": ["b", "\ud800", "a"]}, r"label must be texts in UTF-8. Received: \['b', '\\ud800', 'a'\]"),
+        ({"label": ["b", "\ud800", "a"]}, r"label must be strings in UTF-8. Received: \['b', '\\ud800', 'a'\]"),
     ],
 )
 def test_a_wrong_output_is_named_with_what_came(changed, message):
@@ -76,7 +76,7 @@ def test_labels_of_bytes_are_texts_or_refused():
     labels = np.array([b"b", b"", "Ä".encode()], object)
     assert check("serving_default", {**good, "label": labels}, 3)["label"].tolist() == ["b", "", "Ä"]
     labels[0] = b"\xff"
-    with pytest.raises(ServingError, match="label must be texts in UTF-8"):
+    with pytest.raises(ServingError, match="label must be strings in UTF-8"):
         check("serving_default", {**good, "label": labels}, 3)
 
 

@@ -121,9 +121,9 @@ def test_an_audit_is_that_of_the_model_on_disk_and_keeps_its_budget_to_the_reque
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--sources", '{"unseen/a": "http://localhost:1/v1/models/faces"}'], "can be a target alone"),
-        (["--requests", "null"], "The number of --requests"),
-        (["--input_range", '{"api": [0, 255]}'], "takes images in"),
+        (["--sources", '{"unseen/a": "http://localhost:1/v1/models/faces"}'], "can only be a target"),
+        (["--requests", "null"], "--requests and --pause are for"),
+        (["--input_range", '{"api": [0, 255]}'], "take images in"),
         (["--targets", '{"api": "http://localhost:1/faces"}'], "grpc://host:8500/v1/models/NAME"),
         (["--targets", '{"holdout/x": "grpc://localhost:1/v1/models/x"}', "--undefended", '["holdout/x"]'], "compare"),
     ],

@@ -233,11 +233,11 @@ def test_the_network_as_it_was_is_crafted_from_once(make_trainer, examples, tmp_
         ({"learns_from": ("f", "past")}, r"Received: past_a"),
         ({"learns_from": ("f", "sparring")}, r"Received: sparring_a"),
         ({"learns_from": "nobody"}, r"Received: no source"),
-        ({"epsilon_schedule": "uniform"}, r"leave out one of crafted_once and epsilon_schedule"),
+        ({"epsilon_schedule": "uniform"}, r"leave out crafted_once or epsilon_schedule"),
         ({"attack": FastGradientValue(epsilon=1.0, norm="l2")}, r"L-infinity.*Received: .* norm='l2'.* for 'f'"),
         ({"frozen": {"f": lambda images, training: tf.zeros([8, 4])}}, r"known not to change.*Received: function"),
-        ({"data": "augmented"}, r"Images that are augmented or mapped have no numbers"),
-        ({"data": "mapped"}, r"Images that are augmented or mapped have no numbers"),
+        ({"data": "augmented"}, r"Numbered images cannot be augmented or mapped"),
+        ({"data": "mapped"}, r"Numbered images cannot be augmented or mapped"),
         ({"data": "other"}, r"satm_tf.data.batches; .*Received: _TakeDataset"),
     ],
 )
@@ -256,10 +256,10 @@ def test_what_cannot_be_crafted_once_is_refused(craft, examples, options, messag
 def test_a_step_without_numbers_and_several_replicas_are_refused(make_network, images, labels, monkeypatch):
     trainer = CoTraining({"a": make_network("a")}, learns_from="before", attack=ATTACK, crafted_once=1)
     trainer.compile("sgd")
-    with pytest.raises(ValueError, match="by the numbers of its images, which `fit` gives"):
+    with pytest.raises(ValueError, match="by image number, which only `fit` provides"):
         trainer.train_on_batch(images, labels)
     monkeypatch.setattr(CoTraining, "_several_replicas", lambda self: True)
-    with pytest.raises(ValueError, match="Examples are crafted once for one device"):
+    with pytest.raises(ValueError, match="crafted_once works on one device only"):
         CoTraining({"a": make_network("a")}, learns_from="before", attack=ATTACK, crafted_once=1)
 
 

@@ -160,7 +160,7 @@ def test_bad_options(family, mistake):
 
 
 def test_an_unfinished_adaptation_says_what_it_lacks():
-    with pytest.raises(NotImplementedError, match="write `losses`"):
+    with pytest.raises(NotImplementedError, match="implement `losses`"):
         DomainAdaptation().losses(None, tf.zeros([1, 1]), tf.zeros([1, 1, 1]), tf.zeros([1], tf.int32), tf.zeros([]))
 
 

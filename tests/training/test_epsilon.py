@@ -97,5 +97,5 @@ def test_mistakes_are_named(schedule, mistake):
 
 
 def test_an_unfinished_schedule_says_what_it_lacks():
-    with pytest.raises(NotImplementedError, match="write `share`"):
+    with pytest.raises(NotImplementedError, match="implement `share`"):
         EpsilonSchedule().share(tf.constant(0.0), tf.constant(1), tf.constant([0, 0]))

@@ -175,7 +175,7 @@ class TestBadInput:
 class TestNetworks:
     def test_one_network_trained_and_frozen(self, make_network):
         a = make_network("a")
-        with pytest.raises(ValueError, match="one of those that train, or frozen"):
+        with pytest.raises(ValueError, match="exactly one of these: trained, frozen"):
             CoTraining({"a": a}, frozen={"b": a}, learns_from="frozen", attack=ATTACK)
 
     def test_no_network(self):

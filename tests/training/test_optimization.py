@@ -128,7 +128,7 @@ def test_the_callers_optimizer_holds_no_state_but_the_count(networks, images, la
 
 
 def test_an_optimizer_that_scales_losses_is_refused(networks):
-    with pytest.raises(ValueError, match="Give the inner optimizer"):
+    with pytest.raises(ValueError, match="Pass the inner optimizer"):
         learn_cleanly(networks, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()))
 
 

@@ -296,7 +296,7 @@ def test_what_several_replicas_cannot_do_is_refused(mirrored):
     with mirrored.scope():
         trainer = CoTraining({name: make_network(name) for name in "ab"}, attack=FGSM(epsilon=0.1))
         for options, message in (
-            ({"learns_from": "past"}, "Snapshots are taken on one device"),
+            ({"learns_from": "past"}, "Snapshots work on one device only"),
             ({"learns_from": ["others", "itself"], "crafting_mode": "training"}, "cannot craft in training mode"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -136,7 +136,7 @@ def _check_same(root: Path, parameters: dict[str, int]) -> None:
     record = root / PARAMETERS_FILE
     if not record.is_file():
         raise FileExistsError(
-            f"`root` holds no synthetic faces but other files. {advice} If these are your images, give their format "
+            f"`root` holds other files than synthetic faces. {advice} If these are your images, give their format "
             f"instead of synthetic_faces (--data.format). Received: root={str(root)!r}"
         )
     found = storage.read_json(record)
@@ -149,8 +149,8 @@ def _check_same(root: Path, parameters: dict[str, int]) -> None:
     expected = parameters["num_subjects"] * parameters["images_per_subject"]
     if images != expected or not all((root / f"fold_{fold}_data.txt").is_file() for fold in range(_FOLDS)):
         raise FileExistsError(
-            f"`root` holds synthetic faces of which files are missing. {advice} Received: root={str(root)!r} with "
-            f"{images} of {expected} images"
+            f"`root` holds synthetic faces, but some of their files are missing. {advice} Received: "
+            f"root={str(root)!r} with {images} of {expected} images"
         )
 
 

@@ -79,7 +79,7 @@ def masking_checks(
     in_both, unchecked = set(networks) & set(undefended), set(before) - set(networks)
     if in_both or unchecked or not networks:
         raise ValueError(
-            "A network is checked or undefended, not both, and `before` is for networks that are checked. "
+            "A network must be checked or undefended, not both, and `before` is for networks that are checked. "
             f"Received: {sorted(in_both or unchecked) or 'no network to check'}"
         )
     earlier = {f"{name} before": network for name, network in before.items()}

@@ -190,7 +190,7 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"no synthetic faces but other files.*--data\.format.*Received: root="):
+    with pytest.raises(FileExistsError, match=r"other files than synthetic faces.*--data\.format.*Received: root="):
         write(tmp_path)
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
 
