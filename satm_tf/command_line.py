@@ -362,7 +362,7 @@ def run(
         resumes: Whether the same command resumes after it was stopped.
 
     Returns:
-        0 when it is done; 1 after an error, of which a line is printed, and the traceback with `--debug` alone; 130
+        0 when it is done; 1 after an error, which is printed in one line, with a traceback only with `--debug`; 130
         when it was stopped by hand, 143 by SIGTERM in a training, which is saved.
 
     Raises:

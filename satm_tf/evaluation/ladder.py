@@ -22,7 +22,7 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
     ladder. Where queries were made for a part of the images only, `queries` and `worst` are of that part.
 
     Args:
-        predictions: As `measure` gives them. Targets of the group "holdout" are left out.
+        predictions: As `measure` gives them. Targets in the group "holdout" are left out.
         by: "target", or "scheme" for the mean over the networks of a scheme.
         epsilon: The largest epsilon that an attacker has; None for whatever was measured.
 

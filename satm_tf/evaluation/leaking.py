@@ -17,7 +17,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Leak(NamedTuple):
-    """The adversarial images of one cell beside the clean images that they were made from.
+    """The adversarial images of one cell compared with the clean images that they were made from.
 
     Attributes:
         accuracy: On the adversarial images, in [0, 1].

@@ -133,7 +133,7 @@ class LoadedModel:
         fingerprint: A digest of the file and of what was chosen in it; None for a model that was in memory already,
             whose weights may still change.
         differentiable: Whether a gradient reaches the images.
-        remote: Whether it is a server's, as `serving.Endpoint`: asked outside graphs alone, and no more than needed.
+        remote: Whether it is a server's, as `serving.Endpoint`: called only outside graphs, and no more than needed.
 
     Raises:
         ValueError: If the outputs are not `[batch, classes]`.

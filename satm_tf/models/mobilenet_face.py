@@ -55,7 +55,7 @@ def load_mobilenet_face(backbone: keras.Model, path: Path) -> None:
 
     Args:
         backbone: The backbone, without heads.
-        path: `faceres-deep.json`, with `faceres-deep.bin` beside it, or a `.weights.h5` file that
+        path: `faceres-deep.json`, with `faceres-deep.bin` next to it, or a `.weights.h5` file that
             `backbone.save_weights` wrote. The published files' checksums are verified before they are read.
 
     Raises:

@@ -28,7 +28,7 @@ class Picture:
     """A figure on disk.
 
     Attributes:
-        path: The PNG; its numbers are beside it, as CSV.
+        path: The PNG; its numbers are next to it, as CSV.
         alt: What it shows, in words, for readers who cannot see it.
         caption: The caption.
     """
