@@ -1,4 +1,4 @@
-"""Any folder of images with one sub-folder a class."""
+"""Any folder of images with a sub-folder for each class."""
 
 from __future__ import annotations
 

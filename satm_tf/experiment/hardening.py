@@ -43,7 +43,7 @@ from satm_tf.metrics import at_chance
 from satm_tf.models import ImageClassifier, get_backbone
 
 ORIGINAL, HARDENED = "original", "hardened"
-"""What results call the model as it came, and as it is after the defence."""
+"""The names of the original and of the hardened model in results."""
 
 _SMALL = ("compact_resnet", "compact_vgg", "compact_inception", "compact_densenet")
 _LARGE = ("resnet50_imagenet", "efficientnet_v2_b0_imagenet", "inception_v3_imagenet", "vgg16_imagenet")

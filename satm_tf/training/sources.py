@@ -52,7 +52,7 @@ def resolve_sources(
     | as they are at each step | `itself` | `others` | | `b` |
     | as they were when training began | `before_itself` | `before_others` | `before` | `before_b` |
     | as they were at some of the last steps | `past_itself` | `past_others` | `past` | `past_b` |
-    | robust partners that train beside them | `sparring_itself` | `sparring_others` | `sparring` | `sparring_b` |
+    | robust partners that train alongside them | `sparring_itself` | `sparring_others` | `sparring` | `sparring_b` |
     | given, never changed | | | `frozen` | `old` |
 
     `others` is SATM; `itself` standard adversarial training; `frozen` ensemble adversarial training, and PubDef;

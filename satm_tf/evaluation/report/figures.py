@@ -39,7 +39,7 @@ class Picture:
 
 
 def heat_map(table: pd.DataFrame, path: Path, caption: str) -> Picture:
-    """Accuracies with a row a source and a column a target; white boxes are framed.
+    """Accuracies with a row for each source and a column for each target; white-box cells are framed.
 
     Args:
         table: As `matrix_table` gives it, shares in [0, 1].
