@@ -26,7 +26,7 @@ def test_what_is_done_costs_nothing_and_only_the_largest_passing_counts():
         ["b", "2", "20", "6.000", "4.0", "4"],
         ["c", "-", "1", "9.000", "0.0", "0"],
     ]
-    assert cost.summary(whole).startswith("In all about 5 minutes on this machine")
+    assert cost.summary(whole).startswith("About 5 minutes in all on this machine")
     assert cost.summary(whole).endswith("at most 0.01 GB on disk.")
 
 
