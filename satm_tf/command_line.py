@@ -178,7 +178,7 @@ class Parser(jsonargparse.ArgumentParser):
         for argument in args:
             flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
             if set(flag.split(".")) & set(_IMPORTING):
-                self.error(f"A command imports and calls nothing that it is given. Received: {flag}")
+                self.error(f"A command cannot import or call anything that it is given. Received: {flag}")
             try:
                 _refuse(value)
             except yaml.YAMLError:
@@ -191,7 +191,7 @@ class Parser(jsonargparse.ArgumentParser):
         """Prints a line of usage and the message, and exits with 2."""
         denied = re.search(r"Importing (\S+) is not allowed", message)
         if denied:
-            message = f"A command imports and calls nothing that it is given. Received: {denied[1]}"
+            message = f"A command cannot import or call anything that it is given. Received: {denied[1]}"
         if "nrecognized arguments" in message:
             for flag in re.findall(r"--[\w.-]+", message):
                 near = self.nearest(flag)
@@ -245,7 +245,7 @@ class _WholeHelp(argparse.Action):
     """`--help-all`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
-        text = "Show the fields inside a field too, and exit."
+        text = "Also show nested fields, and exit."
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def __call__(self, parser: Any, *_: Any) -> None:
@@ -362,7 +362,7 @@ def run(
         resumes: Whether the same command resumes after it was stopped.
 
     Returns:
-        0 when it is done; 1 after an error, of which a line is printed, and the traceback with `--debug` alone; 130
+        0 when it is done; 1 after an error, which is printed in one line, with a traceback only with `--debug`; 130
         when it was stopped by hand, 143 by SIGTERM in a training, which is saved.
 
     Raises:

@@ -18,7 +18,7 @@ def unknown_name(kind: str, received: object, available: Iterable[str]) -> Value
     """The error for a name that is not among those available, with the nearest of them.
 
     Args:
-        kind: What the name stands for, such as `"attack"`.
+        kind: What the name refers to, such as `"attack"`.
         received: The name received.
         available: The names that exist.
 

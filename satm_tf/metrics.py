@@ -95,7 +95,7 @@ def _within_one(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="satm_tf")
 class OneOffAccuracy(keras.metrics.MeanMetricWrapper):
-    """The share of images put into their class or one beside it, from integer labels `[batch]` and logits.
+    """The share of images put into their class or a neighbouring one, from integer labels `[batch]` and logits.
 
     Example:
         >>> metric = OneOffAccuracy()

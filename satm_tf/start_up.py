@@ -40,7 +40,7 @@ def shown(line: bytes, level: int, gpu: bool) -> bool:
 
     Args:
         line: The line.
-        level: The lowest severity that is shown, as `TF_CPP_MIN_LOG_LEVEL` counts: 0 is everything, 2 errors alone.
+        level: The lowest severity that is shown, as `TF_CPP_MIN_LOG_LEVEL` counts: 0 is everything, 2 only errors.
         gpu: Whether there is a GPU, of which an error that is harmless elsewhere says something.
     """
     if line.startswith(_NOT_READY):

@@ -58,7 +58,7 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """A folder to fill, which appears under its name once the block ends without an error.
 
-    What a killed process has left beside it of such a folder is removed.
+    Remains of such a folder that a killed process left next to it are removed.
 
     Args:
         path: The folder, which must not exist, or be empty, when the block ends.

@@ -114,7 +114,7 @@ def test_toward_a_target_and_without_a_cap(files, tmp_path):
         (["--format", "image"], "Unknown data format. Did you mean 'images'"),
         (["--data", '{"fold": 1}'], "Unknown option of the data format 'images'"),
         (["--split", "train"], "This split has no images"),
-        (["--image_size", "9"], "takes images of shape (8, 8, 3)"),
+        (["--image_size", "9"], "needs images of shape (8, 8, 3)"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, capsys, arguments, message):
@@ -129,7 +129,7 @@ def test_classes_must_agree(files, tmp_path, capsys):
     network.save(files / "three.keras")
     code, output = _run(files, tmp_path, "--format", "folder", images="classes", model="three.keras")
     assert code == 1
-    assert "The model has 3 classes, the images 5" in capsys.readouterr().err
+    assert "The model has 3 classes, but the images have 5" in capsys.readouterr().err
     assert not output.exists()
 
 

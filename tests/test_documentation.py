@@ -173,7 +173,28 @@ def test_the_tests_that_security_names_exist():
 
 
 # What readers had to puzzle over, or what DESIGN.md has another term for.
-_WORDS = ("stranger", "rightly", "in the place of", "are no numbers", "goes on when", "goes on where", "taken wrongly")
+_WORDS = (
+    *("stranger", "rightly", "in the place of", "are no numbers", "goes on when", "goes on where", "taken wrongly"),
+    *("accuracys", "in silence", "what all random numbers", "draws follow from", "by questions alone"),
+    *("wins over", "a fresh start", "has its own alone", "no trace", "do not go together", "flatters", "is no bargain"),
+    *(
+        "ours beside",
+        "stands beside",
+        "stand beside",
+        "trains beside",
+        "write the label into",
+        "writes that label into",
+    ),
+    *(
+        "no scheme has met",
+        "nobody has met",
+        "speaks for it",
+        "what came out",
+        "images a second",
+        "a pixel that the model",
+    ),
+    *("one's own folder", "of one's own", "sub-folder a class", "row a source", "is no text", "in the white box"),
+)
 
 
 def test_words_that_read_as_if_translated_do_not_come_back():

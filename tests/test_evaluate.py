@@ -228,7 +228,7 @@ def test_networks_and_images_must_go_together(run, files, capsys):
         files / "five.keras"
     )
     assert run({"a": "five.keras"})[0] == 1
-    assert "distinguish 5 classes, and the images have 3" in capsys.readouterr().err
+    assert "distinguish 5 classes, but the images have 3" in capsys.readouterr().err
     assert run({"a": "plain.keras", "b": "five.keras"})[0] == 1
     assert "must have the same num_classes" in capsys.readouterr().err
 

@@ -63,7 +63,7 @@ def test_adience_is_packed_for_both_targets_and_all_folds(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--format", "adienc"], "Did you mean 'adience'?"),
-        (["--format", "idx"], "Data of the format 'idx' is not in image files"),
+        (["--format", "idx"], "The format 'idx' has no image files to pack"),
         (["--format", "table"], "needs `table`, the CSV file. Received: none"),
         (["--format", "folder", "--data", '{"orderd": true}'], "Did you mean 'ordered'?"),
         (["--format", "folder", "--root", "nowhere"], "The folder of the images does not exist. Received: nowhere"),

@@ -1,4 +1,4 @@
-"""HopSkipJump: from the predicted classes alone."""
+"""HopSkipJump: from the predicted classes only."""
 
 from __future__ import annotations
 

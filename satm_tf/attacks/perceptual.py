@@ -38,7 +38,7 @@ def distortion(adversarial: Any, images: Any) -> dict[str, np.ndarray]:
 
 
 def as_uint8(adversarial: Any, images: Any) -> np.ndarray:
-    """8-bit images that are nowhere further from the clean ones than the adversarial ones are, in any norm.
+    """8-bit images that are no further from the clean ones than the adversarial ones are, in any norm.
 
     Each pixel is rounded toward the clean pixel, so that the image stays in its ball; up to one level of 255 is lost.
 

@@ -95,7 +95,7 @@ class RandomisedStep(Attack, name="randomised_step"):
 
     Eq. 3 and Algorithm 1 of Liao (SATM) print `x' + (epsilon - alpha) * sign(gradient of J(x', y_true))`, which Tramer
     et al. call R+FGSM: that is `label_source="label"`. The default is what the name says, because networks co-trained
-    with the printed form write the label into the perturbations that they make for each other.
+    with the printed form encode the label in the perturbations that they craft for each other.
 
     Attributes:
         alpha: Size of the random step, in [0, epsilon]; None is half of epsilon.

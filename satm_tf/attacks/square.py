@@ -1,4 +1,4 @@
-"""Square attack: random search, from the logits alone."""
+"""Square attack: random search, from the logits only."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class SquareAttack(Attack, name="square"):
             labels: int32 `[batch]`.
             seed: int32 `[2]`.
             epsilon: In place of the attack's own.
-            starts: Images in the ball to start from, such as examples that transfer, in place of stripes. Each costs a
+            starts: Images in the ball to start from, such as transferred examples, instead of stripes. Each costs a
                 query, and the search goes on from the best one.
-            budgets: Rising numbers of queries, at most `queries`; None is `queries` alone.
+            budgets: Rising numbers of queries, at most `queries`; None is only `queries`.
 
         Returns:
             Images like `images` for each budget.

@@ -75,7 +75,7 @@ class InputDiversity(Transform, name="input_diversity"):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationInvariance(Transform, name="translation_invariance"):
-    """TI: the gradient blurred by a Gaussian, which stands for the mean gradient of shifted images.
+    """TI: the gradient blurred by a Gaussian, which approximates the mean gradient of shifted images.
 
     Attributes:
         size: Width of the kernel in pixels, odd. The paper takes 15 for images of 299; small images want less.
@@ -111,8 +111,8 @@ class TranslationInvariance(Transform, name="translation_invariance"):
 class BlockShuffle(Transform, name="block_shuffle"):
     """BSR: the network sees each image in several copies, cut into blocks that change places and turn a little.
 
-    Each copy has cuts, an order and angles of its own, the same for all images of a batch. Rows of blocks change
-    places, and then the blocks within each row. What a turn brings in from outside of a block is black.
+    Each copy has its own cuts, order and angles, the same for all images of a batch. Rows of blocks change places, and
+    then the blocks within each row. What a turn brings in from outside of a block is black.
 
     Attributes:
         copies: How many, each of which costs one more gradient. The authors' 20 cost
@@ -186,7 +186,7 @@ class Admix(Transform, name="admix"):
     Attributes:
         mixed: How many others are mixed in, one at a time.
         strength: The share of the other image that is added.
-        copies: How many brightnesses, `x / 2^i` from `i = 0`. There are `mixed * copies` gradients in place of one.
+        copies: How many brightnesses, `x / 2^i` from `i = 0`. It takes `mixed * copies` gradients instead of one.
 
     Raises:
         ValueError: If a number is out of range.

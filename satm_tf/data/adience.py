@@ -129,8 +129,8 @@ def _read_fold(root: Path, fold: int) -> pd.DataFrame:
     path = root / f"fold_{fold}_data.txt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"Adience has five fold files, fold_0_data.txt to fold_4_data.txt, beside the folders aligned/ and faces/. "
-            f"Point `root` to the folder that holds them. Received: {root}, without {path.name}"
+            f"Adience has five fold files, fold_0_data.txt to fold_4_data.txt, next to the folders aligned/ and "
+            f"faces/. Point `root` to the folder that holds them. Received: {root}, without {path.name}"
         )
     # No quoting: the files know none, so a quotation mark in a name is a character like any other.
     table = intake.read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)

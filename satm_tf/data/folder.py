@@ -1,4 +1,4 @@
-"""Any folder of images with one sub-folder a class."""
+"""Any folder of images with a sub-folder for each class."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def load(
 ) -> ImageData:
     """Reads a folder of images, `<class>/...` or `train/<class>/...`, `test/<class>/...` and so on.
 
-    Where there are `train` and `test` folders they are the splits; a `validation` (or `val`) folder too, or else a
-    part of `train` is drawn. Where there are none, both parts are drawn. Each image counts as a subject of its own: if
-    a data set shows a subject more than once, name the subjects in a table and use `tables.load`. Equal files are one
-    subject; those in two classes are left out, and of those in two given splits the one to train on.
+    Where there are `train` and `test` folders they are the splits; a `validation` (or `val`) folder too, or else a part
+    of `train` is drawn. Where there are none, both parts are drawn. Each image counts as a separate subject: if a data
+    set shows a subject more than once, name the subjects in a table and use `tables.load`. Equal files are one subject;
+    images in two classes are left out; of images in two given splits, the one for training is.
 
     Args:
         root: The folder.

@@ -50,7 +50,7 @@ def load(
         root: The folder with the four files.
         validation_share: The part of the training images to validate on, in (0, 1).
         seed: What the draw of the validation images, and of those that `limit` keeps, follows from.
-        limit: The most images to take of the training file, and of the test file; None for all.
+        limit: Maximum number of images from the training file, and from the test file; None for all.
         class_names: The name of each label; None for "0", "1" and so on up to the largest label in the training file.
 
     Returns:

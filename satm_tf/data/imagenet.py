@@ -2,7 +2,7 @@
 
 Source:
     Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. The 10,000 random validation
-    images are Tramer et al.'s (ICLR 2018, section 4.1), whose Table 4 the SATM paper's Table 7 stands beside.
+    images are Tramer et al.'s (ICLR 2018, section 4.1), whose Table 4 corresponds to the SATM paper's Table 7.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Batches(tf.data.Dataset):
         """The same batches as `((images, rows), labels)`; `rows`, int64 `[batch]`, are places in the examples.
 
         Raises:
-            ValueError: If the images are augmented or mapped: one number would stand for many images.
+            ValueError: If the images are augmented or mapped: one number would refer to many images.
         """
         return self._like(self._with_numbers(), *self._position, numbered=self._numbered)
 
@@ -150,15 +150,15 @@ def batches(
         examples: What to batch. Image files are decoded again in each epoch unless `cache`.
         image_size: Height and width, or one number for both.
         batch_size: Images a batch; the global batch where `input_context` is given.
-        shuffle: Whether each epoch has an order of its own; else it is that of `examples`.
-        seed: What order and augmentation follow from, non-negative.
+        shuffle: Whether each epoch has a different order; else it is that of `examples`.
+        seed: The seed of order and augmentation, non-negative.
         first_epoch: The number of the first iteration's epoch.
         first_step: How many batches of that epoch to leave out.
         drop_remainder: Whether to leave out a last, smaller batch. For training; never for measuring.
         augmentation: Called with float32 images `[batch, height, width, 3]` in [0, 1] and a seed, int32 `[2]`; returns
             images of the same kind. Such as `Augmentation`.
-        crop: The side of the central square to use of each file, as a share of its shorter side, in (0, 1]; None
-            for all of it, stretched to `image_size`. `imagenet.CROP` is what networks for ImageNet are measured with.
+        crop: The side of the central square to use of each file, as a share of its shorter side, in (0, 1]; None for
+            all of it, stretched to `image_size`. `imagenet.CROP` is what networks for ImageNet are measured with.
         cache: Whether to decode all files now and keep them in memory, 3 bytes a pixel. For small sets.
         input_context: Which part of each global batch this process reads, as
             `strategy.distribute_datasets_from_function` gives it. Only that part is decoded.

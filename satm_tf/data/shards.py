@@ -111,7 +111,7 @@ def read_index(folder: Path, *, verify: bool = False) -> tuple[dict[Source, Plac
 
     Args:
         folder: The prepared folder.
-        verify: Whether to read each shard and compare its checksum, and not its length alone.
+        verify: Whether to read each shard and compare its checksum, and not only its length.
 
     Returns:
         The place of each file, None for one that does not decode; and the numbers of the whole shards.

@@ -16,13 +16,13 @@ WORST = "worst"
 
 
 def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | None = None) -> pd.DataFrame:
-    """The ladder: what is left on clean images, on each rung, under the worst of all rungs, and in the white box.
+    """The ladder: the accuracy on clean images, on each rung, under the worst of all rungs, and in a white-box attack.
 
     A rung counts an image as right if it is right under all attacks and sources of the rung; `worst`, under all of the
     ladder. Where queries were made for a part of the images only, `queries` and `worst` are of that part.
 
     Args:
-        predictions: As `measure` gives them. Targets of the group "holdout" are left out.
+        predictions: As `measure` gives them. Targets in the group "holdout" are left out.
         by: "target", or "scheme" for the mean over the networks of a scheme.
         epsilon: The largest epsilon that an attacker has; None for whatever was measured.
 
@@ -69,7 +69,7 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
 def compare_ladder(predictions: Predictions, first: str, second: str, epsilon: float | None = None) -> pd.DataFrame:
     """Compares two schemes rung by rung on the same images, network by network, with McNemar's exact test.
 
-    `worst` takes the rungs that both were measured on, so that neither has met more attackers than the other.
+    `worst` takes the rungs that both were measured on, so that neither is measured under more attackers than the other.
 
     Args:
         predictions: As `measure` gives them, with targets named `<scheme>/<network>`.

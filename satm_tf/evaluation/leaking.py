@@ -17,7 +17,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Leak(NamedTuple):
-    """The adversarial images of one cell beside the clean images that they were made from.
+    """The adversarial images of one cell compared with the clean images that they were made from.
 
     Attributes:
         accuracy: On the adversarial images, in [0, 1].
@@ -71,9 +71,9 @@ def against_clean(clean: NDArray[np.bool_], adversarial: Mapping[_Key, NDArray[n
 def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFrame:
     """Finds adversarial images that are classified better than the clean ones they were made from.
 
-    No honest perturbation helps. Where one does, the networks have learnt to write the label into it for each other,
-    and the gain is worth nothing against an unseen model. The rule is that of `against_clean`; the comparisons that
-    it corrects for are all adversarial cells of one target.
+    No honest perturbation helps. If one does, the networks have learnt to encode the label in it for each other, and
+    the gain is worth nothing against an unseen model. The rule is that of `against_clean`; the comparisons that it
+    corrects for are all adversarial cells of one target.
 
     Args:
         predictions: As `measure` gives them, with clean images.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 UNSEEN = "holdout"
-"""Instead of a scheme: a network that no scheme has met."""
+"""Instead of a scheme: a network that no scheme learnt from."""
 
 
 class NetworkName(NamedTuple):
@@ -32,7 +32,7 @@ class NetworkName(NamedTuple):
 
     @property
     def unseen(self) -> bool:
-        """Whether no scheme has met it."""
+        """Whether no scheme learnt from it."""
         return self.scheme == UNSEEN
 
     def __str__(self) -> str:

@@ -41,7 +41,7 @@ def measure_queries(
     """Attacks each target with Square, and with Square from the best example of all sources on the target's ladder.
 
     One search with the largest budget gives the result at every smaller one. Each transferred example that is tried
-    costs one query. Targets of the group "holdout" are left out.
+    costs one query. Targets in the group "holdout" are left out.
 
     Args:
         targets: The networks that are attacked, by name.

@@ -27,18 +27,18 @@ CLEAN_RUNG, PARTNER, WHITE_BOX = "clean", "partner", "white_box"
 RUNGS = {
     UNSEEN_RUNG: Rung("unseen models", "anybody who trains another architecture on similar images"),
     PUBLIC_WEIGHTS: Rung("same public weights", "anybody who fine-tunes the published backbone on other images"),
-    START: Rung("same starting weights", "who has the very network from which the defence started"),
-    DEFENDED: Rung("defended unseen models", "who trains another architecture adversarially"),
-    SAME_SCHEME: Rung("same scheme", "who trains other architectures as the documentation says"),
-    TWIN: Rung("twin", "who has architectures, images and scheme, and lacks only the weights"),
-    QUERIES: Rung("queries", "who can ask the deployed model"),
+    START: Rung("same starting weights", "anybody who has the network that the defence started from"),
+    DEFENDED: Rung("defended unseen models", "anybody who trains another architecture adversarially"),
+    SAME_SCHEME: Rung("same scheme", "anybody who trains other architectures as the documentation says"),
+    TWIN: Rung("twin", "anybody who has architectures, images and scheme, and lacks only the weights"),
+    QUERIES: Rung("queries", "anybody who can query the deployed model"),
 }
 """The ladder from the weakest attacker to the strongest: none of them has the target's weights."""
 
 BESIDE = {
     CLEAN_RUNG: Rung("clean", "nobody"),
-    PARTNER: Rung("co-trained partner", "nobody but you, unless a partner's weights leak"),
-    WHITE_BOX: Rung("white box", "who has the target's weights"),
+    PARTNER: Rung("co-trained partner", "only you, unless a partner's weights leak"),
+    WHITE_BOX: Rung("white box", "anybody who has the target's weights"),
 }
 """What is measured beside the ladder."""
 

@@ -57,7 +57,7 @@ class Suite:
         image_shape: `(height, width, channels)` of all images.
         labels: The label of each image.
         files: The file of each clean image, relative to the folder.
-        cells: The examples. An image without one, because the attack failed on its source, stands for itself.
+        cells: The examples. An image without one, because the attack failed on its source, is used unchanged.
         digest: The SHA-256 of the manifest, and so of all files. Of a suite that is not yet written, empty.
 
     Example:
@@ -81,7 +81,7 @@ class Suite:
         )
 
     def write(self) -> str:
-        """Writes the manifest beside the files, which are there; returns the digest."""
+        """Writes the manifest next to the files, which must exist; returns the digest."""
         described = {
             "format": FORMAT,
             "version": VERSION,

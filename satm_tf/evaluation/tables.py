@@ -59,7 +59,7 @@ def robustness_table(
     Args:
         results: As `with_views` takes it. Where it has several rows to a cell, of folds or seeds, their mean is shown.
         attack: The attack to show.
-        value: The column to show; the ends of the intervals make tables of their own.
+        value: The column to show; the ends of the intervals can be shown in separate tables.
         epsilon: Which of the attack's epsilons, where it has several.
 
     Returns:

@@ -278,7 +278,7 @@ class Config:
 
     @functools.cached_property
     def trained_surrogates(self) -> dict[str, Surrogates]:
-        """The groups of surrogates as they are trained, by the name that stands in results."""
+        """The groups of surrogates as they are trained, by the name used in results."""
         return expand(self.surrogates, networks=list(self.networks), holdouts=list(self.holdouts), schemes=self.schemes)
 
     @property
@@ -404,7 +404,7 @@ def _check_given(values: Any) -> None:
 
 
 def parser(prog: str = "satm-tf train") -> Parser:
-    """The options of a configuration: `--config`, and every field at any depth as an option of its own."""
+    """The options of a configuration: `--config`, and every field at any depth as a separate option."""
     result = Parser(
         prog=prog,
         description="Any field of the configuration can be set, at any depth: --data.root FOLDER, "
@@ -433,7 +433,7 @@ def from_arguments(arguments: Sequence[str], prog: str = "satm-tf train") -> Con
 
 
 def parse(options: Parser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """The configuration that a command line describes, and what it says beside it.
+    """The configuration that a command line describes, and its other options.
 
     Args:
         options: As `parser` gives it, to which options may have been added.

@@ -134,7 +134,7 @@ def summary(whole: Cost) -> str:
     minutes = whole.seconds / 60
     shown = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
     return (
-        f"In all about {shown} on this machine, by networks timed just now on one batch each (it may well take half or "
+        f"About {shown} in all on this machine, estimated from one batch of each network (the real time may be half or "
         f"twice that); at most {(whole.bytes + whole.passing) / 1e9:.2f} GB on disk."
     )
 

@@ -1,4 +1,4 @@
-"""Defends a model that is trained already: an experiment made from the model and its images, and what came of it."""
+"""Defends a trained model: an experiment made from the model and its images, and its results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from satm_tf.metrics import at_chance
 from satm_tf.models import ImageClassifier, get_backbone
 
 ORIGINAL, HARDENED = "original", "hardened"
-"""What results call the model as it came, and as it is after the defence."""
+"""The names of the original and of the hardened model in results."""
 
 _SMALL = ("compact_resnet", "compact_vgg", "compact_inception", "compact_densenet")
 _LARGE = ("resnet50_imagenet", "efficientnet_v2_b0_imagenet", "inception_v3_imagenet", "vgg16_imagenet")
@@ -429,7 +429,7 @@ def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
     count = len(predictions.labels)
     ladder = ladder_table(predictions).xs("accuracy", axis="columns", level="value")
     rungs = [rung for rung in ladder.columns if rung in RUNGS]
-    # The model as it came is the start itself: for it, that rung is a white box.
+    # The original model is the start itself: for it, that rung is a white box.
     compared = [rung for rung in rungs if rung != START]
     worst = [predictions.worst(target, compared) for target in (before, after)]
     gain = compare_paired(*worst)
@@ -455,7 +455,7 @@ def _why(rates: Sequence[float], worst: Sequence[Any], gain: Any, count: int) ->
     lost = rates[0] - float(worst[0].mean())
     if lost < 0.02:
         return (
-            f"the attacks took only {100 * lost:.1f} points from the model as it came, so there was nothing to gain at "
+            f"the attacks took only {100 * lost:.1f} points from the original model, so there was nothing to gain at "
             "this epsilon. Try a larger one."
         )
     if rates[1] < rates[0] - 0.1:

@@ -44,7 +44,7 @@ def run(config: Config) -> pd.DataFrame:
     they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
     pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
     attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`.
-    Whatever is written appears whole or not at all, and random numbers follow from the seed and the stage's name alone.
+    Whatever is written appears complete or not at all, and random numbers depend only on the seed and the stage's name.
     So a run that was killed at any moment and resumed by the same command ends as one that was not: weights and results
     to the bit on CPUs. The figures of the epochs in `metrics.csv` have differed by up to 5e-7 between runs of one seed.
 

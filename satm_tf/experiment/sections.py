@@ -154,7 +154,7 @@ class DataConfig:
         """Finds what is wrong without looking at the data.
 
         Raises:
-            ValueError: If a number is outside its range, or a path is none.
+            ValueError: If a number is outside its range, or a path is not valid.
         """
         for name in ("image_size", "num_subjects", "images_per_subject"):
             _check_number(f"data.{name}", getattr(self, name), 1, whole=True)

@@ -48,7 +48,7 @@ class Job:
         withheld: Training images that the defence never sees, for surrogates.
         loss: What a network loses on its answers.
         strategy: The devices.
-        devices: Where each network is made, if it has a device of its own.
+        devices: Where each network is created, if it has its own device.
     """
 
     config: Config
@@ -78,7 +78,7 @@ class Job:
         return tf.device(self.devices[name]) if name in self.devices else contextlib.nullcontext()
 
     def seed(self, stage: Stage) -> int:
-        """What the random numbers of a stage follow from, with its name."""
+        """The seed of a stage's random numbers, together with its name."""
         group = self.config.surrogates_of(stage)
         return self.config.seed if group is None or group.seed is None else group.seed
 

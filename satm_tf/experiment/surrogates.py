@@ -104,7 +104,7 @@ def expand(
     holdouts: Sequence[str],
     schemes: Mapping[str, SchemeConfig],
 ) -> dict[str, Surrogates]:
-    """The groups that are trained, by the name that stands in results: `<group>`, or `<group>.<scheme>`.
+    """The groups that are trained, by the name used in results: `<group>`, or `<group>.<scheme>`.
 
     Raises:
         ValueError: As `SurrogateConfig.check` does, and if a group cannot be trained as a scheme is.

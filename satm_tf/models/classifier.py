@@ -189,13 +189,13 @@ class ImageClassifier(keras.Model):
             model: A functional, Sequential, nested or subclassed model from images `[batch, height, width, channels]`
                 to logits or probabilities `[batch, classes]`, or to one output with a sigmoid; or its `.keras` file. A
                 subclassed model's `call` must work on Keras tensors. An `ImageClassifier` is returned as it is.
-            input_range: The lowest and the highest value of a pixel that the model takes.
+            input_range: The range of pixel values that the model expects, (lowest, highest).
             class_names: The classes, to check their number; with two of them, one output without activation is the
                 logit of the second.
             features: Name of the layer whose output `features` gives; None takes what feeds the last Dense layer. A
                 model that does not end in a Dense layer needs it.
             sample: Images `[n, height, width, channels]` in `input_range`, on which the answers are compared; None
-                takes noise. A model that has no size of its own needs it.
+                takes noise. A model without a fixed size needs it.
             name: The classifier's name; None takes the model's.
 
         Raises:

@@ -52,7 +52,7 @@ def load_model(
             channels if not given.
         output: Name of the output; None takes the only one, or else `logits` or `probabilities`.
         signature: Signature of a SavedModel or of a LiteRT file.
-        input_range: The lowest and the highest value of a pixel that the model itself takes, such as `(0, 255)`.
+        input_range: The range of pixel values that the model itself expects, such as `(0, 255)`.
 
     Returns:
         The model. A `LoadedModel` is returned as it is.
@@ -125,7 +125,7 @@ class LoadedModel:
         image_shape: `(height, width, channels)` of the images.
         output: Name of the output, where there are several.
         fingerprint: See below.
-        input_range: The lowest and the highest value of a pixel that the network takes.
+        input_range: The range of pixel values that the network expects, (lowest, highest).
 
     Attributes:
         image_shape: `(height, width, channels)` of the images.
@@ -133,7 +133,7 @@ class LoadedModel:
         fingerprint: A digest of the file and of what was chosen in it; None for a model that was in memory already,
             whose weights may still change.
         differentiable: Whether a gradient reaches the images.
-        remote: Whether it is a server's, as `serving.Endpoint`: asked outside graphs alone, and no more than needed.
+        remote: Whether it is a server's, as `serving.Endpoint`: called only outside graphs, and no more than needed.
 
     Raises:
         ValueError: If the outputs are not `[batch, classes]`.

@@ -55,7 +55,7 @@ def load_mobilenet_face(backbone: keras.Model, path: Path) -> None:
 
     Args:
         backbone: The backbone, without heads.
-        path: `faceres-deep.json`, with `faceres-deep.bin` beside it, or a `.weights.h5` file that
+        path: `faceres-deep.json`, with `faceres-deep.bin` next to it, or a `.weights.h5` file that
             `backbone.save_weights` wrote. The published files' checksums are verified before they are read.
 
     Raises:
@@ -108,7 +108,7 @@ def mobilenet_face_classifier(
     Args:
         head: "gender" has the classes female and male; "age" the years 0 to 99, or the `groups`.
         groups: First and last year of each age group, such as `satm_tf.data.adience.AGE_GROUPS`; a group's probability
-            is that of its years, and what lies in none of them is left out. The last group may end above 99.
+            is the sum over its years; years in no group are left out. The last group may end above 99.
         image_shape: `(height, width, 3)` of the images.
         resize_to: Height and width at which the network sees them; it was trained at 224.
         weights: "vggface2", which is downloaded once, or the path of `faceres-deep.json`.

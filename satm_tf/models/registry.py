@@ -88,6 +88,6 @@ def get_backbone(name: str) -> Backbone:
     """The backbone of this name.
 
     Raises:
-        ValueError: If there is none; the message gives the nearest name.
+        ValueError: If there is no such backbone; the message gives the nearest name.
     """
     return look_up("backbone", name, _BACKBONES)

@@ -41,7 +41,7 @@ def take_apart(model: keras.Model, image_shape: tuple[int, ...], *, features: st
         binary: Whether a single output without activation is the logit of the second of two classes.
 
     Raises:
-        ValueError: If the model is none that can be taken apart.
+        ValueError: If the model cannot be taken apart.
     """
     inputs = keras.Input(image_shape, name="images")
     try:

@@ -1,4 +1,4 @@
-"""What came out, beside what the paper printed."""
+"""Our results, next to what the paper printed."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[RunFolder], re
 def draw_gallery(
     figure: Figure, config: Config, images: data.ImageData, folder: RunFolder, reading: str, path: Path
 ) -> None:
-    """Figure 1: at each epsilon a test image that is classified correctly beside its adversarial example that is not.
+    """Figure 1: at each epsilon a test image that is classified correctly, next to its adversarial example that is not.
 
     Args:
         figure: The figure.

@@ -12,7 +12,7 @@ SETTLED: Mapping[str, str] = {
     "clipping": "Every adversarial image is clipped to [0, 1] and to the ball of epsilon; the paper is silent.",
     "alpha": "alpha is epsilon / 2, and the random step alpha * sign(N(0, I)).",
     "crafting": "Examples are crafted in inference mode.",
-    "one_off": "One-off as Eq. 4: the true group or one beside it.",
+    "one_off": "One-off as Eq. 4: the true group or a neighbouring one.",
     "folds": "Adience's own folds: one to test on, four to learn from, of which a tenth of the subjects is for "
     "validation.",
     "clean_share": "A step sees a clean batch and an adversarial one of the same size, r_adv = 1.",

@@ -45,7 +45,7 @@ class Entry:
 
     @property
     def place(self) -> tuple[str, tuple[str, ...], float]:
-        """What the entries have in common that differ in their scheme alone."""
+        """What entries that differ only in their scheme have in common."""
         return self.target, self.sources, self.epsilon
 
 

@@ -39,7 +39,7 @@ _KINDS = {
     "probabilities": _Kind("numbers [images, classes]", (int, float), "f", 2),
     "features": _Kind("numbers [images, features]", (int, float), "f", 2),
     "class_id": _Kind("whole numbers [images]", (int,), "i", 1),
-    "label": _Kind("texts [images]", (str,), "O", 1),
+    "label": _Kind("strings [images]", (str,), "O", 1),
     "valid": _Kind("true or false [images]", (bool,), "b", 1),
 }
 # float32 sums of thousands of probabilities, and a model that was quantised.

@@ -57,7 +57,7 @@ def render(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `model_card.json` holds: `name`, `version`, `exported`, `network`, `labels`, `signatures`,
             `verification` and `software`, which every export has; `training`, `at_chance`, `ladder`, `results`,
-            `checks` and `label_leaking`, which a run adds; anything else appears under a heading of its own.
+            `checks` and `label_leaking`, which a run adds; anything else appears under its own heading.
 
     Returns:
         The page, in the order of a model card on a hub, with its YAML front matter.

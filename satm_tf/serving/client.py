@@ -72,7 +72,7 @@ class Client:
 
         Args:
             folder: The folder of a version, or of a model, whose newest version is taken.
-            batch_size: The most images at once.
+            batch_size: Maximum number of images at once.
 
         Raises:
             FileNotFoundError: If there is no export.

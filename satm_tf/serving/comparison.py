@@ -141,7 +141,7 @@ def convert_and_compare(
     calibration: np.ndarray,
     **attacks: Any,
 ) -> pd.DataFrame:
-    """Writes a model in other formats, with `comparison.csv` beside them, as a whole or not at all.
+    """Writes a model in other formats, with `comparison.csv` next to them, complete or not at all.
 
     Args:
         model: The classifier.

@@ -12,7 +12,7 @@ _START_OF_SCAN = b"\xff\xda"
 
 
 def decode_batch(contents: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes each of several files by itself, so that one that does not decode spoils none of the others.
+    """Decodes each of several files separately, so that one that cannot be decoded does not affect the others.
 
     Args:
         contents: The bytes of the files, str `[batch]`; the batch may be empty.

@@ -1,4 +1,4 @@
-"""The files beside the models with which a server starts, updated by every export."""
+"""The files next to the models that a server starts with, updated by every export."""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
     `class_id` int64 `[batch]`, `label` str `[batch]` and `valid` bool `[batch]`. `features` takes `images` and gives
     `features` float32 `[batch, feature_size]` and `valid`.
 
-    An image that does not decode, or holds a pixel that is no number or lies outside [0, 1], fails alone: `valid` is
-    false, its probabilities and features are zeros, its class is -1 and its label empty. A batch may be empty.
+    An image that does not decode, or has a pixel that is not a number or is outside [0, 1], does not affect the others:
+    `valid` is false, its probabilities and features are zeros, its class is -1 and its label empty. A batch may be
+    empty.
 
     Args:
         model: The classifier.

@@ -147,7 +147,7 @@ class GrpcTransport:
             from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
         except ImportError as error:
             raise ImportError(
-                'gRPC needs the extra `client`: pip install "satm_tf[client]"; beside tensorflow-cpu, '
+                'gRPC needs the extra `client`: pip install "satm_tf[client]"; with tensorflow-cpu, '
                 "pip install grpcio, and tensorflow-serving-api with --no-deps."
             ) from error
         method = {

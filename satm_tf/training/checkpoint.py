@@ -82,7 +82,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._handlers: dict[int, Any] = {}
 
     def restore(self, model: Any, callbacks: Sequence[Any]) -> Position:
-        """Puts a model into the state of the last whole checkpoint; `fit` does so by itself.
+        """Puts a model into the state of the last whole checkpoint; `fit` does so automatically.
 
         Args:
             model: A compiled `CoTraining`.

@@ -1,4 +1,4 @@
-"""Adversarial examples of sources that never change, crafted before training and kept beside the data."""
+"""Adversarial examples of sources that never change, crafted before training and kept next to the data."""
 
 from __future__ import annotations
 

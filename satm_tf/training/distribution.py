@@ -16,9 +16,9 @@ anything else of TensorFlow, and all else in its scope:
 
 The ports have to be open between the machines, both need the same versions, data and code, and the batch size is that
 of all workers together. Each waits until the others have connected. A machine with several GPUs starts a worker for
-each, with CUDA_VISIBLE_DEVICES and a port of its own. The first worker, or the "chief", writes the checkpoints. If a
-worker dies, `fit` ends with a `ConnectionError` on the others: re-run the same command on all of them to resume from
-the last checkpoint.
+each, with its own CUDA_VISIBLE_DEVICES and port. The first worker, or the "chief", writes the checkpoints. If a worker
+dies, `fit` ends with a `ConnectionError` on the others: re-run the same command on all of them to resume from the last
+checkpoint.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from satm_tf.training.robust_validation import RobustValidation
 
 
 class Fitting(DistributedFit):
-    """A model of several networks, each with an optimizer and an objective of its own.
+    """A model of several networks, each with its own optimizer and objective.
 
     A subclass sets what is declared here, and writes the steps.
     """
@@ -68,8 +68,8 @@ class Fitting(DistributedFit):
     ) -> None:
         """As Keras's, without a loss: that is the scheme's.
 
-        Each network gets a copy of the optimizer, with a state of its own (`optimizers`), and scales its loss if it
-        computes in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
+        Each network gets a copy of the optimizer, with its own state (`optimizers`), and scales its loss if it computes
+        in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
 
         Args:
             optimizer: Any but a `LossScaleOptimizer`.

@@ -50,7 +50,7 @@ class ClassificationLoss:
             raise ValueError(f"order_temperature must be positive. Received: {self.order_temperature}")
 
     def targets(self, num_classes: int) -> NDArray[np.float64]:
-        """The distribution that stands for each class, `[classes, classes]`, rows summing to 1."""
+        """The target distribution of each class, `[classes, classes]`, rows summing to 1."""
         targets = np.eye(num_classes)
         if self.order_temperature is not None:
             distance = np.abs(np.subtract.outer(np.arange(num_classes), np.arange(num_classes)))

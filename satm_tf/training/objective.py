@@ -55,7 +55,7 @@ class Objective(NamedTuple):
     head: keras.layers.Layer | None
 
     def trainable_variables(self) -> list[keras.Variable]:
-        """All that the loss has a gradient for: the network's variables and what it needs for training alone."""
+        """All that the loss has a gradient for: the network's variables and those that it needs only for training."""
         auxiliary = [copy for own, copy in self.auxiliary if own.trainable]
         head = self.head.trainable_variables if self.head else ()
         return [*self.network.trainable_variables, *head, *auxiliary]

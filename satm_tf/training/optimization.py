@@ -1,4 +1,4 @@
-"""An optimizer of its own for each network, all following one learning rate."""
+"""A separate optimizer for each network, all with the same learning rate."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def forward(
         batches: Images, float32 `[batch, height, width, 3]` each.
         training: Whether the network is in training mode; if not, the mode makes no difference.
         mode: "shared" (one pass, one set of batch statistics), "separate" (a pass each), "frozen" (moving statistics)
-            or "auxiliary" (adversarial batches with batch normalisation of their own).
+            or "auxiliary" (adversarial batches with separate batch normalisation).
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
     """
     groups = _GROUPS[mode](list(batches)) if training else [list(batches)]

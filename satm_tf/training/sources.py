@@ -52,7 +52,7 @@ def resolve_sources(
     | as they are at each step | `itself` | `others` | | `b` |
     | as they were when training began | `before_itself` | `before_others` | `before` | `before_b` |
     | as they were at some of the last steps | `past_itself` | `past_others` | `past` | `past_b` |
-    | robust partners that train beside them | `sparring_itself` | `sparring_others` | `sparring` | `sparring_b` |
+    | robust partners that train alongside them | `sparring_itself` | `sparring_others` | `sparring` | `sparring_b` |
     | given, never changed | | | `frozen` | `old` |
 
     `others` is SATM; `itself` standard adversarial training; `frozen` ensemble adversarial training, and PubDef;
@@ -62,7 +62,7 @@ def resolve_sources(
         learns_from: A word of the table, a name, or several of these; or a mapping that gives each network its own.
         networks: Names of the networks that train.
         frozen: Names of the networks that only craft.
-        sparring: Names of the sparring partners, without `sparring_`; None stands for one for each network.
+        sparring: Names of the sparring partners, without `sparring_`; None is a placeholder for one for each network.
 
     Returns:
         For each of `networks`, its sources in the order of their turns. Then the same for each sparring partner that

@@ -214,7 +214,7 @@ def test_a_source_without_a_gradient_is_left_out_and_named(dataset):
         ({"attacks": [FGSM(epsilon=0.1), FGSM(epsilon=0.2)]}, "give a mapping"),
         ({"attacks": {"clean": FGSM(epsilon=0.1)}}, "is reserved for clean images"),
         ({"epsilons": {"pgd": [0.1]}}, "Give at least one epsilon for each attack"),
-        ({"class_names": ["dark"]}, "distinguish 2 classes, and the images have 1"),
+        ({"class_names": ["dark"]}, "distinguish 2 classes, but the images have 1"),
         ({"targets": {**MODELS, "five": Fifth(0)}}, "same num_classes"),
         ({"targets": {}, "checked": []}, "at least one target"),
         ({"targets": {"a": lambda images: Channel(0)(images)}, "checked": []}, "attribute `fingerprint`"),

@@ -102,7 +102,7 @@ def test_mean_and_deviation_over_folds(folds):
 
 
 def test_repeats_that_cannot_be_told_apart_are_refused(folds):
-    with pytest.raises(ValueError, match="one row to a fold"):
+    with pytest.raises(ValueError, match="one row for each fold"):
         over_repeats(pd.concat([folds, folds]))
-    with pytest.raises(ValueError, match="takes a column fold or seed"):
+    with pytest.raises(ValueError, match="needs a column fold or seed"):
         over_repeats(folds.drop(columns="fold"))

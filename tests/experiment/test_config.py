@@ -82,7 +82,7 @@ def test_help_describes_every_field(capsys):
         from_arguments(["--help-all"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "The one seed from which everything random follows." in text
+    assert "The seed of all random numbers." in text
     assert "Height and width of the networks' input, in pixels." in text
     assert "quickstart" in text
 

@@ -26,7 +26,7 @@ def test_what_is_done_costs_nothing_and_only_the_largest_passing_counts():
         ["b", "2", "20", "6.000", "4.0", "4"],
         ["c", "-", "1", "9.000", "0.0", "0"],
     ]
-    assert cost.summary(whole).startswith("In all about 5 minutes on this machine")
+    assert cost.summary(whole).startswith("About 5 minutes in all on this machine")
     assert cost.summary(whole).endswith("at most 0.01 GB on disk.")
 
 
@@ -57,7 +57,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(a_second_an_image, tmp_
     assert "1,000 parameters" in printed
     stages = ["fine_tune/compact_vgg", "co_train/satm", "measure", "check", "export"]
     assert [row.split()[1] for row in printed.splitlines() if row.split()[0] in stages] == ["1"] * 5
-    assert "it may well take half or twice that" in printed
+    assert "the real time may be half or twice that" in printed
     assert list(tmp_path.iterdir()) == []
     assert train.main(["--dry-run", *FEW, "--data.num_subjects", "39"]) == 1
     assert "num_subjects=39" in capsys.readouterr().err

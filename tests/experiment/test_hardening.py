@@ -153,7 +153,7 @@ def test_what_cannot_be_hardened_is_said_before_any_training(mine, photos, tmp_p
     shutil.copytree(photos / "top", tmp_path / "one" / "top")
     with pytest.raises(ValueError, match="at least two classes"):
         attempt(tmp_path / "one")
-    with pytest.raises(ValueError, match="distinguishes 3 classes, and the images have 2"):
+    with pytest.raises(ValueError, match="distinguishes 3 classes, but the images have 2"):
         attempt((alike, labels % 2))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         satm_tf.harden(tmp_path / "nowhere.keras", photos, output=tmp_path / "other")

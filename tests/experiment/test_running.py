@@ -194,7 +194,7 @@ def test_a_missing_folder_is_refused_before_any_work(config, tmp_path):
 def test_the_command_line_prints_errors_and_no_traceback(tmp_path, capsys):
     code = train.main(["--config", "fashion_mnist", "--run_dir", str(tmp_path / "run")])
     assert code == 1
-    assert capsys.readouterr().err.startswith("error: Data of the format 'idx' must be given as --data.root FOLDER")
+    assert capsys.readouterr().err.startswith("error: The format 'idx' needs a folder: --data.root FOLDER")
 
 
 def test_a_run_that_is_stopped_by_hand_says_so(monkeypatch, capsys):

@@ -137,7 +137,7 @@ def test_a_network_may_see_the_images_at_another_size(images):
     network = ImageClassifier.from_backbone("compact_resnet", num_classes=2, image_shape=(20, 20, 3), resize_to=32)
     assert network.backbone.input_shape == (None, 32, 32, 3)
     assert network(images).shape == (3, 2)
-    with pytest.raises(ValueError, match=r"at least 16 pixels a side. Received: resize_to=8"):
+    with pytest.raises(ValueError, match=r"at least 16 pixels per side. Received: resize_to=8"):
         ImageClassifier.from_backbone("compact_resnet", num_classes=2, resize_to=8)
 
 

@@ -113,7 +113,7 @@ def test_any_size_and_grey_images(files, tmp_path):
         load_model(_network((None, None, 3)))
     assert load_model(_network((None, None, 3)), image_size=24).image_shape == (24, 24, 3)
     assert load_model(_network((24, 20, 1))).image_shape == (24, 20, 1)
-    with pytest.raises(ValueError, match=r"takes images of shape \(16, 16, 3\)"):
+    with pytest.raises(ValueError, match=r"needs images of shape \(16, 16, 3\)"):
         load_model(files / "plain.keras", image_size=24)
 
 
@@ -149,7 +149,7 @@ def test_without_a_gradient(photographs):
         ("served#probability", r"Unknown output of .*served/10\. Did you mean 'probabilities'"),
         ("plain.keras#logits", "has a single output, without a name"),
         ("named.keras#logit", r"Unknown output of .*named\.keras\. Did you mean 'logits'"),
-        ("served/2#class_id", r"gives \[batch, classes\].*Received: \[8\]"),
+        ("served/2#class_id", r"must give \[batch, classes\].*Received: \[8\]"),
         (".", r"A network must be a \.keras file, an \.onnx or a \.tflite file"),
     ],
 )

@@ -64,7 +64,7 @@ def test_two_workers_equal_one_process_also_after_one_was_killed(tmp_path):
     codes, errors = run_workers(whole, broken, die_at=(0, 6))  # in the second epoch of four steps
     assert codes[1] == -9, errors[1]
     assert codes[0] == 1, errors[0]
-    assert "ConnectionError: Another worker has gone" in errors[0]
+    assert "ConnectionError: Another worker has stopped" in errors[0]
     assert (broken / "last.ckpt").exists()
 
     workers = [dict(np.load(whole / f"{index}.npz")) for index in range(2)]

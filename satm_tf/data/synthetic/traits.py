@@ -128,7 +128,7 @@ def face_traits(
         age: Ages in years, `[n]`, 0 or more.
         gender: "m" or "f" for each face, `[n]`.
         identity: Subject number of each face, `[n]`, integers of 0 or more. Faces of one number share the person and
-            differ in the photograph. A number stands for the same person in every call with the same seed. Without it
+            differ in the photograph. The same number is the same person in every call with the same seed. Without it
             each face is another person.
         seed: Seed of all draws, 0 or more.
 

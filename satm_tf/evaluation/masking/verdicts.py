@@ -151,7 +151,7 @@ _NO_GRADIENT = "No gradient reaches the images, so no attack can follow it; see 
 def gradient(facts: Facts) -> Judgement:
     """A gradient must reach the images and not vanish: rounding cuts it off, a saturated softmax rounds it to zero."""
     if facts.losses is None:
-        return DETECTED, {"zero_gradient": 1.0}, "No gradient reaches the images: some operation cuts it off."
+        return DETECTED, {"zero_gradient": 1.0}, "No gradient reaches the images: some operation blocks it."
     zero = facts.losses.zero_gradient
     low, high = wilson_interval(zero.sum(), zero.size)
     figures = {"zero_gradient": float(zero.mean()), "low": float(low), "high": float(high)}
@@ -258,10 +258,10 @@ def approximation_ratio(facts: Facts) -> Judgement:
 def strength_of_own_examples(facts: Facts) -> Judgement:
     """Its own examples must harm undefended networks more than noise does, where those of its earlier self do.
 
-    Where what it was before its defence is not known, other networks' examples stand in.
+    If the network before its defence is not known, other networks' examples are used instead.
 
-    The loss of strength alone is no criterion: Tramer et al.'s masking networks (2018, Table 1) kept about 0.6 of it,
-    and an honest network's examples lose as much when it relies on other features than the undefended ones.
+    The loss of strength alone is not a criterion: Tramer et al.'s masking networks (2018, Table 1) kept about 0.6 of
+    it, and an honest network's examples lose as much when it relies on other features than the undefended ones.
     """
     if not facts.strength:
         reason = _NO_GRADIENT if facts.losses is None else "There is no undefended network to show its examples to."
@@ -352,7 +352,7 @@ def judge(facts: Facts) -> list[Verdict]:
         right = _accuracy(facts.clean)
         if at_chance(right, facts.num_classes):
             verdict, figures = NOT_APPLICABLE, {"clean": right}
-            explanation = f"Clean images are right at {right:.1%}, no better than chance: there is nothing to defend."
+            explanation = f"Accuracy on clean images is {right:.1%}, no better than chance: there is nothing to defend."
         else:
             verdict, figures, explanation = check(facts)
         verdicts.append(

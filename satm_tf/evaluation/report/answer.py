@@ -94,7 +94,7 @@ def answer(predictions: Predictions) -> list[str]:
         gained: list[str] = []
         sentences = [
             f"{best} withstands most: it keeps {_left(own, rungs)}.",
-            "No undefended network was measured beside it, so this page cannot say what a defence gained.",
+            "No undefended network was measured for comparison, so this page cannot say what a defence gained.",
         ]
     else:
         gains = _gains(predictions, baseline, best)
@@ -154,7 +154,7 @@ def _alike(predictions: Predictions, best: str, others: Sequence[str]) -> list[s
             continue
         if WORST in gains and gains[WORST]["low"] <= 0:
             alike.append(other)
-    return [f"Under the worst of all attackers, {_listed(alike)} cannot be told apart from it."] if alike else []
+    return [f"Under the worst of all attackers, {_listed(alike)} cannot be distinguished from it."] if alike else []
 
 
 def _warn_of_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -> list[str]:
@@ -162,7 +162,7 @@ def _warn_of_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -
     if not low:
         return []
     verb = "is" if len(low) == 1 else "are"
-    return [f"{_listed(low)} {verb} no better than chance on clean images: nothing else on this page speaks for it."]
+    return [f"{_listed(low)} {verb} no better than chance on clean images: no other figure here counts for it."]
 
 
 def _left(own: Mapping[str, float], rungs: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ class Picture:
     """A figure on disk.
 
     Attributes:
-        path: The PNG; its numbers are beside it, as CSV.
+        path: The PNG; its numbers are next to it, as CSV.
         alt: What it shows, in words, for readers who cannot see it.
         caption: The caption.
     """
@@ -39,7 +39,7 @@ class Picture:
 
 
 def heat_map(table: pd.DataFrame, path: Path, caption: str) -> Picture:
-    """Accuracies with a row a source and a column a target; white boxes are framed.
+    """Accuracies with a row for each source and a column for each target; white-box cells are framed.
 
     Args:
         table: As `matrix_table` gives it, shares in [0, 1].

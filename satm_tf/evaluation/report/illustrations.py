@@ -1,4 +1,4 @@
-"""What a report shows beside figures: pictures of adversarial images, and the loss around clean ones."""
+"""What a report shows in addition to figures: pictures of adversarial images, and the loss around clean ones."""
 
 from __future__ import annotations
 

@@ -159,10 +159,10 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
             "Label leaking in the transfer matrix: in no cell are adversarial images classified better than clean ones."
             if leaking.empty
             else f"Label leaking in the transfer matrix: in {plural(len(leaking), 'cell')} adversarial images are "
-            "classified better than clean ones. What was gained there is worth nothing against an unseen model."
+            "classified better than clean ones. The gain there is worth nothing against an unseen model."
         )
         if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == DETECTED].check):
-            sentences.append("The checks, which make attacks of their own, do find it.")
+            sentences.append("The checks, which run their own attacks, do find it.")
         if len(leaking):
             shown = leaking[["attack", "epsilon", "source", "target", "accuracy", "clean_accuracy", "p_value"]].copy()
             formats = {"epsilon": "{:g}".format, "accuracy": "{:.1%}".format, "clean_accuracy": "{:.1%}".format}
@@ -170,7 +170,7 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
                 shown[column] = shown[column].map(to_text)
             section.tables.append(_table(shown, "Where labels leak in the transfer matrix", labels=4))
     elif results is not None:
-        sentences.append("Label leaking was not tested: that takes predictions.npz, with clean images.")
+        sentences.append("Label leaking was not tested: the test needs predictions.npz, with clean images.")
     section.lead = " ".join(sentences)
     return section
 
@@ -185,7 +185,7 @@ def attacks(results: pd.DataFrame) -> Section:
             continue
         for attack, epsilon in _attacks(results):
             here = f"{_WORDS[value]}, {attack}, epsilon {epsilon:g}"
-            views: list[tuple[Any, str]] = [(matrix_table, f"{here}: a row a source, a column a target")]
+            views: list[tuple[Any, str]] = [(matrix_table, f"{here}: a row for each source, a column for each target")]
             if in_schemes(results):
                 views = [
                     (robustness_table, here),
@@ -285,9 +285,7 @@ def comparisons(predictions: Predictions) -> Section:
 
 def surfaces(surfaces: pd.DataFrame, drawings: Path) -> Section:
     """A surface for each network."""
-    section = Section(
-        "The loss around images", "Where a network does not hide its gradient, the loss rises to the right."
-    )
+    section = Section("The loss around images", "If a network does not mask its gradient, the loss rises to the right.")
     for name, rows in surfaces.groupby("network", sort=False):
         path = drawings / f"{_file(f'surface {name}')}.png"
         section.pictures.append(figures.surface(rows.drop(columns="network"), path, str(name)))
@@ -364,7 +362,7 @@ def gallery(files: ResultsFolder) -> list[Picture]:
 
 def every_check(checks: pd.DataFrame | None) -> Section:
     """All verdicts with their sentences and figures."""
-    section = Section("Every check, with what it rests on")
+    section = Section("Every check, with its figures")
     if checks is not None:
         figures_of = [", ".join(f"{name} {x:.4g}" for name, x in json.loads(text).items()) for text in checks.figures]
         shown = checks[["network", "check", "verdict", "explanation"]].copy()

@@ -50,7 +50,7 @@ def test_the_worst_attacker_leads_where_the_defence_withstands_it_and_those_that
         "attackers, image by image, 0.0% → 50.0% of the images stay right (+50.0 points, 95 % interval +42.5 to +56.5)."
     )
     assert price.startswith("On clean images it costs nothing that these images could show (80.0% → 80.0%: +0.0")
-    assert rest == ["Under the worst of all attackers, other cannot be told apart from it."]
+    assert rest == ["Under the worst of all attackers, other cannot be distinguished from it."]
 
 
 def test_a_defence_that_does_not_help_is_told_so():
@@ -78,7 +78,7 @@ def test_a_defence_that_does_not_help_is_told_so():
             {"satm": {"clean": 160, "unseen": 80}},
             [
                 "satm withstands most: it keeps 80.0% of clean images right and 40.0% under unseen models.",
-                "No undefended network was measured beside it, so this page cannot say what a defence gained.",
+                "No undefended network was measured for comparison, so this page cannot say what a defence gained.",
             ],
         ),
     ],
@@ -89,4 +89,4 @@ def test_without_a_ladder_or_anything_to_compare_with_it_says_so(kept, sentences
 
 def test_a_network_at_chance_comes_first():
     first, *_ = answer(predictions(undefended=UNDEFENDED, satm={"clean": 50, "unseen": 50}))
-    assert first == "satm is no better than chance on clean images: nothing else on this page speaks for it."
+    assert first == "satm is no better than chance on clean images: no other figure here counts for it."

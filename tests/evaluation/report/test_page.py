@@ -113,7 +113,7 @@ def test_the_answer_leads_and_all_else_is_folded(page, folder):
         "The loss around images",
         "Confusion matrices",
         "Training",
-        "Every check, with what it rests on",
+        "Every check, with its figures",
         "How it was made",
     ]
     assert "Masking was detected by 4 of 12 checks" in page
@@ -178,7 +178,7 @@ def test_what_is_absent_is_left_out(folder, tmp_path, kept):
         shown
         == {
             "results.csv": {"Is it masking?", "Accuracy", "Transfer matrix"},
-            "checks.csv": {"Is it masking?", "Every check, with what it rests on"},
+            "checks.csv": {"Is it masking?", "Every check, with its figures"},
             "metrics.csv": {"Training"},
             "config.yaml": {"How it was made"},
         }[kept[0]]
