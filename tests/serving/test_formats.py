@@ -50,7 +50,7 @@ def test_sizes_follow_the_precision(files):
 
 def test_eight_bits_calibrated_on_other_images_are_refused(exported, images, tmp_path):
     """Ranges found on black images cut off what others need: the probabilities are far off, and no file is written."""
-    with pytest.raises(VerificationError, match=r"litert_int8 a probability may differ by 0\.25"):
+    with pytest.raises(VerificationError, match=r"litert_int8, a probability may differ by at most 0\.25"):
         formats.convert(
             exported.network, tmp_path / "x", "litert_int8", samples=images, calibration=np.zeros_like(images[:1])
         )
