@@ -5,9 +5,10 @@
     done
     python benchmarks/faces.py runs/utkface_age/0 runs/utkface_age/1 runs/utkface_age/2 --out docs/results/utkface_age
 
-Each epsilon gets its own table: a scheme's accuracy on clean images and on each rung of the ladder, the mean over its
-networks. An image counts where it is right under all attacks and sources of the rung that have at most this epsilon.
-Queries are made at the epsilon of training, so they are in the table of the larger one alone.
+For each epsilon, `test_points.csv` gives the accuracy of each network of each scheme on clean images and on each rung
+of the ladder. An image counts where it is right under all attacks and sources of the rung that have at most this
+epsilon. Queries are made at the epsilon of training, so only the larger one has them. Rows of seeds whose runs are not
+given stay as they are in `--out`.
 
 The rule, written before the first figure was seen. The score of a scheme is its worst rung without white box, as
 `worst` has it: image by image the strongest of all attackers. `recommended` is set against every other scheme, on the
@@ -25,12 +26,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from satm_tf.evaluation import Predictions, compare_ladder, ladder_table, mean_interval
+from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.rungs import BESIDE, RUNGS
 from satm_tf.experiment.run_folder import RunFolder
 from satm_tf.storage import write_text
 
 EPSILONS = {"4/256": 4 / 256, "8/256": 8 / 256}
 CHOSEN = "recommended"
+KEYS = ["epsilon", "seed", "scheme", "network"]
 
 
 def draw(means: pd.DataFrame, path: Path) -> None:
@@ -51,37 +54,52 @@ def draw(means: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def merged(path: Path, new: pd.DataFrame, digits: str) -> pd.DataFrame:
+    """Replaces the rows of the new frame's seeds in a table, and returns all of it."""
+    if path.exists():
+        old = pd.read_csv(path)
+        new = pd.concat([old[~old.seed.isin(new.seed)], new])
+    keys = [key for key in KEYS if key in new]
+    new = new.sort_values(["seed"], kind="stable")[[*keys, *new.columns.drop(keys)]]
+    write_text(path, new.to_csv(index=False, float_format=digits))
+    return new
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="Finished runs of the same preset, one for each seed.")
     parser.add_argument("--out", type=Path, required=True, help="The folder of tables and pictures.")
     given = parser.parse_args()
-    points, paired = {}, []
+    points, paired = [], []
     for run in given.runs:
         predictions = Predictions.load(RunFolder(run).predictions)
         for name, epsilon in EPSILONS.items():
-            table = ladder_table(predictions, by="scheme", epsilon=epsilon)
-            table = table.xs("accuracy", axis="columns", level="value").dropna(axis=1, how="all")
-            points[name, run.name] = table
-            for other in table.index.drop(CHOSEN):
-                test = compare_ladder(predictions, other, CHOSEN, epsilon=epsilon).rename(columns={other: "other"})
-                paired.append(test.assign(over=other, seed=run.name, epsilon=name))
+            table = ladder_table(predictions, epsilon=epsilon).xs("accuracy", axis="columns", level="value")
+            names = [NetworkName.parse(target) for target in table.index]
+            keys = {"epsilon": name, "seed": int(run.name)}
+            keys |= {"scheme": [each.scheme for each in names], "network": [each.network for each in names]}
+            points.append(table.dropna(axis=1, how="all").assign(**keys))
+            for other in dict.fromkeys(keys["scheme"]):
+                if other != CHOSEN:
+                    test = compare_ladder(predictions, other, CHOSEN, epsilon=epsilon).rename(columns={other: "other"})
+                    paired.append(test.assign(over=other, seed=int(run.name), epsilon=name))
     given.out.mkdir(parents=True, exist_ok=True)
-    every = pd.concat(points, names=["epsilon", "seed", "scheme"])
-    write_text(given.out / "test_points.csv", every.to_csv(float_format="%.4f"))
-    write_text(given.out / "paired.csv", pd.concat(paired).to_csv(index=False, float_format="%.4g"))
+    every = merged(given.out / "test_points.csv", pd.concat(points), "%.4f").set_index(KEYS)
+    merged(given.out / "paired.csv", pd.concat(paired), "%.4g")
+    by_network = every.groupby(["epsilon", "network", "scheme"], sort=False).mean()
     means = every.groupby(["epsilon", "scheme"], sort=False).mean()
     draw(means, given.out / "ladder.png")
     rows = []
     for name in EPSILONS:
-        by_seed = every.worst.loc[name].unstack("seed")
+        by_seed = every.worst.loc[name].groupby(["scheme", "seed"], sort=False).mean().unstack("seed")
         for other in by_seed.index.drop(CHOSEN):
             ahead = 100 * (by_seed.loc[CHOSEN] - by_seed.loc[other])
             low, high = mean_interval(ahead.tolist())
             rows.append({"epsilon": name, "over": other, "worst": ahead.mean(), "low": low, "high": high})
     ahead = pd.DataFrame(rows)
     write_text(given.out / "ahead.csv", ahead.to_csv(index=False, float_format="%.2f"))
-    print(means.mul(100).round(1).to_string(), ahead.round(1).to_string(index=False), sep="\n\n")
+    tables = [by_network.mul(100).round(1).to_string(), means.mul(100).round(1).to_string()]
+    print(*tables, ahead.round(1).to_string(index=False), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--compare", metavar="SCHEME", help="Set this one against all others, seed by seed.")
     parser.add_argument("--out", type=Path, help="Where to; runs/<name> if not given.")
     given, options = parser.parse_known_args()
+    if given.twins and len(given.seeds) < 2:
+        parser.error(f"--twins needs a second seed, whose networks attack those of the first. Received: {given.seeds}")
     configs = {}
     for seed in given.seeds:
         config = configuration.from_arguments(["--config", given.config, *options, "--seed", str(seed)])
@@ -222,9 +224,9 @@ def main() -> None:
     draw(means, out / f"{given.split}_curves.png")
     print(means.mul(100).round(1).to_string(), table.round(4).to_string(), sep="\n\n")
     if given.compare:
-        write_text(out / "paired.csv", pd.concat(paired).to_csv(index=False, float_format="%.4g"))
+        write_text(out / f"{given.split}_paired.csv", pd.concat(paired).to_csv(index=False, float_format="%.4g"))
         ahead = ahead_of(by_seed, given.compare)
-        write_text(out / "ahead.csv", ahead.to_csv(index=False, float_format="%.2f"))
+        write_text(out / f"{given.split}_ahead.csv", ahead.to_csv(index=False, float_format="%.2f"))
         print(f"\n{given.compare}, points ahead of\n{ahead.round(2).to_string(index=False)}")
 
 

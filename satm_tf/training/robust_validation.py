@@ -56,10 +56,10 @@ class RobustValidation(keras.callbacks.Callback):
 
     Warns:
         UserWarning: If a network has overfitted to single steps. Either a single step leaves at least three quarters of
-            its clean accuracy and PGD less than a quarter; or PGD once left at least 10 % of the images and now leaves
-            less than a quarter of its best, while a single step leaves as much as before. There is no warning for a
-            network that is no better than chance or does not learn from its own examples, nor with fewer than 50
-            images.
+            its clean accuracy, and PGD less than a quarter of what a single step leaves; or PGD once left at least 10 %
+            of the images and now leaves less than a quarter of its best, while a single step leaves as much as before.
+            There is no warning for a network that is no better than chance or does not learn from its own examples,
+            nor with fewer than 50 images.
 
     Example:
         >>> robust = RobustValidation(validation, sources={"densenet": densenet}, on_overfitting="stop")

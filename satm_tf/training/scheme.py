@@ -224,7 +224,7 @@ class Scheme:
         Args:
             networks: Names of the networks that train.
             frozen: Names of the networks that only craft.
-            sparring: Names of the sparring partners; None is a placeholder for one for each network.
+            sparring: Names of the sparring partners; None means one for each network.
 
         Raises:
             ValueError: If the scheme names a network or source that does not exist, lacks an attack, or needs peers.

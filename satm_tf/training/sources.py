@@ -62,7 +62,7 @@ def resolve_sources(
         learns_from: A word of the table, a name, or several of these; or a mapping that gives each network its own.
         networks: Names of the networks that train.
         frozen: Names of the networks that only craft.
-        sparring: Names of the sparring partners, without `sparring_`; None is a placeholder for one for each network.
+        sparring: Names of the sparring partners, without `sparring_`; None means one for each network.
 
     Returns:
         For each of `networks`, its sources in the order of their turns. Then the same for each sparring partner that
