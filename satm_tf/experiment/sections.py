@@ -392,6 +392,8 @@ class _SchemeConfig:
         for name in ("snapshots", "snapshot_steps"):
             _check_number(name, given.get(name), 1, whole=True, null=True)
         _check_number("crafted_once", given.get("crafted_once"), 0, whole=True, null=True)
+        _check_number("temperature", given.get("temperature"), 1, null=True)
+        _check_number("null_share", given.get("null_share"), 0, null=True)
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         own = given.get("attack")

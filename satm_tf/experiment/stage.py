@@ -167,17 +167,24 @@ def _fine_tuning(job: Job, stage: Stage) -> CoTraining:
 
 def _co_training(job: Job, stage: Stage) -> CoTraining:
     config, scheme = job.config, stage.name
-    networks = {name: job.load(config.start(scheme, name), name) for name in config.networks_of(scheme)}
+    described = config.scheme(scheme)
+
+    def trained(start: Stage, name: str) -> ImageClassifier:
+        network = job.load(start, name)
+        with job.device(name):
+            return network.with_null_class() if described.null_share else network
+
+    networks = {name: trained(config.start(scheme, name), name) for name in config.networks_of(scheme)}
     frozen = {alias: job.load(*source) for alias, source in config.frozen_sources(scheme).items()}
     # From the start of the stage, where it trains the network itself.
     started = {name: config.start(scheme, name) for name in networks}
     named = config.sparring(scheme)
-    sparring = named and {name: job.load(started.get(name, Stage(FINE_TUNE, name)), name) for name in named}
+    sparring = named and {name: trained(started.get(name, Stage(FINE_TUNE, name)), name) for name in named}
     return _trainer(
         job,
         stage,
         networks,
-        scheme=config.scheme(scheme),
+        scheme=described,
         crafted_folder=job.folder.crafted,
         frozen=frozen,
         sparring=sparring,

@@ -218,6 +218,8 @@ def _adversarial(config: Config, scheme: str, timed: Timed, found: Sizes) -> tup
         seconds += share * (anew + len(its) * architecture(learner).seconds)
         if learner not in networks:  # A sparring partner has clean images to learn from too.
             seconds += architecture(learner).seconds
+    taught = described.teachers_of(networks, frozen).values()
+    seconds += sum(_FORWARD * architecture(teacher).seconds for its in taught for teacher in its)
     pairs, images = _crafted_once(config, scheme, found)
     return seconds, images * sum(crafting(*each) for each in pairs)
 

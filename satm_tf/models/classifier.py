@@ -26,6 +26,10 @@ _POOLING = {
 }
 
 
+# The logit with which a null class starts; those of trained classes are far above.
+_NULL_AT_FIRST = -10.0
+
+
 @keras.saving.register_keras_serializable(package="satm_tf")
 class ImageClassifier(keras.Model):
     """A backbone between its own preprocessing and a linear classification layer: images in [0, 1] to logits.
@@ -45,10 +49,13 @@ class ImageClassifier(keras.Model):
         initial_weights: What the backbone started from, for the run's record: `weights` as asked for, the name of the
             `file` and its `sha256`; None if it started fresh. It changes nothing and survives saving.
         head: Model from features to logits `[batch, num_classes]`; None takes a linear layer, freshly started.
+        null_class: Whether the linear layer has one more output, for images that are adversarial, which
+            `null_share` of a scheme trains. It is not among the logits; `answers` gives it.
         **kwargs: `name`, `dtype`, `trainable`, as any Keras model takes.
 
     Raises:
-        ValueError: If there are fewer than two classes, the pooling is unknown, or it does not fit the backbone.
+        ValueError: If there are fewer than two classes, the pooling is unknown or does not fit the backbone, or a
+            network with a head of another kind is to have a null class.
 
     Example:
         >>> network = ImageClassifier.from_backbone("compact_resnet", num_classes=8, image_shape=(48, 48, 3))
@@ -69,6 +76,7 @@ class ImageClassifier(keras.Model):
         dropout: float = 0.0,
         initial_weights: Mapping[str, str] | None = None,
         head: keras.Model | None = None,
+        null_class: bool = False,
         **kwargs: Any,
     ):
         # Under mixed precision Keras would round the images before the preprocessing sees them, and perturbations with
@@ -78,6 +86,8 @@ class ImageClassifier(keras.Model):
             raise ValueError(f"A classifier needs at least two classes. Received: num_classes={num_classes}")
         if pooling is not None and pooling not in _POOLING:
             raise unknown_name("pooling", pooling, _POOLING)
+        if null_class and head is not None:
+            raise ValueError(f"Only a linear classification layer can have a null class. Received: head={head.name!r}")
         self.backbone = backbone
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
@@ -88,7 +98,9 @@ class ImageClassifier(keras.Model):
         self._pool = _POOLING[pooling](dtype="float32", name="pooling") if pooling else None
         self._dropout = keras.layers.Dropout(dropout, dtype="float32", name="dropout")
         self.head = head
-        self._classification = head or keras.layers.Dense(num_classes, dtype="float32", name="classification")
+        self.null_class = null_class
+        outputs = num_classes + null_class
+        self._classification = head or keras.layers.Dense(outputs, dtype="float32", name="classification")
         self.build((None, *self.image_shape))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -265,7 +277,39 @@ class ImageClassifier(keras.Model):
 
     def classify(self, features: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The float32 logits `[batch, num_classes]` of features `[batch, feature_size]`."""
-        return self._classification(self._dropout(features, training=training))
+        return self.answers(features, training=training)[0]
+
+    def answers(self, features: tf.Tensor, training: bool | None = None) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """What `classify` gives, and the float32 log-odds `[batch]` of the null class, or None if there is none.
+
+        The log-odds are the null class's output minus the logarithm of the sum of the others' exponentials: their
+        sigmoid is the probability that a softmax over all outputs gives the null class.
+        """
+        outputs = self._classification(self._dropout(features, training=training))
+        if not self.null_class:
+            return outputs, None
+        logits = outputs[:, :-1]
+        return logits, outputs[:, -1] - tf.reduce_logsumexp(logits, axis=-1)
+
+    def with_null_class(self) -> ImageClassifier:
+        """A copy with one more output, for images that are adversarial, and the same logits.
+
+        The output starts at a probability of nearly 0 for every image, and `null_share` of a scheme trains it.
+
+        Raises:
+            ValueError: If the network has a head that is not a linear layer.
+
+        Example:
+            >>> network = network.with_null_class()
+            >>> CoTraining({"a": network}, "adversarial", null_share=1.0)
+        """
+        network = type(self).from_config({**self.get_config(), "null_class": True})
+        *body, kernel, bias = self.get_weights()
+        if not self.null_class:
+            kernel = np.pad(kernel, [(0, 0), (0, 1)])
+            bias = np.append(bias, np.float32(_NULL_AT_FIRST))
+        network.set_weights([*body, kernel, bias])
+        return network
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The float32 logits `[batch, num_classes]` of float images `[batch, height, width, 3]` in [0, 1]."""
@@ -319,6 +363,7 @@ class ImageClassifier(keras.Model):
             "dropout": self.dropout,
             "initial_weights": self.initial_weights,
             "head": serialize(self.head) if self.head else None,
+            "null_class": self.null_class,
         }
 
     @classmethod

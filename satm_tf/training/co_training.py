@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -48,10 +49,10 @@ class CoTraining(Fitting):
     `fit` takes a data set of `(images, labels)`: float images `[batch, height, width, 3]` in [0, 1], integer labels
     `[batch]`. Sample weights scale the clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with
     it, is the sum of the networks' losses. For each network there are `<name>_loss` and its parts before weighting
-    (`_clean_loss`, `_adversarial_loss`, `_peer_loss`, `_gradient_loss`, `_domain_loss`), `<name>_accuracy` and
-    `<name>_adversarial_accuracy`, the one-off accuracies likewise, and the metrics given to `compile`. In training, the
-    adversarial metrics are for the source whose turn it is; validation uses every source, the full epsilon and the same
-    noise each time.
+    (`_clean_loss`, `_adversarial_loss`, `_peer_loss`, `_gradient_loss`, `_teacher_loss`, `_domain_loss`),
+    `<name>_accuracy` and `<name>_adversarial_accuracy`, the one-off accuracies likewise, and the metrics given to
+    `compile`. In training, the adversarial metrics are for the source whose turn it is; validation uses every source,
+    the full epsilon and the same noise each time.
 
     Under a `tf.distribute` strategy, create everything in its scope. A step then equals a single device's step on the
     global batch, including batch statistics: the networks' batch normalisation is synchronised. Only the random numbers
@@ -76,6 +77,10 @@ class CoTraining(Fitting):
         pairing_weight: Weight of the difference between the logits of clean and adversarial images.
         peer_weight: Weight of the divergence from the peers' answers.
         gradient_penalty: Weight of the norm of the clean loss's gradient by the image (double back-propagation).
+        teachers: Whose answers to clean images each network learns (distillation).
+        teacher_weight: Weight of the cross-entropy with these answers.
+        temperature: What logits are divided by in the cross-entropies.
+        null_share: Share of an adversarial image's label that goes to the null class.
         domain_adaptation: One for all networks that have a source, or for some by name; "none" turns it off.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
         crafted_once: How many adversarial copies of each training image are crafted before the first step of `fit`, and
@@ -99,6 +104,7 @@ class CoTraining(Fitting):
         networks: The networks that train; save these once `fit` has returned.
         sparring: The sparring partners that the scheme asks for, by the names of sources.
         sources: The sources of each network and sparring partner, in the order of their turns.
+        teachers: The teachers of each network.
         step: The number of steps taken.
 
     Raises:
@@ -136,6 +142,10 @@ class CoTraining(Fitting):
         pairing_weight: WeightLike | None = None,
         peer_weight: WeightLike | None = None,
         gradient_penalty: WeightLike | None = None,
+        teachers: LearnsFrom | None = None,
+        teacher_weight: WeightLike | None = None,
+        temperature: float | None = None,
+        null_share: float | None = None,
         domain_adaptation: DomainAdaptationLike | None = None,
         batch_norm: BatchNormLike | None = None,
         crafted_once: int | None = None,
@@ -165,6 +175,10 @@ class CoTraining(Fitting):
             "pairing_weight": pairing_weight,
             "peer_weight": peer_weight,
             "gradient_penalty": gradient_penalty,
+            "teachers": teachers,
+            "teacher_weight": teacher_weight,
+            "temperature": temperature,
+            "null_share": null_share,
             "domain_adaptation": domain_adaptation,
             "batch_norm": batch_norm,
             "crafted_once": crafted_once,
@@ -173,11 +187,12 @@ class CoTraining(Fitting):
         self.scheme = Scheme.get(scheme, **given).by_name(networks)
         # Proxies, because Keras would take what is in a dict for parts of this model.
         self.frozen = MappingProxyType(dict(frozen or {}))
-        check_networks(networks, self.frozen, sparring or {})
+        check_networks(networks, self.frozen, sparring or {}, null_class=self.scheme.null_share > 0)
         self.sources = MappingProxyType(
             self.scheme.sources(networks, self.frozen, None if sparring is None else list(sparring))
         )
         related = {f"{kind}_{name}": device for kind in KINDS for name, device in (devices or {}).items()}
+        self.teachers = MappingProxyType(self.scheme.teachers_of(networks, self.frozen))
         self.devices = MappingProxyType({**related, **(devices or {})})
         self.seed = seed
         self.networks = dict(networks)
@@ -236,7 +251,8 @@ class CoTraining(Fitting):
     def _recall(self) -> dict[str, Recalled]:
         """The networks as they were that are among the sources."""
         recalled = {}
-        for source in dict.fromkeys(source for its in self.sources.values() for source in its):
+        needed = itertools.chain(*self.sources.values(), *self.teachers.values())
+        for source in dict.fromkeys(needed):
             kind, name = split(source)
             if kind in ("before", "past"):
                 network = self.sparring.get(name, self.networks.get(name))
@@ -283,7 +299,29 @@ class CoTraining(Fitting):
             for index, own in enumerate(batch_norm_variables(network))
             if mode == "auxiliary" and self.sources[name]
         ]
-        return Objective(network, self.scheme.terms_of(name), loss, mode, auxiliary, adaptation, head)
+        null = self.scheme.null_share
+        return Objective(
+            network,
+            self.scheme.terms_of(name),
+            loss,
+            mode,
+            auxiliary,
+            adaptation,
+            head,
+            teachers=[self._teacher(teacher) for teacher in self.teachers.get(name, ())],
+            temperature=self.scheme.temperature,
+            null_share=null,
+            null_epsilon=self.scheme.null_epsilon_of(name, self.sources[name], self.networks) if null else 0.0,
+        )
+
+    def _teacher(self, name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+        network: Any = self._recalled[name].at(0) if name in self._recalled else self.frozen[name]
+
+        def answers(images: tf.Tensor) -> tf.Tensor:
+            with on_device(self.devices, name):
+                return tf.cast(network(images, training=False), tf.float32)
+
+        return answers
 
     def _copy(self, variable: keras.Variable, name: str) -> keras.Variable:
         return self.add_weight(

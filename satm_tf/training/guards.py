@@ -32,7 +32,11 @@ _INSTEAD = {
 
 
 def check_networks(
-    networks: Mapping[str, ImageClassifier], frozen: Mapping[str, Any], sparring: Mapping[str, ImageClassifier]
+    networks: Mapping[str, ImageClassifier],
+    frozen: Mapping[str, Any],
+    sparring: Mapping[str, ImageClassifier],
+    *,
+    null_class: bool = False,
 ) -> None:
     """Refuses networks that cannot train together.
 
@@ -40,9 +44,10 @@ def check_networks(
         networks: Those that train.
         frozen: Those that only craft.
         sparring: Sparring partners.
+        null_class: Whether those that train need a null class.
 
     Raises:
-        ValueError: If there is none, one has two names, or shapes or numbers of classes differ.
+        ValueError: If there is none, one has two names, shapes or numbers of classes differ, or one lacks a null class.
 
     Warns:
         UserWarning: If two networks start from equal weights.
@@ -55,6 +60,12 @@ def check_networks(
         raise ValueError(
             "Each network must be exactly one of these: trained, frozen, or a sparring partner. Received: "
             f"{sorted(common) or [*networks, *sparring]}"
+        )
+    without = [name for each in (networks, sparring) for name, network in each.items() if not network.null_class]
+    if null_class and without:
+        raise ValueError(
+            "null_share needs networks with a null class; pass network.with_null_class(). "
+            f"Received: {', '.join(without)} without one"
         )
     for fact in ("image_shape", "num_classes"):
         values = {name: getattr(network, fact) for each in (networks, sparring) for name, network in each.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -44,6 +44,10 @@ class Objective(NamedTuple):
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
         adaptation: The domain adaptation, if any.
         head: Its domain classifier, if it needs one.
+        teachers: From images to logits, each network whose answers this one learns.
+        temperature: What logits are divided by in the cross-entropies.
+        null_share: Share of the label that the null class has, of an image that is perturbed by `null_epsilon`.
+        null_epsilon: That size, of the largest value of a perturbation.
     """
 
     network: ImageClassifier
@@ -53,6 +57,10 @@ class Objective(NamedTuple):
     auxiliary: Sequence[tuple[keras.Variable, keras.Variable]]
     adaptation: DomainAdaptation | None
     head: keras.layers.Layer | None
+    teachers: Sequence[Callable[[tf.Tensor], tf.Tensor]] = ()
+    temperature: float = 1.0
+    null_share: float = 0.0
+    null_epsilon: float = 0.0
 
     def trainable_variables(self) -> list[keras.Variable]:
         """All that the loss has a gradient for: the network's variables and those that it needs only for training."""
@@ -64,7 +72,8 @@ class Objective(NamedTuple):
         """Names of the loss and of its parts, for a network that learns from adversarial examples or does not."""
         optional = {"pairing_loss": self.terms.pairing_weight, "peer_loss": self.terms.peer_weight}
         adversarial = ["adversarial_loss", *(part for part, weight in optional.items() if weight)] if learns else []
-        penalty = ["gradient_loss"] if self.terms.gradient_penalty else []
+        clean = {"gradient_loss": self.terms.gradient_penalty, "teacher_loss": self.terms.teacher_weight}
+        penalty = [part for part, weight in clean.items() if weight]
         return ["loss", "clean_loss", *penalty, *adversarial, *(self.adaptation.metrics if self.adaptation else ())]
 
     def evaluate(
@@ -81,10 +90,11 @@ class Objective(NamedTuple):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             if terms.gradient_penalty:
                 tape.watch(images)
-            features, logits, activity, updates = forward(
+            features, logits, null, activity, updates = forward(
                 self.network, [images, *adversarial], training=training, mode=self.batch_norm, auxiliary=self.auxiliary
             )
-            losses = self.classification_loss(labels, logits[0])
+            entropies = self._cross_entropy(labels, logits, null, [images, *adversarial])
+            losses = entropies[0]
         importance = 1.0 if weights is None else tf.cast(weights, tf.float32)
         parts = {"clean_loss": importance * losses}
         loss = terms.clean_weight * parts["clean_loss"]
@@ -92,11 +102,14 @@ class Objective(NamedTuple):
             # Of the sum over the batch: a mean would underflow in float16.
             parts["gradient_loss"] = importance * tf.reduce_sum(tf.abs(tape.gradient(losses, images)), axis=[1, 2, 3])
             loss += terms.gradient_penalty * parts["gradient_loss"]
+        if terms.teacher_weight:
+            taught = [tf.nn.softmax(teacher(images) / self.temperature) for teacher in self.teachers]
+            taught = tf.stop_gradient(tf.reduce_mean(tf.stack(taught), axis=0))
+            losses = tf.nn.softmax_cross_entropy_with_logits(taught, logits[0] / self.temperature)
+            parts["teacher_loss"] = importance * losses
+            loss += terms.teacher_weight * parts["teacher_loss"]
         if adversarial:
-            if terms.adversarial_loss == "divergence":
-                losses = divergence(logits[:1], logits[1:])
-            else:
-                losses = self.classification_loss(tf.tile(labels[None], [len(adversarial), 1]), logits[1:])
+            losses = divergence(logits[:1], logits[1:]) if terms.adversarial_loss == "divergence" else entropies[1:]
             parts["adversarial_loss"] = importance * _over_sources(losses, shares)
             loss += terms.adversarial_weight * parts["adversarial_loss"]
             if terms.pairing_weight:
@@ -116,6 +129,26 @@ class Objective(NamedTuple):
                 parts |= watched
         loss += tf.add_n([activity, *self.network.losses])
         return Evaluated(loss, parts, logits, updates)
+
+    def _cross_entropy(
+        self,
+        labels: tf.Tensor,
+        logits: tf.Tensor,
+        null: tf.Tensor | None,
+        batches: Sequence[tf.Tensor],
+    ) -> tf.Tensor:
+        """The cross-entropy `[1 + k, batch]` of the answers to a clean batch and its adversarial ones.
+
+        With a null class it is `(1 - share) * CE(label) + share * CE(null)` over all outputs, here written with the
+        log-odds of the null class.
+        """
+        labels = tf.tile(labels[None], [len(batches), 1])
+        losses = self.classification_loss(labels, logits / self.temperature)
+        if not self.null_share:
+            return losses
+        sizes = tf.stack([tf.reduce_max(tf.abs(batch - batches[0]), axis=[1, 2, 3]) for batch in batches])
+        share = self.null_share * tf.minimum(tf.math.divide_no_nan(sizes, self.null_epsilon), 1.0)
+        return (1 - share) * losses + tf.nn.sigmoid_cross_entropy_with_logits(share, null)
 
 
 def _over_sources(losses: tf.Tensor, shares: tf.Tensor | None) -> tf.Tensor:

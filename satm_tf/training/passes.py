@@ -23,12 +23,14 @@ class Passed(NamedTuple):
     Attributes:
         features: `[k, batch, size]`.
         logits: `[k, batch, classes]`.
+        null: The log-odds of the null class, `[k, batch]`; None if the network has none.
         loss: A scalar, what layers add to the loss for their activity.
         updates: Variables, such as moving statistics and dropout's seeds, with the values that are to be theirs.
     """
 
     features: tf.Tensor
     logits: tf.Tensor
+    null: tf.Tensor | None
     loss: tf.Tensor
     updates: list[tuple[keras.Variable, tf.Tensor]]
 
@@ -144,12 +146,15 @@ def forward(
             # Only "auxiliary" has any, for its second pass.
             with _remembering(network, written, auxiliary if index else ()) as scope:
                 features = network.features(tf.concat(group, 0), training=training)
-                outputs.append((features, network.classify(features, training=training)))
+                outputs.append((features, *network.answers(features, training=training)))
             losses += [tf.cast(loss, tf.float32) for loss in scope.losses]
-    features, logits = (tf.concat(parts, 0) for parts in zip(*outputs, strict=True))
+    every_features, every_logits, every_null = zip(*outputs, strict=True)
+    features, logits = tf.concat(every_features, 0), tf.concat(every_logits, 0)
+    null = None if every_null[0] is None else tf.concat(every_null, 0)
     return Passed(
         tf.reshape(features, [len(batches), -1, features.shape[-1]]),
         tf.reshape(logits, [len(batches), -1, logits.shape[-1]]),
+        None if null is None else tf.reshape(null, [len(batches), -1]),
         tf.add_n(losses) / len(groups) if losses else tf.constant(0.0),
         list(written.values()),
     )

@@ -31,7 +31,14 @@ Mixing = Literal["steps", "images", "all"]
 ADVERSARIAL_LOSSES: tuple[AdversarialLoss, ...] = get_args(AdversarialLoss)
 CRAFTING_MODES: tuple[CraftingMode, ...] = get_args(CraftingMode)
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
-WEIGHTS = ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight", "gradient_penalty")
+WEIGHTS = (
+    "clean_weight",
+    "adversarial_weight",
+    "pairing_weight",
+    "peer_weight",
+    "gradient_penalty",
+    "teacher_weight",
+)
 
 
 class Terms(NamedTuple):
@@ -43,6 +50,7 @@ class Terms(NamedTuple):
     pairing_weight: float
     peer_weight: float
     gradient_penalty: float
+    teacher_weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,8 @@ class Scheme:
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
     + adversarial_weight * (CE(x') or KL(x || x')) + pairing_weight * MSE(logits of x and x') + peer_weight * KL(peers
-    on x' || x') + gradient_penalty * |gradient of CE(x) by x|_1 + domain adaptation`.
+    on x' || x') + gradient_penalty * |gradient of CE(x) by x|_1 + teacher_weight * CE(x, teachers on x) + domain
+    adaptation`.
 
     If epsilon is set in several places, the one given to `CoTraining` overrides the scheme's, and the scheme's
     overrides each attack's; `epsilon_schedule` then scales that value.
@@ -89,6 +98,14 @@ class Scheme:
         gradient_penalty: Weight of the L1 norm of the gradient of an image's clean loss by the image: how fast the loss
             rises under the worst small L-infinity perturbation. A weight of epsilon adds, to first order, what an
             attack of that size adds to the loss. It needs no source; 0 leaves it out.
+        teachers: Whose answers to clean images each network learns, as `resolve_sources` takes it; they must never
+            change, so they are frozen networks or `before`. Several teach the mean of their probabilities.
+        teacher_weight: Weight of the cross-entropy with the teachers' probabilities; 0 leaves it out.
+        temperature: What all logits are divided by in the cross-entropies, the teachers' too; at least 1. The trained
+            network is used without it.
+        null_share: Share of an adversarial image's label that goes to the null class, in [0, 1], if the perturbation is
+            of size epsilon; it is proportional to the perturbation's largest value. Networks need a null class, see
+            `ImageClassifier.with_null_class`, and attacks the norm "linf". 0 leaves it out.
         domain_adaptation: One for every network that has a source, or a mapping from the names of some of them; each
             may be given by its name, or as a mapping with its name and options. None, or "none", turns it off.
         batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name: "shared"
@@ -112,7 +129,11 @@ class Scheme:
         2021; AdvProp: Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020; logit pairing: Kannan
         et al., "Adversarial Logit Pairing", 2018; a source for each image: Sitawarin et al., "PubDef", ICLR 2024;
         the penalty: Drucker and LeCun, "Improving Generalization Performance Using Double Backpropagation", 1992, in
-        the norm of Simon-Gabriel et al., "First-order Adversarial Vulnerability of Neural Networks", ICML 2019.
+        the norm of Simon-Gabriel et al., "First-order Adversarial Vulnerability of Neural Networks", ICML 2019;
+        teachers: Papernot et al., "Distillation as a Defense to Adversarial Perturbations", S&P 2016, broken by Carlini
+        and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017; the null class: Hosseini et al.,
+        "Blocking Transferability of Adversarial Examples in Black-Box Learning Systems", 2017, who let the share grow
+        as the initial network's errors do.
     """
 
     learns_from: LearnsFrom = "others"
@@ -130,6 +151,10 @@ class Scheme:
     pairing_weight: WeightLike = 0.0
     peer_weight: WeightLike = 0.0
     gradient_penalty: WeightLike = 0.0
+    teachers: LearnsFrom | None = None
+    teacher_weight: WeightLike = 0.0
+    temperature: float = 1.0
+    null_share: float = 0.0
     domain_adaptation: DomainAdaptationLike | None = None
     batch_norm: BatchNormLike = "shared"
     crafted_once: int = 0
@@ -155,6 +180,20 @@ class Scheme:
             raise ValueError(
                 "Sources that take turns cannot have weights; choose mixing='images' or 'all'. Received: "
                 f"source_weights={dict(self.source_weights)}"
+            )
+        if (self.teachers is None) == any(_values(self.teacher_weight)):
+            raise ValueError(
+                "teachers and teacher_weight need each other. Received: "
+                f"teachers={self.teachers}, teacher_weight={self.teacher_weight}"
+            )
+        if not self.temperature >= 1:
+            raise ValueError(f"temperature must be at least 1. Received: {self.temperature}")
+        if not 0 <= self.null_share <= 1:
+            raise ValueError(f"null_share must be in [0, 1]. Received: {self.null_share}")
+        if self.null_share and ("divergence" in _values(self.adversarial_loss) or self.temperature != 1):
+            raise ValueError(
+                "A null class needs the cross-entropy as adversarial loss, without a temperature. Received: "
+                f"adversarial_loss={self.adversarial_loss!r}, temperature={self.temperature}"
             )
         for field in ("snapshots", "snapshot_steps"):
             if getattr(self, field) < 1:
@@ -248,6 +287,10 @@ class Scheme:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.domain_adaptation_of(sources)
         self.batch_norm_of(sources)
+        self.teachers_of(networks, frozen)
+        if self.null_share:
+            for name, its in sources.items():
+                self.null_epsilon_of(name, its, networks)
         if self.crafted_once:
             self._check_crafted_once(sources, networks, frozen)
         return sources
@@ -256,7 +299,7 @@ class Scheme:
         self, sources: Mapping[str, Collection[str]], networks: Collection[str], frozen: Collection[str]
     ) -> None:
         pairs = [(source, learner) for learner, its in sources.items() for source in its]
-        changing = sorted({source for source, _ in pairs if source not in frozen and split(source)[0] != "before"})
+        changing = sorted({source for source, _ in pairs if not _is_fixed(source, frozen)})
         if changing or not pairs:
             raise ValueError(
                 "crafted_once is for sources that never change: frozen networks, or 'before'. "
@@ -270,6 +313,37 @@ class Scheme:
                     f"attacks. Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for "
                     f"{source!r}"
                 )
+
+    def teachers_of(self, networks: Collection[str], frozen: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+        """The teachers of each network; arguments as for `sources`.
+
+        Raises:
+            ValueError: If a name is unknown, or a teacher changes during training.
+        """
+        if self.teachers is None:
+            return dict.fromkeys(networks, ())
+        teachers = resolve_sources(self.teachers, networks, frozen)
+        changing = sorted({each for its in teachers.values() for each in its if not _is_fixed(each, frozen)})
+        if changing:
+            raise ValueError(
+                f"Teachers must never change: choose frozen networks, or 'before'. Received: {', '.join(changing)}"
+            )
+        return teachers
+
+    def null_epsilon_of(self, learner: str, sources: Collection[str], networks: Collection[str]) -> float:
+        """The size of a perturbation with all of `null_share`: the largest epsilon of a network's sources; 0 if none.
+
+        Raises:
+            ValueError: If an attack has another norm than "linf".
+        """
+        attacks = [self.attack_on(source, learner, trained=source in networks) for source in sources]
+        for attack in attacks:
+            if attack.norm != "linf":
+                raise ValueError(
+                    "null_share grows with the largest change of a pixel, so it needs attacks with norm='linf'. "
+                    f"Received: {attack.name!r} with norm={attack.norm!r}"
+                )
+        return max((attack.epsilon for attack in attacks), default=0.0)
 
     def terms_of(self, name: str) -> Terms:
         """The weights and the kind of a network's loss.
@@ -286,7 +360,7 @@ class Scheme:
             if value is None:
                 raise ValueError(f"{field} must have a value for each network. Missing: {name}")
             found[field] = value
-        return Terms(**found)._replace(peer_weight=0.0) if partner else Terms(**found)
+        return Terms(**found)._replace(peer_weight=0.0, teacher_weight=0.0) if partner else Terms(**found)
 
     def weight_of(self, source: str, learner: str, trained: bool) -> float:
         """How much a source counts for a learner; arguments as for `attack_on`."""
@@ -323,6 +397,10 @@ class Scheme:
                 f"Received: attack={self.attack}"
             )
         return attack if self.epsilon is None else dataclasses.replace(attack, epsilon=self.epsilon)
+
+
+def _is_fixed(source: str, frozen: Collection[str]) -> bool:
+    return source in frozen or split(source)[0] == "before"
 
 
 def _by_network(field: str, value: Any, names: Collection[str], which: str) -> dict[str, Any]:
@@ -399,6 +477,9 @@ SCHEMES: dict[str, Scheme] = {
         peer_weight=19 / 20,
     ),
     "pubdef": Scheme(learns_from="frozen", attack=_PGD, mixing="images", clean_weight=0.5, adversarial_weight=0.5),
+    "distillation": Scheme(
+        learns_from="nobody", teachers="frozen", clean_weight=0.0, teacher_weight=1.0, temperature=20.0
+    ),
     "sparring": Scheme(learns_from=("before", "sparring"), attack=RSFGSM(epsilon=_EPSILON), mixing="images"),
     "recommended": Scheme(learns_from=("before", "others", "itself"), attack=RSFGSM(epsilon=_EPSILON), mixing="images"),
 }

@@ -45,7 +45,7 @@ def resolve_sources(
     frozen: Collection[str] = (),
     sparring: Collection[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Names, for each network that trains, the networks whose adversarial examples it learns from.
+    """Names, for each network that trains, the networks whose adversarial examples (or answers) it learns from.
 
     | | oneself | the others | both | one of them |
     | --- | --- | --- | --- | --- |

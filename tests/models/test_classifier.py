@@ -76,6 +76,28 @@ def test_dropout_acts_on_the_features_in_training_only(images):
     assert np.any(network.classify(features, training=True) != network.classify(features, training=False))
 
 
+def test_a_null_class_leaves_the_logits_and_survives_saving(tmp_path, images):
+    network = ImageClassifier(small_backbone(), 5, image_shape=(20, 20, 3), dropout=0.5)
+    with_null = network.with_null_class()
+    features = network.features(images)
+    np.testing.assert_allclose(with_null(images), network(images), atol=1e-6)  # products of another shape
+    assert network.answers(features)[1] is None
+    assert np.all(tf.sigmoid(with_null.answers(features)[1]) < 1e-3)
+    kernel, bias = with_null._classification.get_weights()
+    kernel[:, -1], bias[-1] = kernel[:, 1], 0.5
+    with_null._classification.set_weights([kernel, bias])
+    expected = tf.nn.softmax(features @ kernel + bias)
+    np.testing.assert_allclose(tf.sigmoid(with_null.answers(features)[1]), expected[:, -1], rtol=1e-5)
+    with_null.with_null_class().save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    assert loaded.null_class
+    np.testing.assert_array_equal(loaded(images), with_null(images))
+    np.testing.assert_array_equal(loaded.answers(features)[1], with_null.answers(features)[1])
+    head = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    with pytest.raises(ValueError, match="Only a linear classification layer"):
+        ImageClassifier(small_backbone(), 5, image_shape=(20, 20, 3), head=head, null_class=True)
+
+
 @pytest.mark.parametrize("name", ["compact_vgg", "compact_resnet"])
 def test_a_saved_network_gives_the_same_logits(tmp_path, images, name):
     network = ImageClassifier.from_backbone(name, num_classes=4, image_shape=(20, 20, 3), dropout=0.2)

@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 
 from satm_tf import CoTraining
-from satm_tf.training import ClassificationLoss
+from satm_tf.attacks import PGD
+from satm_tf.training import ClassificationLoss, Scheme
+from satm_tf.training.crafting import Crafted
 from tests.training.by_hand import ATTACK, craft
 from tests.training.small_training import data
 from tests.training.small_training import make_network as small
@@ -107,3 +109,73 @@ def test_the_gradient_penalty_is_right_in_half_precision():
         cosine = update @ reference / np.linalg.norm(update) / np.linalg.norm(reference)
         assert cosine > 0.95  # Signs of single pixels' gradients differ; a missing second derivative gives 0.
         assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(reference), rel=0.1)
+
+
+def test_a_distilled_network_learns_the_mean_of_its_teachers_probabilities(make_network, images, labels):
+    """One step against the formula, from logits over the temperature."""
+    network, *teachers = (make_network(name, width=width) for name, width in (("a", 4), ("b", 5), ("c", 6)))
+    teachers[0].set_weights([5 * each for each in teachers[0].get_weights()])  # so that they disagree
+    soft = np.mean([tf.nn.softmax(teacher(images) / 20) for teacher in teachers], axis=0)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(-tf.reduce_sum(soft * tf.nn.log_softmax(network(images) / 20), axis=-1))
+    gradients = tape.gradient(loss, network.trainable_variables)
+    expected = [w - 100 * g for w, g in zip(network.get_weights(), gradients, strict=True)]
+    trainer = CoTraining({"a": network}, "distillation", frozen=dict(zip("bc", teachers, strict=True)))
+    trainer.compile(keras.optimizers.SGD(100.0))
+    logs = trainer.train_on_batch(images, labels, return_dict=True)
+    assert logs["a_teacher_loss"] == pytest.approx(float(loss), rel=1e-5)
+    for ours, value in zip(network.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(ours, value, atol=1e-5)  # float32 sums in another order
+
+
+def test_one_who_teaches_oneself_stays(make_network, images, labels):
+    """The cross-entropy with one's own probabilities is least where one is."""
+    network = make_network("a")
+    before = network.get_weights()
+    trainer = CoTraining({"a": network}, "distillation", teachers="before")
+    trainer.compile(keras.optimizers.SGD(1.0))
+    trainer.train_on_batch(images, labels)
+    for ours, value in zip(network.get_weights(), before, strict=True):
+        np.testing.assert_allclose(ours, value, atol=1e-7)
+
+
+@pytest.mark.parametrize(("perturbed", "share"), [(0.0, 0.0), (0.5, 0.4), (1.0, 0.8), (2.0, 0.8)])
+def test_the_null_classs_share_of_a_label_grows_with_the_perturbation(make_network, images, labels, perturbed, share):
+    network = make_network("a").with_null_class()
+    kernel, bias = network.get_weights()[-2:]
+    bias[-1], kernel[:, -1] = 0.3, kernel[:, 0]
+    network.set_weights([*network.get_weights()[:-2], kernel, bias])
+    trainer = CoTraining({"a": network}, learns_from="itself", attack=PGD(epsilon=0.05), null_share=0.8)
+    trainer.compile("sgd")
+    signs = np.where(np.random.default_rng(0).uniform(size=images.shape) < 0.5, -1.0, 1.0).astype("float32")
+    adversarial = images + 0.05 * perturbed * signs
+    evaluated = trainer._objectives["a"].evaluate(
+        tf.constant(images), tf.constant(labels), None, Crafted([adversarial], tf.zeros([1], tf.int32)), 1.0, False
+    )
+    truth = np.eye(5)[labels]
+    for part, x, its in (("clean_loss", images, 0.0), ("adversarial_loss", adversarial, share)):
+        label = (1 - its) * truth + its * np.eye(5)[4]
+        expected = -np.sum(label * tf.nn.log_softmax(network.features(x) @ kernel + bias), axis=-1)
+        np.testing.assert_allclose(evaluated.parts[part], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teachers": "others", "teacher_weight": 1.0}, "Teachers must never change"),
+        ({"teachers": "before"}, "teachers and teacher_weight need each other"),
+        ({"teacher_weight": 1.0}, "teachers and teacher_weight need each other"),
+        ({"temperature": 0.5}, "temperature must be at least 1"),
+        ({"null_share": 1.5}, r"null_share must be in \[0, 1\]"),
+        ({"null_share": 0.5, "adversarial_loss": "divergence"}, "A null class needs the cross-entropy"),
+        ({"null_share": 0.5, "attack": PGD(epsilon=1.0, norm="l2")}, "norm='linf'"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Scheme(**fields).sources(["a", "b"])
+
+
+def test_a_null_class_that_is_missing(make_network):
+    with pytest.raises(ValueError, match=r"pass network.with_null_class\(\). Received: a without one"):
+        CoTraining({"a": make_network("a")}, learns_from="itself", null_share=1.0)

@@ -58,7 +58,7 @@ def assert_close(ours, expected, tolerance):
 
 
 def test_there_is_a_case_for_every_preset():
-    assert {*CASES, "sparring", "recommended"} == set(SCHEMES), "these two are tested below"
+    assert {*CASES, "sparring", "recommended", "distillation"} == set(SCHEMES), "tested below, or in test_objective"
 
 
 @pytest.mark.parametrize("scheme", CASES)
