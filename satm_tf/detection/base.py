@@ -44,7 +44,9 @@ def look(network: ImageClassifier, images: tf.Tensor) -> Seen:
 
 def in_batches(function: Callable[[tf.Tensor], tf.Tensor], images: np.ndarray) -> np.ndarray:
     """A function of image batches, on all images of an array."""
-    compiled = tf.function(function, reduce_retracing=True)
+    # Traced here and not by a call, of which TensorFlow says that there are too many.
+    specification = tf.TensorSpec([None, *images.shape[1:]], tf.float32)
+    compiled = tf.function(function, autograph=False).get_concrete_function(specification)
     starts = range(0, len(images), _BATCH)
     return np.concatenate([compiled(tf.constant(images[start : start + _BATCH])).numpy() for start in starts])
 

@@ -91,10 +91,10 @@ class PrincipalComponents(Detector, name="principal_components"):
 
     def learn(self, clean: Seen, adversarial: Seen, seed: int) -> dict[str, np.ndarray]:
         values = np.asarray(_PARTS[self.of](clean), np.float64)
+        if not values.std(0).any():
+            raise ValueError(f"The {self.of} of clean images must differ. Received: all alike")
         found = scikit_learn("decomposition").PCA(svd_solver="full").fit(values)
         kept = found.explained_variance_ > _LEAST_VARIANCE * found.explained_variance_[0]
-        if not kept.any():
-            raise ValueError(f"The {self.of} of clean images must differ. Received: all alike")
         count = max(1, round(self.low_ranked * np.count_nonzero(kept)))
         axes, variances = found.components_[kept][-count:], found.explained_variance_[kept][-count:]
         return {"mean": found.mean_, "whitening": axes.T / np.sqrt(variances)}
