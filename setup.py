@@ -20,6 +20,7 @@ SERVING = {
     "lite": ["ai-edge-litert>=1.4"],
     "onnx": ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime>=1.19"],
 }
+SCIKIT_LEARN = "scikit-learn>=1.4"
 
 setup(
     name="satm_tf",
@@ -62,8 +63,10 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]"],
         **SERVING,
+        "detectors": [SCIKIT_LEARN],
         "test": [
             *(package for packages in SERVING.values() for package in packages),
+            SCIKIT_LEARN,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

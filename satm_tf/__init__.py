@@ -27,7 +27,7 @@ if _backend != "tensorflow":
         f"Received: the backend {_backend!r}"
     )
 
-from satm_tf import attacks, data, evaluation, layers, metrics, models, serving, training
+from satm_tf import attacks, data, detection, evaluation, layers, metrics, models, serving, training
 from satm_tf.evaluation import assess
 from satm_tf.harden import Hardened, harden
 from satm_tf.models import ImageClassifier, available_backbones
@@ -48,6 +48,7 @@ __all__ = [
     "attacks",
     "available_backbones",
     "data",
+    "detection",
     "evaluation",
     "harden",
     "layers",

@@ -17,10 +17,12 @@ ROOMS = {
     "models": BASE,
     "data": BASE,
     "training": BASE | {"attacks", "models"},
+    "detection": BASE | {"attacks", "models"},
     "evaluation": BASE | {"attacks", "models"},
-    "serving": BASE | {"attacks", "models", "data", "evaluation"},
+    "serving": BASE | {"attacks", "models", "data", "detection", "evaluation"},
     "command_line": BASE | {"training", "serving"},
-    "experiment": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "command_line"},
+    "experiment": BASE
+    | {"attacks", "models", "data", "training", "detection", "evaluation", "serving", "command_line"},
     "paper": BASE | {"attacks", "models", "data", "training", "evaluation", "serving", "experiment"},
 }
 COMMANDS = {"train", "harden", "evaluate", "attack", "export", "predict", "prepare", "reproduce"}

@@ -173,7 +173,7 @@ class APGD(_AutoPGD, LossAttack, name="apgd"):
     """APGD with cross-entropy or, `loss="dlr"`, the difference-of-logits ratio.
 
     Attributes:
-        loss: "cross_entropy", "dlr", "margin" or "hot_cold".
+        loss: "cross_entropy", "dlr", "margin", "hot_cold" or "evading_margin".
 
     Example:
         >>> adversarial = APGD(epsilon=8 / 255, loss="dlr")(network, images, labels)

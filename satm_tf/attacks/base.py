@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.attacks.losses import LOSSES, cross_entropy
+from satm_tf.attacks.losses import EVADING, LOSSES, cross_entropy, evading_margin
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import Model, logits_of, refuse_probabilities
 from satm_tf.configurable import Configurable, look_up, serialize
@@ -324,10 +324,11 @@ class LossAttack(Attack):
     """An attack that may ascend another loss than the cross-entropy.
 
     Attributes:
-        loss: "cross_entropy", "margin", "dlr" or "hot_cold".
+        loss: "cross_entropy", "margin", "dlr", "hot_cold", or "evading_margin" for a model whose last logit means
+            "rejected", where a rejected image is no success.
 
     Raises:
-        ValueError: If the loss is unknown.
+        ValueError: If the loss is unknown, or "evading_margin" meets a label source that seeks a class.
     """
 
     loss: str = "cross_entropy"
@@ -335,10 +336,20 @@ class LossAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         look_up("loss", self.loss, LOSSES)
+        if self.loss == EVADING and LABEL_SOURCES[self.label_source].direction < 0:
+            raise ValueError(
+                f"{EVADING!r} moves away from a class; to reach one without a rejection, use loss='margin'. "
+                f"Received: label_source={self.label_source!r}"
+            )
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """The loss of that name, ascended or descended."""
         return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
+
+    def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        if self.loss == EVADING:
+            return evading_margin(classes, logits) > 0
+        return super().succeeds(logits, classes)
 
 
 def input_gradient(

@@ -53,7 +53,7 @@ class IterativeAttack(LossAttack, name="iterative"):
             to the next; 0 is none. Each costs one gradient per step.
         neighbourhood: Half the width of the cube that they are drawn from, in units of epsilon; beta in Wang and He.
         transforms: Transforms that improve transfer, as objects, names or mappings.
-        loss: "cross_entropy", "margin", "dlr" or "hot_cold".
+        loss: "cross_entropy", "margin", "dlr", "hot_cold" or "evading_margin".
 
     Raises:
         ValueError: If a number is out of range, a name unknown, or restarts would all be the same.

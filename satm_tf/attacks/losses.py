@@ -24,6 +24,27 @@ def margin(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return other - own
 
 
+def evading_margin(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The margin of a model whose last logit means "rejected": positive where it answers wrongly and does not reject.
+
+    It is the strongest logit of the other classes, less the larger of the class's own and the last. So an attack that
+    ascends it fools classifier and detector together, where the margin would be content with a rejection.
+
+    Raises:
+        ValueError: If there are fewer than three logits: two classes and the rejection.
+
+    Source:
+        Carlini and Wagner, "Adversarial Examples Are Not Easily Detected", AISec 2017, Section 2.
+    """
+    if logits.shape[-1] is not None and logits.shape[-1] < 3:
+        raise ValueError(
+            f"evading_margin needs a model with two classes or more and a last logit that rejects. Received: "
+            f"{logits.shape[-1]} logits"
+        )
+    own, other = own_and_other(classes, logits[..., :-1])
+    return other - tf.maximum(own, logits[..., -1])
+
+
 def difference_of_logits_ratio(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """The margin over the distance from the first to the third logit, so that the scale of the logits is gone.
 
@@ -83,4 +104,11 @@ def _for_each(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(classes, tf.shape(logits)[:-1])
 
 
-LOSSES = {"cross_entropy": cross_entropy, "dlr": difference_of_logits_ratio, "margin": margin, "hot_cold": hot_cold}
+EVADING = "evading_margin"
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "dlr": difference_of_logits_ratio,
+    "margin": margin,
+    "hot_cold": hot_cold,
+    EVADING: evading_margin,
+}
