@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
+from satm_tf.attacks.base import LossAttack, Model, consensus
 from satm_tf.attacks.loops import iterate
-from satm_tf.attacks.losses import margin
 from satm_tf.attacks.sources import logits_of
 
 _fold_in = tf.random.experimental.stateless_fold_in
@@ -28,7 +27,7 @@ class _Search(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquareAttack(Attack, name="square"):
+class SquareAttack(LossAttack, name="square"):
     """Squares of `+epsilon` or `-epsilon` at random places, kept if the margin falls. It needs no gradient.
 
     An image that has been fooled is left as it is, and the search ends when all are.
@@ -36,6 +35,8 @@ class SquareAttack(Attack, name="square"):
     Attributes:
         queries: The most queries of the network for each image, at least 1.
         share: The share of the image that the first squares cover, in (0, 1]; p in the paper.
+        loss: "margin", as in the paper; "evading_margin" for a model whose last logit means "rejected"; or another loss
+            that `LossAttack` takes.
 
     Raises:
         ValueError: If a number is out of range.
@@ -52,6 +53,7 @@ class SquareAttack(Attack, name="square"):
 
     queries: int = 5000
     share: float = 0.8
+    loss: str = "margin"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,8 +113,7 @@ class SquareAttack(Attack, name="square"):
 
         def look(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             logits = consensus(logits_of(model, x))
-            value = LABEL_SOURCES[self.label_source].direction * margin(classes, logits)
-            return value, self.succeeds(logits, classes)
+            return self.objective(logits, classes), self.succeeds(logits, classes)
 
         def keep(state: _Search, x: tf.Tensor) -> _Search:
             value, success = look(x)

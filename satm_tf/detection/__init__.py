@@ -9,6 +9,7 @@ images exceeds. `Guarded` joins it to its classifier, to attack both together, a
 | `principal_components` | `PrincipalComponents` | energy in components of low rank |
 | `density_uncertainty` | `DensityUncertainty` | density in the class, and doubt under dropout |
 | `quantised_rbf` | `QuantisedRBF` | an RBF machine on quantised features |
+| `null_class` | `NullClass` | the null class that the network was trained with |
 
 Fitting needs the extra `detectors` (scikit-learn); scoring, saving and serving do not.
 """
@@ -18,6 +19,7 @@ from satm_tf.detection.features import FeatureClassifier, PrincipalComponents
 from satm_tf.detection.guarded import Guarded
 from satm_tf.detection.kernels import DensityUncertainty, QuantisedRBF
 from satm_tf.detection.measuring import measure
+from satm_tf.detection.null_class import NullClass
 
 get = Detector.get
 
@@ -27,6 +29,7 @@ __all__ = [
     "FeatureClassifier",
     "FittedDetector",
     "Guarded",
+    "NullClass",
     "PrincipalComponents",
     "QuantisedRBF",
     "get",

@@ -27,19 +27,21 @@ class Seen(NamedTuple):
         features: The network's features of them, float32 `[batch, feature_size]`.
         logits: Its logits, float32 `[batch, classes]`.
         classify: Takes features to logits.
+        null: The log-odds of the network's null class, float32 `[batch]`; None if it has none.
     """
 
     images: Any
     features: Any
     logits: Any
     classify: Callable[[tf.Tensor], tf.Tensor]
+    null: Any = None
 
 
 def look(network: ImageClassifier, images: tf.Tensor) -> Seen:
     """What a network makes of a batch of images, in inference mode."""
     features = network.features(images, training=False)
-    logits = network.classify(features, training=False)
-    return Seen(images, features, logits, lambda some: network.classify(some, training=False))
+    logits, null = network.answers(features, training=False)
+    return Seen(images, features, logits, lambda some: network.classify(some, training=False), null)
 
 
 def in_batches(function: Callable[[tf.Tensor], tf.Tensor], images: np.ndarray) -> np.ndarray:
@@ -240,4 +242,5 @@ def _checked(name: str, images: Any, network: ImageClassifier, least: int) -> np
 def _all_seen(network: ImageClassifier, images: np.ndarray) -> Seen:
     features = in_batches(lambda batch: look(network, batch).features, images)
     classify = look(network, images[:1]).classify
-    return Seen(images, features, np.asarray(classify(tf.constant(features))), classify)
+    logits, null = network.answers(tf.constant(features), training=False)
+    return Seen(images, features, np.asarray(logits), classify, null)
