@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -378,7 +379,7 @@ class Config:
         return None if scheme in self.trained_surrogates else self.schemes[scheme].sparring
 
     def frozen_sources(self, scheme: str) -> dict[str, FrozenNetwork]:
-        """The networks that only craft for a scheme, by the name that the scheme knows them by.
+        """The networks that only craft for a scheme, or teach it, by the name that the scheme knows them by.
 
         Raises:
             ValueError: If the scheme learns from a network that there is not.
@@ -391,8 +392,10 @@ class Config:
             for name in own if origin == FINE_TUNE else self.networks_of(origin):
                 stage = self._fine_tuned(scheme, name) if origin == FINE_TUNE else Stage(CO_TRAIN, origin)
                 known[f"{origin}/{name}" if several else f"frozen_{name}"] = FrozenNetwork(stage, name)
-        sources = self.scheme(scheme).sources(self.networks_of(scheme), known, self.sparring(scheme))
-        return {name: place for name, place in known.items() if any(name in names for names in sources.values())}
+        described, networks = self.scheme(scheme), self.networks_of(scheme)
+        sources = described.sources(networks, known, self.sparring(scheme))
+        needed = {*itertools.chain(*sources.values(), *described.teachers_of(networks, known).values())}
+        return {name: place for name, place in known.items() if name in needed}
 
 
 def _check_given(values: Any) -> None:

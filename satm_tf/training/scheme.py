@@ -322,7 +322,7 @@ class Scheme:
         """
         if self.teachers is None:
             return dict.fromkeys(networks, ())
-        teachers = resolve_sources(self.teachers, networks, frozen)
+        teachers = resolve_sources(self.teachers, networks, frozen, field="teachers")
         changing = sorted({each for its in teachers.values() for each in its if not _is_fixed(each, frozen)})
         if changing:
             raise ValueError(

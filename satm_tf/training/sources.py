@@ -44,6 +44,8 @@ def resolve_sources(
     networks: Collection[str],
     frozen: Collection[str] = (),
     sparring: Collection[str] | None = None,
+    *,
+    field: str = "learns_from",
 ) -> dict[str, tuple[str, ...]]:
     """Names, for each network that trains, the networks whose adversarial examples (or answers) it learns from.
 
@@ -63,6 +65,7 @@ def resolve_sources(
         networks: Names of the networks that train.
         frozen: Names of the networks that only craft.
         sparring: Names of the sparring partners, without `sparring_`; None means one for each network.
+        field: What errors call `learns_from`.
 
     Returns:
         For each of `networks`, its sources in the order of their turns. Then the same for each sparring partner that
@@ -91,10 +94,10 @@ def resolve_sources(
         learns_from = dict.fromkeys(networks, learns_from if isinstance(learns_from, str) else tuple(learns_from))
     for name in learns_from:
         if name not in networks:
-            raise unknown_name("network in learns_from", name, networks)
+            raise unknown_name(f"network in {field}", name, networks)
     missing = [name for name in networks if name not in learns_from]
     if missing:
-        raise ValueError(f"learns_from must give the sources of each network. Missing: {', '.join(missing)}")
+        raise ValueError(f"{field} must name someone, or nobody, for each network. Missing: {', '.join(missing)}")
 
     def expand(name: str, term: str) -> list[str]:
         if term in frozen:
@@ -106,7 +109,7 @@ def resolve_sources(
             return [term]
         if term not in WORDS:
             names = [*WORDS, *networks, *frozen, *(f"{kind}_{each}" for each in (*group, *snapshots) if kind)]
-            raise unknown_name("source in learns_from", term, names)
+            raise unknown_name(f"source in {field}", term, names)
         # Beginning after oneself: in turn, every network is then the source of exactly one other.
         index = group.index(name) if name in group else -1
         others, itself = group[index + 1 :] + group[: max(index, 0)], group[index : index + 1] if index >= 0 else []

@@ -1,0 +1,201 @@
+"""Would another countermeasure have done as well? Those of the paper's Section 2.2, at equal clean accuracy.
+
+    python benchmarks/countermeasures.py benchmarks/countermeasures.yaml --data.root FOLDER \\
+        --out docs/results/fashion_mnist
+
+Trains the schemes of the configuration, and fits every detector to the networks of `undefended`: on training images and
+adversarial examples of them that the other network has made (MI-FGSM). The detector `null_class` is of the scheme of
+that name. Then all are measured on the same test images. An adversarial image is withstood if it is classified
+correctly or rejected; a clean image has to be classified correctly and not rejected.
+
+The rule, written before the first run. **Equal clean accuracy**: every countermeasure may give up 3 points of the
+undefended accuracy on validation images. A detector's threshold lets 3 % of the validation images lie above it. Of the
+schemes that differ in a weight only, `<name>_<weight>`, the one with the largest weight that gives up no more is shown;
+a scheme without a knob is shown as it is. Each attacker has two columns: one who ignores the countermeasure, and one
+who knows it.
+
+- `unseen`, `defended`, `start`: the rungs of the ladder, whose examples are made on models without a countermeasure.
+- `same`: the attacker knows the countermeasure and lacks the weights. The partner network has it too, and crafts
+  MI-FGSM examples that fool it and evade its own detector.
+- `queries`: Square with 100 queries. A rejection is an answer that the attacker sees and avoids.
+- `white_box`: PGD of 20 steps from the cross-entropy of the classes, as if nothing were known.
+- `white_box_knowing`: PGD of 20 steps from the margin of the logits, in which a rejection is no success. On distilled
+  networks this is the attack of Carlini and Wagner's kind, which a saturated softmax does not stop.
+- `worst`: image by image, all of these without the two white boxes.
+
+Queries and white boxes are on `--images` of the test images. Writes `countermeasures.csv`, a row for each network, and
+`detectors.csv`, ROC areas and shares above the threshold, to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from satm_tf import detection, experiment
+from satm_tf.attacks import MIFGSM, PGD, Attack, SquareAttack
+from satm_tf.data import Examples
+from satm_tf.detection.base import in_batches
+from satm_tf.evaluation.names import UNSEEN, NetworkName
+from satm_tf.evaluation.rungs import rung_of
+from satm_tf.experiment import Config, Stage
+from satm_tf.experiment import config as configuration
+from satm_tf.experiment.config import make_attack
+from satm_tf.experiment.images import make_batches
+from satm_tf.models import ImageClassifier
+from satm_tf.storage import write_text
+
+Model = ImageClassifier | detection.Guarded
+POINTS, QUERIES, STEPS = 0.03, 100, 20
+DETECTORS = ("feature_classifier", "principal_components", "density_uncertainty", "quantised_rbf")
+LADDER = ("unseen", "defended", "start", "same", "queries")
+
+
+def arrays(examples: Examples, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels."""
+    images, labels = zip(*make_batches(examples, config).as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def trained(config: Config, scheme: str) -> dict[str, ImageClassifier]:
+    """The networks of a scheme."""
+    names = [NetworkName(scheme, network) for network in config.networks_of(scheme)]
+    return {name.network: config.folder.load(Stage.of(name), name.network) for name in names}
+
+
+def predicted(model: Model, images: np.ndarray) -> np.ndarray:
+    """The classes `[images]`; one more than there are means "rejected"."""
+    return in_batches(model, images).argmax(-1)
+
+
+def withstood(model: Model, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether each adversarial image is classified correctly or rejected."""
+    classes = predicted(model, images)
+    return (classes == labels) | (classes == model.num_classes - 1 if isinstance(model, detection.Guarded) else False)
+
+
+def knowing(attack: type[Attack], model: Model, **options: Any) -> Attack:
+    """An attack from the logits, for which a rejection is no success."""
+    loss = "evading_margin" if isinstance(model, detection.Guarded) else "margin"
+    return attack(**{"loss": loss, **options})
+
+
+def guarded(config: Config, epsilon: float, splits: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """The networks of `undefended` and `null_class` with each of their detectors, by its name."""
+    found: dict[str, Any] = {}
+    crafter = MIFGSM(epsilon=epsilon)
+    for scheme, names in (("undefended", DETECTORS), ("null_class", ("null_class",))):
+        networks = trained(config, scheme)
+        for name, network in networks.items():
+            others = [other for key, other in networks.items() if key != name]
+            adversarial = np.concatenate([crafter.craft(other, *splits["train"]) for other in others])
+            for kind in names:
+                detector = detection.get(kind).fit(
+                    network,
+                    splits["train"][0],
+                    adversarial,
+                    validation=splits["validation"][0],
+                    rejected=POINTS,
+                    seed=config.seed,
+                )
+                found.setdefault(kind, {})[name] = detection.Guarded(network, detector)
+    return found
+
+
+def chosen(defences: dict[str, dict[str, Any]], images: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Of the schemes that differ in a weight, the one that the rule takes."""
+    clean = {name: np.mean([predicted(m, images) == labels for m in its.values()]) for name, its in defences.items()}
+    kept: dict[str, dict[str, Any]] = {}
+    for name, its in defences.items():
+        family, _, weight = name.rpartition("_")
+        if not weight[:1].isdigit():
+            kept[name] = its
+        elif clean[name] >= clean["undefended"] - POINTS:
+            kept = {key: value for key, value in kept.items() if not key.startswith(f"{family}_")} | {name: its}
+    print(pd.Series(clean).mul(100).round(1).to_string(), f"shown: {', '.join(kept)}", sep="\n")
+    return kept
+
+
+def measure(config: Config, defences: dict[str, dict[str, Any]], epsilon: float, few: int, examples: Examples) -> Any:
+    """A row for each countermeasure and network, and one for each detector, network and attacker."""
+    images, labels = arrays(examples, config)
+    some, its_labels = images[:few], labels[:few]
+    unseen = [NetworkName(UNSEEN, holdout) for holdout in config.holdouts]
+    sources = {str(name): config.folder.load(Stage.of(name), name.network) for name in unseen}
+    sources |= {str(name): config.folder.load(config.stage_of(name), name.network) for name in config.surrogate_names}
+    crafted = {
+        (name, attack): each.craft(source, images, labels)
+        for name, source in sources.items()
+        for attack, each in config.table_attacks().items()
+    }
+    rows, told = [], []
+    for defence, networks in defences.items():
+        for name, model in networks.items():
+            examples_of: dict[str, list[np.ndarray]] = {}
+            for (source, _), adversarial in crafted.items():
+                examples_of.setdefault(rung_of(source, f"any/{name}", config.groups), []).append(adversarial)
+            examples_of["same"] = [
+                knowing(MIFGSM, other, epsilon=epsilon).craft(other, images, labels)
+                for key, other in networks.items()
+                if key != name
+            ]
+            plain = model.network if isinstance(model, detection.Guarded) else model
+            own = {
+                "queries": (model, knowing(SquareAttack, model, epsilon=epsilon, queries=QUERIES)),
+                "white_box": (plain, PGD(epsilon=epsilon, steps=STEPS)),
+                "white_box_knowing": (model, knowing(PGD, model, epsilon=epsilon, steps=STEPS)),
+            }
+            own_examples = {key: attack.craft(target, some, its_labels) for key, (target, attack) in own.items()}
+            right = {
+                rung: np.all([withstood(model, each, labels) for each in its], axis=0)
+                for rung, its in examples_of.items()
+                if rung in LADDER
+            }
+            right |= {key: withstood(model, each, its_labels) for key, each in own_examples.items()}
+            worst = np.all([right[rung][:few] for rung in LADDER if rung in right], axis=0)
+            rates = {rung: values.mean() for rung, values in {**right, "worst": worst}.items()}
+            clean = (predicted(model, images) == labels).mean()
+            rows.append({"seed": config.seed, "countermeasure": defence, "network": name, "clean": clean, **rates})
+            print(pd.Series(rows[-1]).to_frame().T.round(3).to_string(index=False, header=len(rows) == 1), flush=True)
+            if isinstance(model, detection.Guarded):
+                attackers = {rung: its[0][:few] for rung, its in examples_of.items() if rung in LADDER} | own_examples
+                frame = detection.measure({defence: model.detector}, plain, some, its_labels, attackers)
+                told.append(frame.assign(seed=config.seed, network=name))
+    return pd.DataFrame(rows), pd.concat(told)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="A YAML file, as satm-tf train --config takes it.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--images", type=int, default=200, help="Of the test images, for queries and white boxes.")
+    parser.add_argument("--out", type=Path, required=True, help="The folder of the tables.")
+    given, options = parser.parse_known_args()
+    tables: dict[str, list[pd.DataFrame]] = {"countermeasures": [], "detectors": []}
+    for seed in given.seeds:
+        config = configuration.from_arguments(["--config", given.config, *options, "--seed", str(seed)])
+        config = dataclasses.replace(config, run_dir=str(Path("runs") / config.name / str(seed)))
+        images = experiment.train(config)
+        epsilon = make_attack(config.attack).epsilon
+        splits = {split: arrays(getattr(images, split), config) for split in ("train", "validation")}
+        defences: dict[str, dict[str, Any]] = {
+            scheme: trained(config, scheme) for scheme in config.schemes if scheme not in ("teacher", "null_class")
+        }
+        defences |= guarded(config, epsilon, splits)
+        defences = chosen(defences, *splits["validation"])
+        for table, frame in zip(tables, measure(config, defences, epsilon, given.images, images.test), strict=True):
+            tables[table].append(frame)
+    for table, frames in tables.items():
+        write_text(given.out / f"{table}.csv", pd.concat(frames).to_csv(index=False, float_format="%.4f"))
+    means = pd.concat(tables["countermeasures"]).groupby("countermeasure", sort=False).mean(numeric_only=True)
+    print(means.drop(columns="seed").mul(100).round(1).to_string())
+
+
+if __name__ == "__main__":
+    main()
