@@ -15,12 +15,12 @@ from satm_tf.models.weights import PublishedWeights, load_weights
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build one backbone, and what stands before and after it.
+    """How to build a backbone, and what comes before and after it.
 
     Attributes:
         build: Function of `input_shape`, `(height, width, 3)`, that gives a Keras model from preprocessed images
             `[batch, height, width, 3]` to a feature map `[batch, h, w, channels]` or to features `[batch, channels]`.
-        preprocessing: Arguments of `Preprocessing`: what the backbone was trained on.
+        preprocessing: Arguments of `Preprocessing` that give the input on which the backbone was trained.
         pooling: What turns a feature map into features: "avg", "max" or "flatten"; None if the backbone gives features.
         dropout: Rate of the dropout before the classification layer when the user names none.
         default_size: Height and width of the images when the user names none.

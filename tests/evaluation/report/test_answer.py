@@ -37,7 +37,8 @@ def test_a_defence_that_helps_names_its_attackers_its_price_and_what_is_left_ope
     # 10 of 200 images are lost, none is gained.
     assert price.startswith("On clean images it costs accuracy (80.0% → 75.0%: -5.0 points, 95 % interval -")
     assert left_open == (
-        "It does not protect against the network that training started from (1.0% left) and white-box attacks (0.0% left)."
+        "It does not protect against the network that training started from (1.0% left) and white-box attacks "
+        "(0.0% left)."
     )
 
 
