@@ -184,7 +184,7 @@ class Admix(Transform, name="admix"):
     brighter image.
 
     Attributes:
-        mixed: How many others are mixed in, one at a time.
+        mixed: Number of other images that are mixed in, one at a time.
         strength: The share of the other image that is added.
         copies: Number of brightnesses, `x / 2^i` from `i = 0`. It takes `mixed * copies` gradients instead of one.
 
