@@ -1,4 +1,4 @@
-"""What does each scheme keep on real faces, at two epsilons? Reads finished runs of one preset, one for each seed.
+"""Accuracy of each scheme on real faces, at two epsilons, from finished runs of one preset, one for each seed.
 
     for seed in 0 1 2; do
         satm-tf train --config utkface_age --data.root FOLDER --seed $seed --run_dir runs/utkface_age/$seed
@@ -6,14 +6,14 @@
     python benchmarks/faces.py runs/utkface_age/0 runs/utkface_age/1 runs/utkface_age/2 --out docs/results/utkface_age
 
 Each epsilon gets its own table: a scheme's accuracy on clean images and on each rung of the ladder, the mean over its
-networks. An image counts where it is right under all attacks and sources of the rung that have at most this epsilon.
-Queries are made at the epsilon of training, so they are in the table of the larger one alone.
+networks. An image counts if it is right under all attacks and sources of the rung with at most this epsilon. Queries
+use the epsilon of training, so they are only in the table of the larger one.
 
-The rule, written before the first figure was seen. The score of a scheme is its worst rung without white box, as
-`worst` has it: image by image the strongest of all attackers. `recommended` is set against every other scheme, on the
-same images: network by network with McNemar's exact test within a seed, and as the mean of the differences between
-seeds, with Student's 95 % interval. Clean accuracy stands beside, as a scheme that pays for its score has to show it.
-The control is `undefended`, which trains on for as many epochs.
+The rule was written before the first figure was seen. The score of a scheme is its accuracy under `worst`, without
+white box: the strongest of all attackers for each image. `recommended` is compared with every other scheme on the same
+images: network by network with McNemar's exact test within a seed, and as the mean of the differences over seeds, with
+Student's 95 % interval. Clean accuracy is shown too, because a scheme may pay for its score with it. The control is
+`undefended`, which continues training for the same number of epochs.
 """
 
 from __future__ import annotations

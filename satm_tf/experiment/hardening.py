@@ -445,7 +445,7 @@ def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
         *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in compared),
         line("worst of all of these", *(float(right.mean()) for right in worst)),
         *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in rungs if rung == START),
-        line("(white box, not protected)", *ladder.loc[[before, after], "white_box"]),
+        line("(white box, no claim)", *ladder.loc[[before, after], "white_box"]),
     ]
     if not gain.rises():
         lines.append(f"The defence did not help: {_why(rates, worst, gain, count)}")

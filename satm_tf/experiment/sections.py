@@ -151,7 +151,7 @@ class DataConfig:
     images_per_subject: int = 5
 
     def check(self) -> None:
-        """Finds what is wrong without looking at the data.
+        """Checks the fields that do not need the data.
 
         Raises:
             ValueError: If a number is outside its range, or a path is not valid.
@@ -457,7 +457,7 @@ class LossConfig:
     order_temperature: float | None = None
 
     def check(self) -> None:
-        """Finds what is wrong without looking at the data.
+        """Checks the fields that do not need the data.
 
         Raises:
             ValueError: If a number is outside its range.
@@ -494,7 +494,7 @@ class QueriesConfig:
     limit: int = 100
 
     def check(self) -> None:
-        """Finds what is wrong before any measurement.
+        """Checks the fields before any measurement.
 
         Raises:
             ValueError: If a number is outside its range.
@@ -520,7 +520,7 @@ class ChecksConfig:
     effort: dict[str, int] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Finds what is wrong before any measurement.
+        """Checks the fields before any measurement.
 
         Raises:
             ValueError: If an option is unknown or a number outside its range.

@@ -103,7 +103,7 @@ def test_sixty_images_and_a_broken_one_from_the_command_line_stopped_and_resumed
     assert summary in printed
     assert summary.startswith("Clean accuracy 100.0% -> ")
     assert [line.split("  ")[1] for line in summary.splitlines()[2:7]] == [
-        *("unseen models", "queries", "worst of all of these", "same starting weights", "(white box, not protected)")
+        *("unseen models", "queries", "worst of all of these", "same starting weights", "(white box, no claim)")
     ]
 
     hardened = satm_tf.harden(mine, photos, output=output, **QUICK)
