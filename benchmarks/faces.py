@@ -9,11 +9,11 @@ Each epsilon gets its own table: a scheme's accuracy on clean images and on each
 networks. An image counts if it is right under all attacks and sources of the rung with at most this epsilon. Queries
 use the epsilon of training, so they are only in the table of the larger one.
 
-The rule was written before the first figure was seen. The score of a scheme is its accuracy under `worst`, without
-white box: the strongest of all attackers for each image. `recommended` is compared with every other scheme on the same
-images: network by network with McNemar's exact test within a seed, and as the mean of the differences over seeds, with
-Student's 95 % interval. Clean accuracy is shown too, because a scheme may pay for its score with it. The control is
-`undefended`, which continues training for the same number of epochs.
+The rule, written before the first figure was seen. The score of a scheme is its worst rung without white box, as
+`worst` has it: image by image the strongest of all attackers. `recommended` is set against every other scheme, on the
+same images: network by network with McNemar's exact test within a seed, and as the mean of the differences between
+seeds, with Student's 95 % interval. Clean accuracy stands beside, as a scheme that pays for its score has to show it.
+The control is `undefended`, which trains on for as many epochs.
 """
 
 from __future__ import annotations

@@ -9,16 +9,16 @@ means over its networks are given: accuracy on clean images; on each measured ru
 is right under all attacks and sources of the rung); under Square with 100 queries; and under white-box PGD with 20
 steps. The last two are on 300 images.
 
-The rule was written down before the first run. The score of a scheme is its **worst rung**: the minimum over unseen,
-defended, queries and, on test images, twin. Start, the attacker who has the weights from which training started, is
-reported separately: it exists only if these are published, as on real faces. `transfer` is the worst rung without
-queries. Schemes are compared **at equal clean accuracy**: the points of a family, one for each weight, and the
-undefended point make a curve; its value at a clean accuracy is the highest score among its points that are at least as
-accurate, and of the lines between points where they cross it. The curves are read at 1, 3 and 5 points under the
-undefended accuracy. Among families that are sound (their Square accuracy is at most 2 points below their white-box
-accuracy; otherwise their gradients would be misleading), the one with the highest worst rung at 3 points is chosen, on
-validation images over two seeds. The chosen one and its competitors run again with three other seeds on test images,
-each with the weight that had the best mean of clean accuracy and worst rung.
+The rule, written down before the first run. The score of a scheme is its **worst rung**: the least of unseen, defended,
+queries and, on test images, twin. Start, the attacker who has the very weights from which training started, stands
+beside: it exists where these are published, as on real faces. `transfer` is the worst rung without queries. Schemes
+are compared **at equal clean accuracy**: the points of a family, one for each weight, and the undefended point make a
+curve; its value at a clean accuracy is the highest score among its points that are at least as accurate, and where the
+line between two points crosses it. The curves are read at 1, 3 and 5 points under the undefended accuracy. Among
+families that are sound (their Square accuracy is not more than 2 points below their white-box one, which would be
+gradients that mislead), the one with the highest worst rung at 3 points is chosen, on validation images over two seeds.
+The chosen one and its competitors run once more from three other seeds on test images, each with the weight that had
+the best mean of clean accuracy and worst rung.
 
 All results are in the run folders, runs/<name>/<seed>; re-run the same command to resume. Tables and pictures are
 written next to them, or to --out.
