@@ -1,4 +1,4 @@
-"""satm-tf evaluate: whose adversarial examples fool whom, and which networks only mask their gradients."""
+"""satm-tf evaluate: measures networks on each other's adversarial examples, and checks for gradient masking."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def evaluate(
         query_limit: Number of images for the query attacks.
         input_range: The range of pixel values that a network expects, by the network's name, such as {"mine": [0,
             255]}; [0, 1] for the others.
-        check_limit: Number of images for the checks; 0 makes no checks.
+        check_limit: Number of images for the checks; 0 skips the checks.
         check_options: The effort of the checks: steps and targets of the iterative attacks, queries of those without
             gradients. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
         undefended: The networks without a defence, for the checks to compare with; those named holdout/... if not

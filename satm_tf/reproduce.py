@@ -61,7 +61,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--printed-only", action="store_true", help="Leave out everything for which the paper prints no figure."
     )
-    group.add_argument("--dry-run", action="store_true", help="Print what the run would take, and stop.")
+    group.add_argument("--dry-run", action="store_true", help="Print the estimated cost of the run, and stop.")
 
 
 def _config(preset: str, rest: list[str]) -> Config:

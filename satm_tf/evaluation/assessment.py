@@ -153,7 +153,7 @@ def assess(
         queries: The numbers of queries, such as [50, 100, 1000], with which `measure_queries` attacks each target at
             the epsilon of the checks; an empty sequence makes no query attacks.
         query_limit: Number of images for the query attacks, chosen with the seed.
-        check_limit: Number of images for the checks, chosen with the seed; 0 makes no checks.
+        check_limit: Number of images for the checks, chosen with the seed; 0 skips the checks.
         check_epsilon: The epsilon of the checks, in L-infinity; if not given, the largest of the attacks in that norm.
         checked: Which targets to check; if not given, all but the undefended ones and endpoints.
         undefended: Which targets or sources have no defence, for the checks to compare with; those named

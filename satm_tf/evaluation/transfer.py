@@ -1,4 +1,4 @@
-"""Who fools whom: adversarial examples of every source on every target."""
+"""The transfer matrix: adversarial examples of every source on every target."""
 
 from __future__ import annotations
 

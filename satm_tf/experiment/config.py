@@ -70,7 +70,7 @@ class FrozenNetwork(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment: from images on disk to defended networks and the tables that compare them.
+    """A complete experiment, from images on disk to defended networks and the tables that compare them.
 
     Creating the object checks everything that does not need the data.
 
@@ -87,14 +87,14 @@ class Config:
             machine.
         strategy: The devices: none uses one; mirrored uses all GPUs of this machine; multi_worker uses all machines in
             TF_CONFIG; network_per_device uses one for each network.
-        fine_tune: How each network is first trained on clean images.
-        co_train: How each scheme then trains the networks.
-        attack: The attack in training, by name, with its options, for schemes that name no other.
-        schemes: The ways of training that are compared, by name.
+        fine_tune: Fine-tuning of each network on clean images.
+        co_train: Training of the networks with each scheme, after fine-tuning.
+        attack: The training attack, with its name and options, for schemes without an attack of their own.
+        schemes: The training schemes to compare, by name.
         evaluation_attacks: The attacks in the tables, by name; without an epsilon they use the training attack's.
         queries: Query attacks on the trained networks.
         checks: The checks for gradient masking.
-        export: What to export for serving.
+        export: The networks to export for serving.
 
     Raises:
         ValueError: If something is unknown, outside its range, or does not fit the rest.

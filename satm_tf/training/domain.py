@@ -68,7 +68,7 @@ class DomainAdversarial(DomainAdaptation, name="domain_adversarial"):
     """Domain-adversarial adaptation: a classifier of clean against adversarial, behind a gradient reversal.
 
     Attributes:
-        weight: At 1.0 without a schedule a network without batch normalisation was seen to collapse.
+        weight: At 1.0 without a schedule, a network without batch normalisation collapsed.
         strength: Strength of the gradient reversal: a constant, or "ganin" for `2 / (1 + exp(-10 p)) - 1` with p the
             share of the training that is done.
         hidden: Width of the first of the two fully-connected layers.
