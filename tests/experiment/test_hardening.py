@@ -178,7 +178,7 @@ def test_epochs_and_partners_are_chosen_for_the_time(monkeypatch, capsys):
     assert plan(6, epochs=5) == {"epochs": 5, "partners": ["a"]}
     assert capsys.readouterr().out == ""
     assert plan(1) == {"epochs": 4, "partners": ["a"]}
-    assert "1 min are too few" in capsys.readouterr().out
+    assert "1 min is too short" in capsys.readouterr().out
 
 
 def predictions(clean, attacked):
