@@ -92,8 +92,8 @@ class Ensemble:
     """Several networks as one, attacked at once.
 
     Args:
-        networks: Networks that return logits `[batch, classes]`, for the same classes. fuse: What is averaged: "logits"
-            (the strongest in the paper), "probabilities" or "losses".
+        networks: Networks that return logits `[batch, classes]`, for the same classes.
+        fuse: What is averaged: "logits" (the strongest in the paper), "probabilities" or "losses".
 
     Raises:
         ValueError: If there are no networks or `fuse` is unknown.
@@ -122,7 +122,9 @@ class InTurn:
     A step costs one network's gradient, not all of theirs. An attack that does not iterate takes the mean logits.
 
     Args:
-        networks: Networks that return logits `[batch, classes]`, for the same classes. Raises:
+        networks: Networks that return logits `[batch, classes]`, for the same classes.
+
+    Raises:
         ValueError: If there are no networks.
 
     Example:

@@ -53,7 +53,9 @@ def run(config: Config) -> pd.DataFrame:
     folder must be on a shared file system.
 
     Args:
-        config: The experiment. Returns:
+        config: The experiment.
+
+    Returns:
         The frame of `results.csv`: the columns of `transfer_matrix`, with sources and targets named
         `<scheme>/<network>` or `holdout/<network>`, and `fold` and `scheme`, the target's. Empty for a worker that does
         not write.

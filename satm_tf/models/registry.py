@@ -22,8 +22,8 @@ class Backbone:
             `[batch, height, width, 3]` to a feature map `[batch, h, w, channels]` or to features `[batch, channels]`.
         preprocessing: Arguments of `Preprocessing` that give the input on which the backbone was trained.
         pooling: What turns a feature map into features: "avg", "max" or "flatten"; None if the backbone gives features.
-        dropout: Rate of the dropout before the classification layer if not given. default_size: Height and width of the
-            images if not given.
+        dropout: Default rate of the dropout before the classification layer.
+        default_size: Default height and width of the images.
         minimum_size: The smallest height and width of images that it accepts.
         resize_below: Images with a side smaller than this are resized to `default_size` in the graph, because the
             backbone cannot work on them as they are.

@@ -46,7 +46,9 @@ class RestTransport:
         version: Its version; None for the newest.
         timeout: Seconds for a request: all attempts, the waits between them, and the whole answer; only the look-up of
             the host's name can take longer.
-        retries: Number of further attempts. Source:
+        retries: Number of further attempts.
+
+    Source:
         https://www.tensorflow.org/tfx/serving/api_rest
     """
 

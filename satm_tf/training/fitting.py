@@ -225,7 +225,8 @@ class Fitting(DistributedFit):
         """As Keras's `evaluate`; refuses the images and labels that `fit` refuses.
 
         Raises:
-            ValueError: If images or labels have the wrong type, shape or range."""
+            ValueError: If images or labels have the wrong type, shape or range.
+        """
         with naming_bad_values():
             return super().evaluate(*args, **kwargs)
 
