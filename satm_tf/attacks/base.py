@@ -297,8 +297,7 @@ class Attack(Configurable, kind="attack"):
         return LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(logits_of(model, images)))
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The objective that the attack maximises, `[..., batch]`, from logits `[..., batch, classes]` and classes "
-        "`[batch]`."""
+        """The attack's objective, `[..., batch]`, from logits `[..., batch, classes]` and classes `[batch]`."""
         return LABEL_SOURCES[self.label_source].direction * cross_entropy(classes, logits)
 
     def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:

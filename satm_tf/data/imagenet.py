@@ -1,5 +1,4 @@
-"""ImageNet-style evaluation: a folder of validation images, one sub-folder for each synset, and a file that numbers
-them.
+"""ImageNet-style evaluation: validation images in a sub-folder for each synset, and a file that numbers the synsets.
 
 Source:
     Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. The 10,000 random validation

@@ -40,8 +40,7 @@ _ANSWERS = 5  # as many as fit below a picture
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """The result of `assess`; printing it shows the answer, the tables, label leaking and any masking that was
-    detected.
+    """The result of `assess`; printing it shows the answer, the tables, label leaking and detected masking.
 
     Attributes:
         predictions: The class predicted for every image in every cell.

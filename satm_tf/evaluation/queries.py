@@ -1,5 +1,4 @@
-"""The rung of queries: a random search that only queries the target, started from noise and from the best transferred
-example."""
+"""The rung of queries: a random search that only queries the target, from scratch and from the best example."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ VGG, RESNET = "vgg16_face", "resnet50_face"
 PARTNER = {VGG: RESNET, RESNET: VGG}
 
 READINGS = {"least_likely": "r+step_ll", "true": "r+fgsm"}
-"""The two readings of R+Step-LL by the label that its gradient uses, and the presets' attack for each. A scheme that
-trains with R+Step-LL exists once for each, as `<scheme>_<reading>`.
+"""The two readings of R+Step-LL by the label that its gradient uses, and the presets' attack for each.
+
+A scheme that trains with R+Step-LL exists once for each, as `<scheme>_<reading>`.
 """
 
 
