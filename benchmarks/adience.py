@@ -2,9 +2,9 @@
 
     python benchmarks/adience.py FOLDER_OF_THE_FOLD_FILES
 
-It prints the account and the test folds' sizes under both readings of the labels, and fails where they are not those of
-the files as GilLevi/AgeGenderDeepLearning publishes them. The sizes under exact labels are those of its `age_test.txt`
-and `gender_test.txt`.
+It prints the account and the sizes of the test folds for both ways of reading the labels, and fails if they differ from
+those of the files published in GilLevi/AgeGenderDeepLearning. The sizes under exact labels are those of its
+`age_test.txt` and `gender_test.txt`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PUBLISHED = {"age": [4316, 3101, 3339, 2975, 3693], "gender": [4007, 3624, 3191,
 
 
 def write_placeholders(folds: Path, root: Path) -> None:
-    """The fold files, and an 8 x 8 JPEG for each image that they name; each in other bytes, so that none are equal."""
+    """The fold files, and an 8 x 8 JPEG for each image that they name, all with different bytes."""
     jpeg = tf.io.encode_jpeg(tf.zeros([8, 8, 3], tf.uint8)).numpy()
     images = set()
     for fold in adience.FOLDS:

@@ -1,10 +1,10 @@
-"""Adversarial images a second, beside Foolbox, ART and CleverHans, on one Keras model in one run.
+"""Adversarial images per second, compared with Foolbox, ART and CleverHans, on one Keras model in one run.
 
     python benchmarks/attacks.py [--batch 64] [--size 32] [--rounds 5] [--only FGSM PGD-10]
 
 Each peer runs as its users run it; a peer that is not installed is skipped with a message. The limit of a single-step
-attack is one compiled forward and input-gradient pass; that of an iterative one, as many of them as it has steps. The
-rounds of all go in turn, and the fastest counts: what other work on the machine adds is not the attack's.
+attack is one compiled forward and input-gradient pass; that of an iterative one, one such pass per step. All take
+turns, and the fastest round counts, to exclude the effect of other work on the machine.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def cleverhans(network: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> di
 
 
 def measure(crafts: dict[tuple[str, str], Craft], rounds: int) -> dict[tuple[str, str], float]:
-    """The fewest seconds of each, the first call apart."""
+    """The shortest time of each, without the first call."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for key, craft in crafts.items():
         try:
@@ -144,12 +144,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", help="names of the attacks to run; all without")
+    parser.add_argument("--only", nargs="*", help="names of the attacks to run; all if not given")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
     shape = (arguments.size, arguments.size, 3)
     classifier = models.ImageClassifier.from_backbone("compact_resnet", num_classes=10, image_shape=shape)
-    # A plain functional model: some peers take no subclassed one.
+    # A plain functional model, because some peers do not accept subclassed ones.
     inputs = keras.Input(shape)
     network = keras.Model(inputs, classifier(inputs))
     images = tf.constant(np.random.default_rng(0).uniform(0, 1, [arguments.batch, *shape]).astype("float32"))

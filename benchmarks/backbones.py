@@ -3,11 +3,11 @@
     python benchmarks/backbones.py                          # every backbone at its default size
     python benchmarks/backbones.py vgg16_face resnet50_face --size 96 --batch 8 --policy mixed_bfloat16
 
-Each backbone is measured in a process of its own, so that the peak of memory is its own. Times are the best of several
-runs of a `tf.function`, in milliseconds a batch: `forward` in inference, `attack` the gradient on the images in
-inference, `update` the gradient on the weights in training. The share of preprocessing is its time alone, forward and
-back, of the attack's: an upper bound, for it holds the cost of a call. The last column is the same update with Keras's
-batch normalisation instead of the fused one, as a ratio: above 1, the fused one is faster.
+Each backbone is measured in a separate process, so that the memory peak is its own. Times are the best of several runs
+of a `tf.function`, in milliseconds per batch: `forward` in inference, `attack` the gradient on the images in inference,
+`update` the gradient on the weights in training. The share of preprocessing is its own forward and backward time
+divided by the attack's: an upper bound, because it includes the cost of a call. The last column is the same update with
+Keras's batch normalisation instead of the fused one, as a ratio: above 1, the fused one is faster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = ("parameters", "forward", "attack", "update", "peak MB", "preprocessin
 
 
 def best_of(runs: int, *functions: Callable[[], Any]) -> list[float]:
-    """The shortest time of each function in milliseconds; they take turns, so that a busy machine is fair to all."""
+    """The shortest time of each function in milliseconds; they take turns, so that a busy machine affects all alike."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
@@ -73,7 +73,7 @@ def measure(name: str, size: int | None, batch: int, policy: str, runs: int) -> 
 
     @tf.function
     def preprocess() -> tf.Tensor:
-        """Its part of the attack: once forward, once back."""
+        """Preprocessing in an attack: one forward and one backward pass."""
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = network.preprocessing(images)
@@ -99,7 +99,7 @@ def measure(name: str, size: int | None, batch: int, policy: str, runs: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backbones", nargs="*", help="names; none means every registered backbone")
+    parser.add_argument("backbones", nargs="*", help="names of backbones; all registered ones if not given")
     parser.add_argument("--size", type=int, help="height and width of the images; each backbone's default if not given")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--policy", default="float32", help="float32, mixed_bfloat16 or mixed_float16")
@@ -116,7 +116,7 @@ def main() -> None:
         arguments.backbones = available_backbones()
     given = {key: getattr(arguments, key) for key in ("size", "batch", "policy", "runs")}
     options = [f"--{key}={value}" for key, value in given.items() if value is not None]
-    print(f"batch {arguments.batch}, {arguments.policy}, size {arguments.size or 'default'}; milliseconds a batch")
+    print(f"batch {arguments.batch}, {arguments.policy}, size {arguments.size or 'default'}; milliseconds per batch")
     print(f"{'backbone':30}" + "".join(f"{column:>17}" for column in COLUMNS))
     for name in arguments.backbones:
         command = [sys.executable, __file__, name, "--json", *options]

@@ -3,7 +3,7 @@
     python benchmarks/crafted_once.py [--images 2000] [--copies 2] [--epochs 3] [--size 28]
 
 Both train a compact ResNet as the scheme `pubdef` does, on the same noise. The fastest epoch of each counts, without
-the first, which traces; crafting is measured by itself, with the time that its graphs take to trace.
+the first, which traces; crafting is measured separately, including tracing.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Images a second from JPEGs to batches: Keras's own loader, ours, and ours with prepared images.
+"""Images per second from JPEGs to batches: Keras's loader, ours, and ours with prepared images.
 
     python benchmarks/data_pipeline.py
 
-Each way runs in a process of its own, on the same files, over a set and over one ten times as large; the larger set
-names the same pictures ten times, so that only what a pipeline itself keeps can grow. Rates are the best of the
-repeats, each a pass over all images with the files in the page cache. The processor time beside them is what a busy
-machine leaves comparable.
+Each pipeline runs in a separate process, on the same files, over a set and over one ten times as large; the larger set
+names the same pictures ten times, so that only the pipeline's own memory can grow. Rates are the best of several passes
+over all images, with the files in the page cache. Processor time is shown too, because it stays comparable on a busy
+machine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_pictures(root: Path, options: argparse.Namespace, pictures: int = 32) 
 
 
 def dataset(way: str, root: Path, options: argparse.Namespace):
-    """The batches of a set, one of the three ways."""
+    """The batches of a set, in one of the three ways."""
     size = (options.image_size, options.image_size)
     if way == "keras":
         import keras

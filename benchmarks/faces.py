@@ -1,4 +1,4 @@
-"""What does each scheme keep on real faces, at two epsilons? Reads finished runs of one preset, one for each seed.
+"""Accuracy of each scheme on real faces, at two epsilons, from finished runs of one preset, one for each seed.
 
     for seed in 0 1 2; do
         satm-tf train --config utkface_age --data.root FOLDER --seed $seed --run_dir runs/utkface_age/$seed
@@ -6,9 +6,9 @@
     python benchmarks/faces.py runs/utkface_age/0 runs/utkface_age/1 runs/utkface_age/2 --out docs/results/utkface_age
 
 For each epsilon, `test_points.csv` gives the accuracy of each network of each scheme on clean images and on each rung
-of the ladder. An image counts where it is right under all attacks and sources of the rung that have at most this
-epsilon. Queries are made at the epsilon of training, so only the larger one has them. Rows of seeds whose runs are not
-given stay as they are in `--out`.
+of the ladder. An image counts if it is right under all attacks and sources of the rung with at most this epsilon.
+Queries use the epsilon of training, so only the larger one has them. Rows of seeds whose runs are not given stay as
+they are in `--out`.
 
 The rule, written before the first figure was seen. The score of a scheme is its worst rung without white box, as
 `worst` has it: image by image the strongest of all attackers. `recommended` is set against every other scheme, on the

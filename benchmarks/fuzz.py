@@ -1,4 +1,4 @@
-"""The fuzzers of the tests, for as long as you like: what comes out, how long it takes, how far the memory grows.
+"""Runs the fuzzers of the tests for as long as you like: outcomes, times and memory growth.
 
     python -m benchmarks.fuzz [BOUNDARY ...] [--times 10] [--seed 1]
 
@@ -26,11 +26,11 @@ BOUNDARIES = {
     "answers": (fuzz_answers, 10_000),
     "http": (fuzz_http, 500),
 }
-"""What is fuzzed, and how many inputs `--times 1` makes. Each function takes a seed, a count and an empty folder."""
+"""The fuzzers, and the number of inputs for `--times 1`. Each function takes a seed, a count and an empty folder."""
 
 
 def megabytes() -> int:
-    """The most memory that the process has had."""
+    """The peak memory of the process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
@@ -49,7 +49,7 @@ def main() -> None:
                 seconds = time.perf_counter() - started
         print(
             f"{name}: {inputs:,} inputs in {seconds:.0f} s, the slowest {outcomes.slowest:.2f} s, "
-            f"{megabytes() - before} MB more at the most",
+            f"at most {megabytes() - before} MB more",
             flush=True,
         )
         for outcome, times in outcomes.most_common():

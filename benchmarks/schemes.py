@@ -5,9 +5,9 @@
         --seeds 2 3 4
 
 A scheme's name is that of its family and, after the last dash, of its adversarial weight: `pgd-w1`. For each scheme,
-means over its networks are given: accuracy on clean images; on each rung of the ladder that was measured (an image
-counts where it is right under all attacks and sources of the rung); under Square, a search of 100 queries; and under a
-white box, PGD of 20 steps. The last two are on 300 images.
+means over its networks are given: accuracy on clean images; on each measured rung of the ladder (an image counts if it
+is right under all attacks and sources of the rung); under Square with 100 queries; and under white-box PGD with 20
+steps. The last two are on 300 images.
 
 The rule, written down before the first run. The score of a scheme is its **worst rung**: the least of unseen, defended,
 queries and, on test images, twin. Start, the attacker who has the very weights from which training started, stands
@@ -20,8 +20,8 @@ gradients that mislead), the one with the highest worst rung at 3 points is chos
 The chosen one and its competitors run once more from three other seeds on test images, each with the weight that had
 the best mean of clean accuracy and worst rung.
 
-All is kept in the run folders, runs/<name>/<seed>; re-run the same command to resume. Tables and pictures are
-written beside them, or to --out.
+All results are in the run folders, runs/<name>/<seed>; re-run the same command to resume. Tables and pictures are
+written next to them, or to --out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def networks_of(config: Config, scheme: str) -> dict[str, ImageClassifier]:
 
 
 def attackers(config: Config, twin: Config | None) -> tuple[dict[str, ImageClassifier], dict[str, Group]]:
-    """The models that craft, and what is known of their groups."""
+    """The models that craft, and the descriptions of their groups."""
     folder, groups = config.folder, dict(config.groups)
     unseen = [NetworkName(UNSEEN, holdout) for holdout in config.holdouts]
     models = {str(name): folder.load(Stage.of(name), name.network) for name in unseen}
@@ -78,7 +78,7 @@ def attackers(config: Config, twin: Config | None) -> tuple[dict[str, ImageClass
 
 
 def measured(config: Config, split: str, twin: Config | None) -> tuple[Predictions, Predictions]:
-    """What every scheme's networks make of the attackers' examples, and of their own, once all are trained."""
+    """Predictions of every scheme's networks for the attackers' examples and their own, after training."""
     images = experiment.train(config)
     folder = config.folder
     paths = [folder.path / f"{split}_{whose}.npz" for whose in ("ladder", "own")]
@@ -126,7 +126,7 @@ def families(table: pd.DataFrame) -> pd.Series:
 
 
 def at_clean(curve: pd.DataFrame, score: str, clean: float) -> float:
-    """The value of a family's curve at a clean accuracy, as the rule has it; NaN if it is never so accurate."""
+    """The value of a family's curve at a clean accuracy, by the rule; NaN if it never reaches that accuracy."""
     curve = curve.sort_values("clean")
     reached = curve[score][curve.clean >= clean]
     if reached.empty:
@@ -176,7 +176,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def ahead_of(by_seed: dict[int, pd.DataFrame], first: str) -> pd.DataFrame:
-    """What one scheme is ahead of the others, in points: the mean over seeds, with Student's 95 % interval."""
+    """The lead of one scheme over the others, in points: the mean over seeds, with Student's 95 % interval."""
     rows = []
     for other in next(iter(by_seed.values())).index.drop(first):
         for share in next(iter(by_seed.values())).columns:
@@ -192,8 +192,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--twins", action="store_true", help="The networks of the next seed attack those of this one.")
-    parser.add_argument("--compare", metavar="SCHEME", help="Set this one against all others, seed by seed.")
-    parser.add_argument("--out", type=Path, help="Where to; runs/<name> if not given.")
+    parser.add_argument("--compare", metavar="SCHEME", help="Compare this scheme with all others, seed by seed.")
+    parser.add_argument("--out", type=Path, help="Output folder; runs/<name> if not given.")
     given, options = parser.parse_known_args()
     if given.twins and len(given.seeds) < 2:
         parser.error(f"--twins needs a second seed, whose networks attack those of the first. Received: {given.seeds}")

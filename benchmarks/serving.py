@@ -3,10 +3,10 @@
     python benchmarks/serving.py
     python benchmarks/serving.py --backbone resnet50_face --image_size 224
 
-Each way answers batches of 1, 8 and 32 images; the SavedModel also takes them as JPEG files, twice as large on each
-side as the network sees them, which it decodes and shrinks. The ways take turns, so that other load on the
-machine affects all of them. A time is the median of the rounds; the ratio says how many times faster than Keras
-`predict`. A server adds its transport, which is not measured here.
+Each runtime answers batches of 1, 8 and 32 images; the SavedModel also takes them as JPEG files, with twice the
+network's height and width, which it decodes and shrinks. They take turns, so that other load on the machine affects all
+of them. A time is the median of the rounds; the ratio is the speed relative to Keras `predict`. The transport of a
+server is not included.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def ways(network: ImageClassifier, folder: Path, images: np.ndarray, files: list
 
     def signature(name: str, **inputs: Any) -> Callable:
         ((key, values),) = inputs.items()
-        # `loaded` is held here: the variables go when it goes.
+        # Keep a reference to `loaded`, which owns the variables.
         return lambda size: loaded.signatures[name](**{key: tf.constant(values[:size])})
 
     result = {

@@ -1,10 +1,10 @@
-"""The adversarial suite of synthetic faces: two surrogates, trained on faces that a program draws, and what they craft.
+"""The adversarial suite of synthetic faces: two surrogates trained on drawn faces, and their examples.
 
     python benchmarks/suite.py --output synthetic_faces_suite
 
-One surrogate is undefended, the other trained adversarially; they make the rungs "unseen" and "defended" for what is
-scored on the suite with `satm-tf evaluate --suite`. Everything follows from one seed. The digest that it prints is in
-docs/how-to/suites.md, with what it depends on.
+One surrogate is undefended, the other trained adversarially; they form the rungs "unseen" and "defended" for models
+that you score on the suite with `satm-tf evaluate --suite`. Everything depends on one seed. docs/how-to/suites.md has
+the digest that it prints, and lists what it depends on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--limit", type=int, default=200, help="images in the suite")
     options = parser.parse_args()
-    # Sums over several threads come out otherwise with another number of them.
+    # Sums over several threads depend on their number.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,16 +1,16 @@
-"""Images a second of SATM's step, beside the sum of its parts, a plain eager loop and ART's adversarial trainer.
+"""Images per second of SATM's step, compared with its parts, a plain eager loop and ART's adversarial trainer.
 
     python benchmarks/train_step.py [--pair compact | full] [--rounds 5] [--only satm parts] [--memory]
 
-- parts: what no trainer can do without unless it shares something: for each network a compiled input-gradient pass, and
-  a compiled `train_on_batch` of the clean and the adversarial batch together.
-- eager: the same step as a loop of TensorFlow calls that nothing compiles.
+- parts: the minimum work of a trainer that shares nothing: for each network a compiled input-gradient pass, and a
+  compiled `train_on_batch` of the clean and the adversarial batch together.
+- eager: the same step as a loop of uncompiled TensorFlow calls.
 - art: `AdversarialTrainer` of the Adversarial Robustness Toolbox, once for each network, with FGSM on both: half of
-  each batch is adversarial, from images crafted once for the whole set. Left out with a word if it is not installed.
+  each batch is adversarial, from images crafted once for the whole set. Left out with a message if it is not installed.
 - bfloat16: SATM in `mixed_bfloat16`.
 
-The rounds of all go in turn, and the fastest counts: what other work on the machine adds is not the step's. `--memory`
-adds the peak memory of each, measured in a process of its own.
+All take turns, and the fastest round counts, to exclude the effect of other work on the machine. `--memory` adds the
+peak memory of each, measured in a separate process.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def make_batch(pair: str) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def peak_memory() -> int:
-    """MiB, of this process alone: `getrusage` also counts what its parent had when it was started."""
+    """MiB of this process only: `getrusage` also counts its parent's memory at the start."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) // 1024
 
@@ -162,7 +162,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--pair", choices=PAIRS, default="compact")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--steps", type=int, default=3, help="steps in a round")
+    options.add_argument("--steps", type=int, default=3, help="steps per round")
     options.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options.add_argument("--memory", action="store_true")
     given = options.parse_args()

@@ -19,7 +19,7 @@ with start_up.quieted() if start_up.is_command() else contextlib.nullcontext():
     if _backend == "tensorflow" and start_up.is_command() and not start_up.has_gpu():
         import tensorflow as _tensorflow
 
-        _tensorflow.config.list_physical_devices()  # TensorFlow looks for GPUs, and says so, once.
+        _tensorflow.config.list_physical_devices()  # TensorFlow searches for GPUs, and reports it, once.
 if _backend != "tensorflow":
     raise ImportError(
         "satm_tf runs on Keras's TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow before "

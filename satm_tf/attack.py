@@ -120,7 +120,7 @@ def attack(
 
 
 def _name(path: str) -> str:
-    """The name of a single model: an attacker's own, of the weakest kind."""
+    """The name of a single model: an unseen model, the attacker with least access."""
     return f"unseen/{re.sub(r'[^A-Za-z0-9_+-]', '_', Path(path.partition('#')[0]).stem) or 'model'}"
 
 
@@ -129,7 +129,7 @@ def _configure(
 ) -> attacks.Attack:
     bounded = getattr(attacks.Attack.members.get(described["name"]), "bounded", True)
     radius = {"epsilon": max(epsilon)} if epsilon else {"epsilon": 16 / 256} if bounded else {}
-    # Files without labels have none to leave.
+    # Files without labels have no label to leave.
     source = "target" if target is not None else "label" if labelled else "predicted"
     chosen = {} if source == "label" else {"label_source": source}
     return attacks.get({**radius, **chosen, "seed": seed, **described})

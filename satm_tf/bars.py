@@ -1,4 +1,4 @@
-"""Progress bars: one for the whole of a run, one for what it is at; without a terminal, lines."""
+"""Progress bars: one for the whole run, one for the current part; without a terminal, lines."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from tqdm.auto import tqdm
 
 _SECONDS_BETWEEN = 0.5
-# The share of what is left that has to be done before it tells how long the rest takes: a first step is slow.
+# The share of the remaining work to finish before estimating the time left, because a first step is slow.
 _ENOUGH = 0.02
 
 
 class Bar(tqdm):
-    """A progress bar, which tells that of the whole how far it is.
+    """A progress bar, which reports its progress to the bar of the whole run.
 
-    It goes when it is closed, if it stands below that of the whole, and is shown in a terminal only.
+    It disappears when closed if it is below the bar of the whole run, and is shown only in a terminal.
 
     Args:
         total: How many steps there are.
-        name: What the bar is called.
-        unit: What a step is.
+        name: The label of the bar.
+        unit: The name of a step.
         **options: As tqdm takes them.
 
     Example:
@@ -48,11 +48,11 @@ class Bar(tqdm):
 
 
 class Whole:
-    """How far a run is, and about how long the rest of it will take: by what its parts have taken so far.
+    """The progress of a run, and the approximate time left, estimated from its finished parts.
 
     Args:
-        parts: How much work each part is, by name, in any unit, in the order in which they are done.
-        done: The parts that are there already.
+        parts: The work of each part, by name, in any unit, in order.
+        done: The parts that are already finished.
     """
 
     def __init__(self, parts: Mapping[str, float], done: Collection[str] = ()):
@@ -71,7 +71,7 @@ class Whole:
         )  # fmt: skip
 
     def begin(self, name: str, expected: int) -> None:
-        """What is done from now on is this part, with so many bars."""
+        """Starts this part, which shows this many bars."""
         if name == self._name or not self._to_do.get(name):
             return
         names = list(self._parts)
@@ -84,14 +84,14 @@ class Whole:
             self._show()
 
     def opened(self, bar: Bar) -> None:
-        """A bar of this part stands below."""
+        """Adds a bar of this part below."""
         self._opened.append(bar)
         self._bars += 1
-        if self._name is not None and bar.total:  # A resumed bar begins in the middle.
+        if self._name is not None and bar.total:  # A resumed bar starts in the middle.
             self._skipped += self._to_do[self._name] * bar.n / bar.total / self._expected
 
     def advance(self, fraction: float) -> None:
-        """So much of the part's present bar is done."""
+        """Reports the progress of the part's current bar."""
         if self._name is None:
             return
         finished = max(self._bars - 1, 0)
@@ -105,7 +105,7 @@ class Whole:
             self._show()
 
     def described(self, with_name: bool = False) -> str:
-        """The number of the part, and about how long the rest takes, once that is known."""
+        """The number of the part, and the approximate time left once it is known."""
         number = 0 if self._name is None else 1 + list(self._parts).index(self._name)
         text = f"stage {number} of {len(self._parts)}{f': {self._name}' if with_name else ''}"
         if self._left is None:
@@ -113,7 +113,7 @@ class Whole:
         return f"{text}, {in_words(max(self._left - (time.monotonic() - self._left_at), 0.0))} left"
 
     def close(self) -> None:
-        """Takes all bars away, that of the whole last."""
+        """Removes all bars, that of the whole run last."""
         for bar in reversed(self._opened):
             bar.close()
         self._bar.close()
@@ -133,7 +133,7 @@ _current: ContextVar[Whole | None] = ContextVar("whole", default=None)
 
 @contextlib.contextmanager
 def whole(parts: Mapping[str, float], done: Collection[str] = ()) -> Iterator[Whole]:
-    """Shows how far a run is, by parts that say when they `begin` and by the bars in them.
+    """Shows the progress of a run, from parts that call `begin` and the bars in them.
 
     Args:
         parts: As `Whole` takes them.
@@ -156,11 +156,11 @@ def whole(parts: Mapping[str, float], done: Collection[str] = ()) -> Iterator[Wh
 
 
 def begin(name: str, expected: int = 1) -> None:
-    """Says that a part of the run begins; outside of a run, or of one without this part, nothing happens.
+    """Starts a part of the run; does nothing outside a run or if the run has no such part.
 
     Args:
         name: The part.
-        expected: How many bars it shows one after the other.
+        expected: The number of bars that it shows in turn.
     """
     current = _current.get()
     if current is not None:
@@ -173,7 +173,7 @@ def say(text: str) -> None:
 
 
 def in_words(seconds: float) -> str:
-    """About how long that is.
+    """An approximate duration in words.
 
     Example:
         >>> in_words(250), in_words(20), in_words(3 * 3600)
@@ -186,7 +186,7 @@ def in_words(seconds: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text in so many characters, without its middle if it is longer.
+    """Shortens a text to this many characters by leaving out its middle.
 
     Example:
         >>> shortened("fine_tune/efficientnet_v2_b0_imagenet", 20)

@@ -26,10 +26,10 @@ from satm_tf.configurable import unknown_name
 from satm_tf.serving import ServingError, VerificationError
 from satm_tf.training import Interrupted
 
-# What has a message that says all: a mistake in what was given, or something that is missing, full or away.
+# Errors whose message is enough: invalid input, or something missing, full or unreachable.
 _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError, ServingError, VerificationError)
 
-# The words by which jsonargparse would import a module and call what it holds.
+# The keys with which jsonargparse would import a module and call something in it.
 _IMPORTING = ("class_path", "init_args", "dict_kwargs")
 _MOST_VALUES = 20_000
 _MODE = "satm_tf"
@@ -57,11 +57,11 @@ _EPILOG = "--debug prints the traceback of an error."
 
 
 def load_yaml(text: str) -> Any:
-    """What a YAML text holds, if it is safe to read.
+    """The content of a YAML text, if it is safe to load.
 
     Raises:
         ValueError: If it would import something, or its aliases multiply into more than 20,000 values.
-        yaml.YAMLError: If it is no YAML.
+        yaml.YAMLError: If it is not YAML.
 
     Example:
         >>> load_yaml("{epochs: 3}")
@@ -72,7 +72,7 @@ def load_yaml(text: str) -> Any:
 
 
 def _refuse(text: str) -> None:
-    """Raises a ValueError for a text that imports or multiplies, before anything is made of it."""
+    """Raises a ValueError for a text that imports something or whose aliases multiply, before loading it."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
@@ -96,7 +96,7 @@ def _refuse(text: str) -> None:
 
 
 def _nodes(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> Iterator[yaml.Node]:
-    """Every node once, the innermost first; raises once all aliases written out hold too many."""
+    """Every node once, innermost first; raises if there are too many values after expanding aliases."""
     if id(node) in open_:
         raise ValueError("A YAML alias must not refer to a value that contains it.")
     if id(node) in sizes:
@@ -123,8 +123,7 @@ class Parser(jsonargparse.ArgumentParser):
     """The options of a command.
 
     Flags are never abbreviated, an unknown flag names the nearest, an error exits with 2 after a line of usage, and
-    nothing named in a value or a file is imported. `--help` leaves out the fields inside a field, `--help-all` shows
-    them.
+    nothing named in a value or a file is imported. `--help` leaves out nested fields; `--help-all` shows them.
 
     Args:
         *args: As argparse's parser takes them.
@@ -182,7 +181,7 @@ class Parser(jsonargparse.ArgumentParser):
             try:
                 _refuse(value)
             except yaml.YAMLError:
-                continue  # It need not be YAML.
+                continue  # It may be something other than YAML.
             except ValueError as error:
                 self.error(str(error))
         return super().parse_args(args, *others, **kwargs)
@@ -198,13 +197,13 @@ class Parser(jsonargparse.ArgumentParser):
                 message += f". Did you mean {' or '.join(near)}?" if near else ""
                 break
         message = _one_sentence(message)
-        # jsonargparse makes parsers of its own for the fields of a field, which know no program.
+        # jsonargparse creates its own parsers for nested fields, which do not know the program.
         self.prog = Parser._command or self.prog
         self.print_usage(sys.stderr)
         self.exit(2, f"error: {message}\n")
 
     def nearest(self, flag: str) -> list[str]:
-        """The options that a flag may have meant: of its last part, or else written alike."""
+        """The options that a mistyped flag may refer to: with the same last part, or else similarly spelled."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         last = flag.lstrip("-").split(".")[-1]
         same = [name for name in known if name.lstrip("-").split(".")[-1] == last]
@@ -215,7 +214,7 @@ class Parser(jsonargparse.ArgumentParser):
         return alike or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)]
 
     def format_help(self, *formatter: Any) -> str:
-        """The help, with the fields inside a field if all of it was asked for."""
+        """The help, with nested fields if all of it was requested."""
         hidden = [] if self._whole else [action for action in self._actions if "." in action.dest]
         texts = [action.help for action in hidden]
         for action in hidden:
@@ -228,10 +227,10 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def _one_sentence(message: str) -> str:
-    """What jsonargparse says over several lines of a value of the wrong type; other messages as they are."""
+    """Rewrites jsonargparse's message about a wrong type, which has several lines; others are unchanged."""
     field = re.match(r'\s*Parser key "([^"]+)":', message)
     kinds = re.search(r"Subtypes: \[(.*)\]$|Expected an? (.*)\. Got value", message, re.MULTILINE)
-    # Of several types each says what it got; what was given comes last.
+    # With several types, each reports what it got; the given value comes last.
     value = re.search(r".*(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
     if not (field and kinds and value):
         return message
@@ -255,7 +254,7 @@ class _WholeHelp(argparse.Action):
 
 
 class _ConfigFile(jsonargparse.ActionConfigFile):
-    """`--config`, of a file or a preset."""
+    """`--config`, which takes a file or a preset."""
 
     presets: typing.ClassVar[Mapping[str, Path]] = {}
 
@@ -272,10 +271,10 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
 
 
 def command(function: Callable[..., object], *, prog: str | None = None, resumes: bool = False) -> Callable[..., int]:
-    """The `main` of a command from the typed function that does its work.
+    """Makes the `main` of a command from the typed function that does its work.
 
-    A keyword-only parameter is an option, another one a positional argument, and `*files: str` one or more of them. The
-    help is the docstring's. Every command has `--config FILE` and `--print_config` too.
+    Keyword-only parameters become options, others positional arguments, and `*files: str` one or more of them. The help
+    is the docstring. Every command has `--config FILE` and `--print_config` too.
 
     Args:
         function: The function.
@@ -320,7 +319,7 @@ def _add(parser: Parser, function: Callable[..., object]) -> None:
     positional = any(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     parser.add_function_arguments(function, as_group=False, as_positional=positional, fail_untyped=True)
     for parameter in parameters:
-        if parameter.default is False:  # The flag alone says yes.
+        if parameter.default is False:  # The flag without a value means true.
             action = parser._option_string_actions[f"--{parameter.name}"]
             action.nargs, action.const = "?", True
 
@@ -335,9 +334,9 @@ def _call(function: Callable[..., object], given: dict[str, Any]) -> None:
 def keep_freed_memory() -> None:
     """Lets glibc keep the memory that TensorFlow frees; elsewhere, nothing happens.
 
-    By default large blocks go back to the system at once, and each step fetches the same pages again: of the processor
-    time of two epochs of a compact network a third was the system's, and 6.7 million page faults became 0.3 million.
-    The process stays as large as it was at its largest.
+    By default, large blocks are returned to the system immediately, and each step fetches the same pages again. In two
+    epochs of a compact network this took a third of the processor time; page faults fell from 6.7 to 0.3 million. The
+    process keeps its peak size.
 
     Source:
         mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
@@ -354,32 +353,32 @@ def run(
     *,
     resumes: bool = False,
 ) -> int:
-    """Does the work of a command: `--debug`, its errors, its exit code.
+    """Runs a command, and handles `--debug`, errors and the exit code.
 
     Args:
-        work: Takes the other arguments, and does it.
-        arguments: As in `sys.argv[1:]`, which None takes.
+        work: A function of the other arguments.
+        arguments: As in `sys.argv[1:]`, which is the default.
         resumes: Whether the same command resumes after it was stopped.
 
     Returns:
-        0 when it is done; 1 after an error, which is printed in one line, with a traceback only with `--debug`; 130
-        when it was stopped by hand, 143 by SIGTERM in a training, which is saved.
+        0 on success; 1 after an error, which is printed on one line, with a traceback only with `--debug`; 130 after
+        Ctrl-C; 143 after SIGTERM during a training, which is saved.
 
     Raises:
-        SystemExit: With 2 where `work` does not understand the arguments, with 0 where it has explained them.
+        SystemExit: With 2 if `work` does not understand the arguments, with 0 after `--help`.
     """
     rest = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in rest
     rest = [argument for argument in rest if argument != "--debug"]
     keep_freed_memory()
-    # Each stage has graphs of its own, so that TensorFlow's warnings of retracing would stand between all that is said.
+    # Each stage has its own graphs, so TensorFlow's retracing warnings would clutter the output.
     tf.get_logger().setLevel(logging.ERROR)
     try:
         work(rest)
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         return 128 + interruption.signal_number
-    except KeyboardInterrupt:  # where nothing trained, as in an evaluation
+    except KeyboardInterrupt:  # if nothing was training, as in an evaluation
         print(f"Stopped.{' Re-run the same command to resume.' if resumes else ''}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -394,8 +393,8 @@ def run(
 
 
 def _unexplained(error: Exception) -> str:
-    """A line for what nobody foresaw, and where all of it is: it may have come after hours, and not come again."""
+    """One line for an unexpected error, with the file of its traceback, which may be hard to reproduce."""
     first = str(error).strip().partition("\n")[0]
     with tempfile.NamedTemporaryFile("w", prefix="satm_tf-", suffix=".txt", delete=False, encoding="utf-8") as file:
         traceback.print_exc(file=file)
-    return f"error: {type(error).__name__}: {first}\nThe traceback, for a report of it: {file.name}"
+    return f"error: {type(error).__name__}: {first}\nThe traceback, for a bug report: {file.name}"

@@ -1,4 +1,4 @@
-"""Named parts: immutable configurations that YAML can hold, and one wording for a name that does not exist."""
+"""Named parts: immutable configurations that fit into YAML, and one error for unknown names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Part = TypeVar("_Part")
 
 
 def unknown_name(kind: str, received: object, available: Iterable[str]) -> ValueError:
-    """The error for a name that is not among those available, with the nearest of them.
+    """The error for an unknown name, with the nearest available one.
 
     Args:
         kind: What the name refers to, such as `"attack"`.
@@ -36,7 +36,7 @@ def unknown_name(kind: str, received: object, available: Iterable[str]) -> Value
 
 
 def plural(count: int, noun: str) -> str:
-    """A number and what it counts.
+    """A number with its noun.
 
     Example:
         >>> plural(1, "epoch"), plural(1200, "image")
@@ -46,7 +46,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def look_up(kind: str, name: object, available: Mapping[str, _Part]) -> _Part:
-    """The part of this name from a table of named parts.
+    """Looks up a part by name in a table.
 
     Args:
         kind: What the table holds, such as `"backbone"`.
@@ -67,12 +67,12 @@ def look_up(kind: str, name: object, available: Mapping[str, _Part]) -> _Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Configurable:
-    """A frozen dataclass of one family, known by its name within that family.
+    """A frozen dataclass that belongs to a family and is registered there by name.
 
     `class Attack(Configurable, kind="attack")` founds a family; `class FGSM(Attack, name="fgsm")` joins it.
 
     Raises:
-        ValueError: If a class takes a name that its family has already.
+        ValueError: If the family already has a class with this name.
     """
 
     kind: ClassVar[str] = ""
@@ -98,8 +98,8 @@ class Configurable:
         """The object that `get_config` described.
 
         Raises:
-            ValueError: If the class lacks an option of the mapping, where the message gives the nearest; or if a number
-                is expected and another kind of value, or NaN, given.
+            ValueError: If the class lacks an option of the mapping (the message gives the nearest), or if a value that
+                must be a number has another type or is NaN.
         """
         available = [field.name for field in fields(cls)]
         unknown = set(config) - set(available)
@@ -112,7 +112,7 @@ class Configurable:
 
     @classmethod
     def get(cls, identifier: str | Mapping[str, Any] | Self, **config: Any) -> Self:
-        """A member of the family from its name, or from a mapping with a "name"; a member passes through."""
+        """A member of the family from its name or a mapping with a "name"; a member is returned unchanged."""
         if isinstance(identifier, cls):
             return identifier
         given: dict[str, Any] = {"name": identifier} if isinstance(identifier, str) else {**identifier}  # type: ignore[dict-item]
@@ -121,7 +121,7 @@ class Configurable:
 
 
 def serialize(configurable: Configurable) -> dict[str, Any]:
-    """A mapping from which `get` makes an equal object, fit for YAML and JSON."""
+    """A mapping for YAML or JSON from which `get` makes an equal object."""
     return {"name": configurable.name, **configurable.get_config()}
 
 
@@ -133,12 +133,12 @@ _NUMBERS = {
 
 
 def _check_kind(what: str, annotation: Any, value: Any) -> None:
-    """Refuses a value of another kind than the annotation `int`, `float` or `bool`, with or without None, says."""
+    """Refuses a value that does not fit the annotation `int`, `float` or `bool`, with or without None."""
     name, _, optional = str(annotation).partition(" | ")
     if name not in _NUMBERS or optional not in ("", "None") or (value is None and optional):
         return
     kind, words = _NUMBERS[name]
-    # Python's true is a number, and NaN a float that is not itself.
+    # Python's bool is a number, and NaN is a float that does not equal itself.
     if not isinstance(value, kind) or isinstance(value, bool) != (name == "bool") or value != value:
         raise ValueError(f"{what} must be {words}{', or null' if optional else ''}. Received: {value!r}")
 

@@ -1,4 +1,4 @@
-"""satm-tf evaluate: whose adversarial examples fool whom, and which networks only mask their gradients."""
+"""satm-tf evaluate: measures networks on each other's adversarial examples, and checks for gradient masking."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def evaluate(
         query_limit: Number of images for the query attacks.
         input_range: The range of pixel values that a network expects, by the network's name, such as {"mine": [0,
             255]}; [0, 1] for the others.
-        check_limit: Number of images for the checks; 0 makes no checks.
+        check_limit: Number of images for the checks; 0 skips the checks.
         check_options: The effort of the checks: steps and targets of the iterative attacks, queries of those without
             gradients. The standard AutoAttack is {"steps": 100, "targets": 9, "queries": 5000}.
         undefended: The networks without a defence, for the checks to compare with; those named holdout/... if not
@@ -112,7 +112,7 @@ def evaluate(
             answers so far are kept for a re-run.
     """
     given = locals()
-    # With more requests, or a longer pause, the same measurement goes on.
+    # More requests, or a longer pause, continue the same measurement.
     config = {name: value for name, value in given.items() if name not in ("output", "requests", "pause")}
     if (images is None) == (suite is None):
         raise ValueError(f"Give either --images or --suite. Received: --images {images}, --suite {suite}")
@@ -157,7 +157,7 @@ def evaluate(
     for name, path in paths.items():
         if path in networks and networks[path].num_classes == images_by_split.num_classes and path not in ranges:
             _check_range(name, path, networks[path], few)
-    # Last, when nothing else can be wrong any more: this asks the servers.
+    # Last, after all other checks, because this queries the servers.
     networks |= {path: load_model(endpoint, image_shape=shape) for path, endpoint in endpoints.items()}
     assessment = assess(
         {name: networks[path] for name, path in targets.items()},
@@ -218,8 +218,9 @@ def _warn_of_chance(predictions: Predictions, targets: Iterable[str], class_name
         right = predictions.correct(CLEAN, 0.0, "", name)
         if _at_chance(int(right.sum()), len(right), predictions.num_classes):
             print(
-                f"warning: {name} is right on {right.mean():.0%} of {len(right)} clean images, which is chance. Are "
-                f"its classes these, in this order: {', '.join(class_names)}? Does it take images in [0, 1]?",
+                f"warning: {name} classifies {right.mean():.0%} of {len(right)} clean images correctly, no better than "
+                "chance. "
+                f"Are its classes these, in this order: {', '.join(class_names)}? Does it take images in [0, 1]?",
                 file=sys.stderr,
             )
 
@@ -232,7 +233,7 @@ def _print_requests(endpoints: dict[str, Endpoint]) -> None:
 def _ranges(
     input_range: dict[str, list[float]], paths: dict[str, str], endpoints: dict[str, Endpoint]
 ) -> dict[str, tuple[float, float]]:
-    """The range that the network at a path takes, where one is given."""
+    """The input range of the network at a path, if one is given."""
     ranges = {look_up("network", name, paths): _pair(values) for name, values in input_range.items()}
     if on_servers := [path for path in ranges if path in endpoints]:
         raise ValueError(f"Models on servers take images in [0, 1]. Received: input_range of {on_servers}")
@@ -242,7 +243,7 @@ def _ranges(
 def _endpoints(
     paths: Iterable[str], output: str, requests: int | None, pause: float, batch_size: int
 ) -> dict[str, Endpoint]:
-    """The paths that are addresses, with what asks there."""
+    """The paths that are addresses, with their endpoints."""
     addresses = [path for path in dict.fromkeys(paths) if "://" in path]
     if bool(addresses) != (requests is not None) or (pause and not addresses):
         raise ValueError(
@@ -269,7 +270,7 @@ def _pair(values: list[float]) -> tuple[float, float]:
 
 
 def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Dataset) -> None:
-    """Warns of a network that is at chance on clean images in [0, 1], or much better in [0, 255]."""
+    """Warns of a network that is at chance on clean images in [0, 1] but much better in [0, 255]."""
     wide = load_model(path, image_shape=network.image_shape, input_range=(0, 255))
     right, right_wide, count = 0, 0, 0
     for images, labels in batches:
@@ -279,15 +280,16 @@ def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Da
         count += len(labels)
     if count and (_at_chance(right, count, network.num_classes) or right_wide - right > count / 5):
         print(
-            f"warning: {name} is right on {right / count:.0%} of {plural(count, 'clean image')} in [0, 1], chance "
-            f"being {1 / network.num_classes:.0%}, and on {right_wide / count:.0%} in [0, 255]. If it expects another "
+            f"warning: {name} classifies {right / count:.0%} of {plural(count, 'clean image')} in [0, 1] correctly, "
+            "where "
+            f"chance is {1 / network.num_classes:.0%}, and {right_wide / count:.0%} in [0, 255]. If it expects another "
             f"range, give --input_range '{{\"{name}\": [0, 255]}}'",
             file=sys.stderr,
         )
 
 
 def _at_chance(right: int, count: int, classes: int) -> bool:
-    # Twice the standard error of a network that guesses.
+    # Twice the standard error of guessing.
     return right / count <= 1 / classes + 2 * ((classes - 1) / count) ** 0.5 / classes
 
 

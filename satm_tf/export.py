@@ -57,7 +57,7 @@ def export(
     if Path(source).suffix == ".keras" and Path(source).is_file():
         if labels is None or formats or scheme or networks:
             raise ValueError(
-                "To export a .keras file, give --labels, and not --scheme, --networks or --formats, which are for a "
+                "To export a .keras file, give --labels, but not --scheme, --networks or --formats, which are for a "
                 f"run folder. Received: labels={labels}, scheme={scheme}, networks={networks}, formats={formats}"
             )
         _export(Path(source), Path(folder) / (name or Path(source).stem), labels, version, {})
@@ -65,7 +65,7 @@ def export(
     run = RunFolder(source)
     if not run.config.exists():
         raise FileNotFoundError(
-            f"The source must be a run folder, with a config.yaml, or a .keras file. Received: {source}"
+            f"The source must be a run folder with a config.yaml, or a .keras file. Received: {source}"
         )
     if name is not None:
         raise ValueError(

@@ -39,13 +39,14 @@ def _harden(
         output: The run folder; runs/<model>_<images> if not given.
         input_range: The range of pixel values that the model expects, [lowest, highest].
         class_names: The classes in the order of the model's outputs; alphabetical if not given.
-        format: What the folder holds: folder (a sub-folder for each class), adience, idx, table or synthetic_faces.
+        format: What the folder holds: folder (a sub-folder for each class), adience, utkface, idx, table or
+            synthetic_faces.
         data: Options of the format, such as {"test_share": 0.3}, or {"table": "faces.csv"} for table.
         epsilon: The size of the perturbations, in units of images in [0, 1].
         scheme: The training scheme: recommended, satm, ensemble and so on.
         partners: Backbones that train together with the model; if not given, two that fit the images.
-        epochs: Passes over the images; if not given, more for fewer images.
-        minutes: The time that everything together may take, by estimate; epochs and partners are chosen to fit.
+        epochs: Passes over the images; chosen by their number if not given.
+        minutes: The estimated time that the run may take; epochs and partners are chosen to fit.
         seed: The seed of all random numbers.
     """
     name = f"{Path(model).stem}_{Path(images).resolve().name}"

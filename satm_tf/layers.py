@@ -33,12 +33,12 @@ def reverse_gradient(inputs: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
 class GradientReversal(keras.layers.Layer):
     """Passes its input on unchanged and sends the gradient back negated and scaled.
 
-    What comes after it learns to tell two domains apart; what comes before it learns, from the same loss, to make
-    them alike.
+    The layers after it learn to distinguish two domains; the layers before it learn, from the same loss, to make them
+    indistinguishable.
 
     Args:
-        strength: Float, lambda in Ganin et al. Non-negative; 0 stops the gradient. A call may give its own, such as
-            the value of a schedule.
+        strength: Float, lambda in Ganin et al. Non-negative; 0 stops the gradient. A call can override it, for example
+            with the value of a schedule.
 
     Raises:
         ValueError: If `strength` is negative.

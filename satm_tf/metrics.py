@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Of chance: a network that knows its task is better than this.
+# Relative to chance: a network that has learnt its task is better than this.
 _BETTER_THAN_CHANCE = 1.1
 
 
 def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
-    """Counts how many images of class `c` were taken for class `k`.
+    """Counts how many images of class `c` were classified as class `k`.
 
     Args:
         labels: Integers `[images]` in `[0, num_classes)`.
@@ -58,7 +58,7 @@ def accuracy(matrix: np.ndarray) -> float:
 def one_off_accuracy(matrix: np.ndarray) -> float:
     """The share of images on the main diagonal of a confusion matrix and its two neighbours; NaN when it is empty.
 
-    It has a meaning only where the classes are ordered, as age groups are.
+    It is meaningful only if the classes are ordered, as age groups are.
 
     Example:
         >>> one_off_accuracy(np.array([[2, 1, 1], [0, 0, 0], [0, 0, 0]]))
@@ -71,7 +71,7 @@ def one_off_accuracy(matrix: np.ndarray) -> float:
 
 
 def at_chance(accuracy: float, num_classes: int) -> bool:
-    """Whether an accuracy is no better than that of guessing, 1 / classes, by more than a tenth of it.
+    """Whether an accuracy exceeds that of guessing, 1 / classes, by no more than a tenth of it.
 
     Args:
         accuracy: A share in [0, 1].

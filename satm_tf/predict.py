@@ -70,7 +70,7 @@ def predict(
 
 
 def _classes(row: pd.Series, labels: dict[int, str], top: int) -> list[tuple[str, float]]:
-    """The most probable classes of an image, with their probabilities; a server says only the names of first ones."""
+    """The most probable classes of an image, with their probabilities; a server names only the first one."""
     if not row.valid:
         return []
     rates = row.filter(regex=r"^probability_\d+$").to_numpy(float)

@@ -24,7 +24,7 @@ _SCALES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reproduces what the command line asks for; returns the exit code."""
+    """Reproduces the tables and figures named on the command line; returns the exit code."""
     return command_line.run(_reproduce, arguments, resumes=True)
 
 
@@ -32,7 +32,7 @@ def _reproduce(arguments: list[str]) -> None:
     own = argparse.ArgumentParser(prog=_PROG, add_help=False, allow_abbrev=False)
     _add_options(own)
     asked, rest = own.parse_known_args(arguments)
-    # All of it, whose errors and help know the options of both kinds.
+    # The complete parser, whose errors and help cover both kinds of options.
     faces = _config(asked.scale, arguments)
     request = _request(asked, faces, rest)
     print(f"{describe_cost(request)}\n", flush=True)
@@ -59,16 +59,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--readings", nargs="+", default=list(READINGS), choices=sorted(READINGS), help="Readings of R+Step-LL."
     )
     group.add_argument(
-        "--printed-only", action="store_true", help="Leave out everything that the paper prints no figure for."
+        "--printed-only", action="store_true", help="Leave out everything for which the paper prints no figure."
     )
-    group.add_argument("--dry-run", action="store_true", help="Print what the run would take, and stop.")
+    group.add_argument("--dry-run", action="store_true", help="Print the estimated cost of the run, and stop.")
 
 
 def _config(preset: str, rest: list[str]) -> Config:
-    """The configuration that a command line describes, which may hold the options of `_add_options` too."""
+    """The configuration that a command line describes; it may include the options of `_add_options`."""
     parser = config.parser(_PROG)
     parser.description = (
-        "Trains, measures, and shows the paper's tables and figures next to ours. Work that they share is done once. "
+        "Trains, measures, and shows the paper's tables and figures next to ours. Shared work is done once. "
         "Other options are fields of the faces' configuration, as in train; for Table 7 alone, of the digits'."
     )
     _add_options(parser)

@@ -16,13 +16,13 @@ LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # The severity of a message: "I0000 00:00:17 ... port.cc:153] ...", "2025-01-01 12:00:00.0: I tensorflow/...".
 _SEVERITY = re.compile(rb"([IWEF])\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d \S+: ([IWEF]) ")
 _NOT_READY = b"WARNING: All log messages before absl::InitializeLog()"
-# What TensorFlow finds where there is no GPU, or registers twice: errors by name alone.
+# Messages about a missing GPU or duplicate registration, which are errors in name only.
 _HARMLESS = re.compile(rb"failed call to cuInit|Unable to register cu\w+ factory")
 _GPU_FILES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")
 
 
 def is_command() -> bool:
-    """Whether this process runs a command of the package, and does not import it for something else."""
+    """Whether this process runs a command of the package, rather than importing it for another purpose."""
     program = Path(sys.argv[0]).stem if sys.argv else ""
     # While Python looks for the module of `python -m satm_tf.train`, this is the program's name.
     if program == "-m":
@@ -31,17 +31,17 @@ def is_command() -> bool:
 
 
 def has_gpu() -> bool:
-    """Whether a GPU's driver has files here."""
+    """Whether this machine has the files of a GPU driver."""
     return any(glob.glob(pattern) for pattern in _GPU_FILES)
 
 
 def shown(line: bytes, level: int, gpu: bool) -> bool:
-    """Whether a line of TensorFlow's start-up is worth a look.
+    """Whether to show a line of TensorFlow's start-up messages.
 
     Args:
         line: The line.
         level: The lowest severity that is shown, as `TF_CPP_MIN_LOG_LEVEL` counts: 0 is everything, 2 only errors.
-        gpu: Whether there is a GPU, of which an error that is harmless elsewhere says something.
+        gpu: Whether there is a GPU, for which errors that are harmless elsewhere matter.
     """
     if line.startswith(_NOT_READY):
         return level == 0
@@ -54,10 +54,10 @@ def shown(line: bytes, level: int, gpu: bool) -> bool:
 
 @contextlib.contextmanager
 def quieted() -> Iterator[None]:
-    """Drops TensorFlow's messages of start-up below `TF_CPP_MIN_LOG_LEVEL`, which is 2 if it is not set.
+    """Drops TensorFlow's start-up messages below `TF_CPP_MIN_LOG_LEVEL`, which is 2 if it is not set.
 
-    TensorFlow itself heeds the variable only once its libraries are loaded, and has printed by then. Another process
-    passes the lines on, so that the last words of one that is aborted are shown too.
+    TensorFlow reads the variable only after its libraries are loaded, when it has already printed. Another process
+    forwards the lines, so that the last lines of an aborted process are shown too.
     """
     # `python -m satm_tf.harden` runs a module that the package has imported already, for a function of that name.
     warnings.filterwarnings("ignore", r"'satm_tf\.\w+' found in sys\.modules", RuntimeWarning)
@@ -85,9 +85,9 @@ def quieted() -> Iterator[None]:
 
 
 def _pass_on(end: int, level: int, gpu: bool) -> None:
-    """Writes the lines that are shown to stderr, and ends this process with the last one."""
+    """Forwards the lines to show to stderr, and exits after the last one."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # What the other process has to say of it is passed on.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # The other process's messages about it are forwarded.
         with os.fdopen(end, "rb") as lines:
             for line in lines:
                 if shown(line, level, gpu):

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, digests, locks, and what a folder says of where it came from."""
+"""Atomic files and folders, digests, locks, and the record of how a folder was made."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ import yaml
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 LAYOUT = 2
-"""Which files, columns and names claimed folders hold; the first release's, 1, is not read any more."""
+"""The version of the files, columns and names in claimed folders; version 1, of the first release, cannot be read."""
 _PARTIAL = ".partial"
 _PACKAGES = ("satm_tf", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """A path to write to, which takes the file's place once the block ends without an error.
+    """A path to write to, which replaces the file when the block ends without an error.
 
-    The content is on the disk before the name changes, so that a power cut leaves the old file or the new one.
+    The content is synced to disk before the name changes, so that a power cut leaves either the old or the new file.
 
     Args:
-        path: The file; what it held is replaced. Its folder is made.
-        mode: Its permissions, less those that the umask takes.
+        path: The file, which is overwritten. Its folder is created.
+        mode: Its permissions, before the umask.
 
     Example:
         >>> with atomic_file("table.csv") as temporary:
@@ -56,17 +56,17 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """A folder to fill, which appears under its name once the block ends without an error.
+    """A folder to fill, which appears under its name when the block ends without an error.
 
-    Remains of such a folder that a killed process left next to it are removed.
+    Temporary folders that killed processes left next to it are removed.
 
     Args:
         path: The folder, which must not exist, or be empty, when the block ends.
-        durable: Whether to wait until the disk holds every file. For thousands of files that can be made again from a
-            seed, the wait is longer than the work.
+        durable: Whether to wait until every file is synced to disk. For thousands of files that can be created again
+            from a seed, the wait would be longer than the work.
 
     Raises:
-        FileExistsError: If it has come to exist meanwhile.
+        FileExistsError: If it exists when the block ends.
 
     Example:
         >>> with atomic_folder("results") as temporary:
@@ -95,18 +95,18 @@ def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def _partial_folder(path: Path) -> tuple[Path, int | None]:
-    """A temporary folder beside a path, and the descriptor by which this process holds it."""
+    """A temporary folder next to a path, and the descriptor with which this process holds it."""
     while True:
-        # A sibling: on the same disk, and with a leading dot invisible to whoever polls the parent.
+        # A sibling is on the same disk, and its leading dot hides it from processes that poll the parent.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=_PARTIAL, dir=path.parent))
         hold = _hold(temporary, wait=True)
-        # Until it was held, another process may have taken it for a leftover.
+        # Before it was held, another process may have removed it as a leftover.
         if temporary.exists():
             return temporary, hold
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Removes the temporary folders of processes that were killed: the system lets go of what they held."""
+    """Removes the temporary folders of killed processes, whose locks the system has released."""
     for folder in parent.glob(f".*{_PARTIAL}"):
         hold = _hold(folder, wait=False)
         if hold is not None:
@@ -115,7 +115,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 def _hold(folder: Path, *, wait: bool) -> int | None:
-    """A descriptor that locks a folder while it is open; None if another process has it, or nothing can lock here."""
+    """A descriptor that locks a folder while it is open; None if another process holds it or locking is unsupported."""
     try:
         import fcntl
     except ImportError:
@@ -132,18 +132,18 @@ def _hold(folder: Path, *, wait: bool) -> int | None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file as a whole or not at all."""
+    """Writes a text file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes a JSON file as a whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2))
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         ValueError: If it is damaged; the message names it.
@@ -155,7 +155,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
-    """What a table of ours holds.
+    """The content of one of the package's tables.
 
     Args:
         path: The CSV file.
@@ -171,7 +171,7 @@ def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
 
 
 def _sync(path: Path) -> None:
-    """Lets the disk hold what a file or a folder holds, where the system can do that for it."""
+    """Syncs a file or folder to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -190,7 +190,7 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file's content, or of a folder's files and their names, in hexadecimal digits.
 
     Raises:
-        FileNotFoundError: If there is nothing.
+        FileNotFoundError: If it does not exist.
     """
     path = Path(path)
     digest = hashlib.sha256()
@@ -205,12 +205,12 @@ def sha256(path: str | Path) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The versions and the machine, as `environment.json` holds them."""
+    """The versions and the machine, as in `environment.json`."""
     installed = {}
     for name in _PACKAGES:
         try:
             installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # TensorFlow goes by one of two names; ours may run from its sources.
+        except metadata.PackageNotFoundError:  # TensorFlow has one of two names; this package may run from its sources.
             continue
     return {
         "python": platform.python_version(),
@@ -224,10 +224,10 @@ def environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Keeps other processes of this machine from the folder meanwhile; the system lets go of it if this one dies.
+    """Locks the folder against other processes on this machine; the system releases the lock if this one dies.
 
     Args:
-        folder: The folder; it need not exist. On systems without `fcntl` nothing is kept.
+        folder: The folder; it need not exist. Systems without `fcntl` do not lock.
 
     Raises:
         ValueError: If another process holds it.
@@ -250,11 +250,11 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 
 def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
-    """Makes a folder the one of this configuration, or finds that it is; writes `config.yaml` and `environment.json`.
+    """Claims a folder for this configuration, or confirms the claim; writes `config.yaml` and `environment.json`.
 
     Args:
         folder: The folder; it need not exist.
-        described: The configuration, of what JSON can hold.
+        described: The configuration, in JSON types.
 
     Raises:
         ValueError: If the folder holds results of another configuration or layout.
@@ -267,7 +267,7 @@ def claim(folder: str | Path, described: Mapping[str, Any]) -> None:
 
 
 def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
-    """Raises what `claim` would, if the folder holds results of another configuration or layout; writes nothing."""
+    """Raises as `claim` does if the folder holds results of another configuration or layout, without writing."""
     path = Path(folder) / CONFIG
     if not path.exists():
         return
@@ -283,7 +283,7 @@ def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
 
 
 def check_layout(folder: str | Path) -> None:
-    """Finds whether a folder's files are of the layout that is read here.
+    """Checks that a folder's files have the current layout.
 
     Raises:
         ValueError: If an earlier release wrote it.
@@ -298,7 +298,7 @@ def check_layout(folder: str | Path) -> None:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration that a folder is claimed for.
+    """The configuration for which a folder is claimed.
 
     Raises:
         FileNotFoundError: If it is not claimed.

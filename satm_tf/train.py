@@ -21,7 +21,7 @@ def _train(arguments: list[str]) -> None:
         "--dry-run",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="Check everything, print what the run would take, and stop; nothing is written.",
+        help="Check everything, print the estimated cost of the run, and stop without writing anything.",
     )
     described, asked = config.parse(parser, arguments)
     if asked.get("dry_run"):

@@ -161,7 +161,7 @@ def test_images_by_class_make_a_suite_on_which_any_model_is_scored(files, tmp_pa
         assert evaluate.main([*scored, "--targets", json.dumps(targets), "--batch_size", "8"]) == 0
         said = capsys.readouterr()
     assert "worst" in said.out
-    assert "which is chance" in said.err, "an untrained network"
+    assert "no better than chance" in said.err, "an untrained network"
     table = read_results(results / "results.csv").set_index(["source", "attack", "epsilon", "target"]).accuracy
     # An image that was right is in a suite only as what its own network gets wrong, or as itself.
     crafted = pd.read_csv(output / "results.csv").groupby(["network", "attack", "epsilon"]).success.mean()

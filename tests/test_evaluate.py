@@ -211,7 +211,7 @@ def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
         ({"a": "plain.keras"}, ["--format", "table"], "needs `table`"),
         ({"a": "plain.keras"}, ["--format", "images"], "Unknown data format"),
         ({"a": "plain.keras"}, ["--check_options", '{"step": 9}'], "Did you mean 'steps'"),
-        ({"a": "plain.keras"}, ["--sources", '{"a": "other.keras"}'], "must mean one network"),
+        ({"a": "plain.keras"}, ["--sources", '{"a": "other.keras"}'], "must refer to one network"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(run, capsys, networks, arguments, message):

@@ -1,4 +1,4 @@
-"""Strong attacks without parameters to tune, to evaluate a defence: APGD and AutoAttack."""
+"""Strong attacks without parameters to tune, for evaluating a defence: APGD and AutoAttack."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class _Ascent(NamedTuple):
         gradient: The gradient at `x`.
         value: The loss at `x`.
         step_size: The current step size, `[batch, 1, 1, 1]`.
-        best: The images of the highest loss so far.
+        best: The images with the highest loss so far.
         best_gradient: The gradient there.
         highest: The loss there.
         gains: How many steps have raised the loss since the last checkpoint.
         halved: Whether the last checkpoint halved the step size.
         highest_at_checkpoint: The highest loss at the last checkpoint.
         found: The first images that succeeded.
-        success: Whether there are any.
+        success: Whether any have succeeded.
     """
 
     x: tf.Tensor
@@ -57,7 +57,7 @@ class _Ascent(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What several runs have found so far: images, and whether each has left its class `[batch]`."""
+    """The result of several runs so far: images, and whether each has left its class `[batch]`."""
 
     images: tf.Tensor
     success: tf.Tensor
@@ -65,7 +65,7 @@ class _Found(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _AutoPGD(Attack):
-    """Projected gradient descent with momentum whose step halves when it stops helping, for each image by itself.
+    """Projected gradient descent with momentum, whose step halves for each image when it stops helping.
 
     Attributes:
         steps: Number of gradient steps, at least 1.
@@ -86,7 +86,7 @@ class _AutoPGD(Attack):
             raise ValueError(f"steps must be at least 1. Received: steps={self.steps}")
 
     def _checkpoints(self) -> list[int]:
-        """For each step, how many steps have passed since the last checkpoint if it is one, and else 0."""
+        """For each step, the number of steps since the last checkpoint if it is one itself; otherwise 0."""
         places, gap = [0.0, 0.22], 0.22
         while places[-1] < 1:
             gap = max(gap - 0.03, 0.06)
@@ -104,7 +104,7 @@ class _AutoPGD(Attack):
         seed: tf.Tensor,
         objective: Objective,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One run. Gives images that succeed where there are any and else those of the highest loss; and which do."""
+        """One run. Returns the first successful images, or else those with the highest loss; and which succeeded."""
         norm = NORMS[self.norm]
         spans = tf.constant(self._checkpoints())
 
@@ -191,13 +191,13 @@ class APGD(_AutoPGD, LossAttack, name="apgd"):
 class APGDTargeted(_AutoPGD, name="apgd_targeted"):
     """APGD-T: one run toward each of the likeliest other classes, with the targeted difference-of-logits ratio.
 
-    Like any untargeted attack, it leaves the label; the targets are only where the runs aim.
+    Like any untargeted attack, it succeeds when an image leaves its label; targets are only where the runs aim.
 
     Attributes:
         targets: How many classes to aim at, those with the largest logits at the clean image.
 
     Raises:
-        ValueError: If there is no target.
+        ValueError: If `targets` is below 1.
 
     Example:
         >>> adversarial = APGDTargeted(epsilon=8 / 255)(network, images, labels)
@@ -215,7 +215,7 @@ class APGDTargeted(_AutoPGD, name="apgd_targeted"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Run after run, until every image has left its class or there are no more targets."""
+        """Runs until every image has left its class or there are no more targets."""
         clean = consensus(logits_of(model, images))
         classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
         targets = strongest_others(classes, clean, self.targets)
@@ -231,10 +231,10 @@ class APGDTargeted(_AutoPGD, name="apgd_targeted"):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack, name="auto_attack"):
-    """APGD-CE, APGD-T, FAB-T and Square in turn, each on the images that still hold; to be run on a defended network.
+    """APGD-CE, APGD-T, FAB-T and Square in turn, each on the images not yet fooled; meant for a defended network.
 
-    In L-infinity these are the attacks of the standard AutoAttack, in its order and with its parameters. In L2 Square
-    is missing, and with it the one part that masked gradients do not stop: the robust accuracy can come out higher.
+    In L-infinity these are the attacks of the standard AutoAttack, in its order and with its parameters. In L2 it lacks
+    Square, the only part that works despite masked gradients, so the robust accuracy can be higher.
 
     Attributes:
         steps: Gradient steps of a run of APGD-CE, APGD-T or FAB-T.
@@ -273,11 +273,11 @@ class AutoAttack(Attack, name="auto_attack"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Each part, on what the parts before it left."""
+        """Runs each part on the images that the earlier parts did not fool."""
         classes = self.classes(model, images, labels)
         radius = tf.reshape(epsilon + tf.zeros_like(images[:, :1, :1, :1]), [-1])
         state = _Found(images, self.succeeds(consensus(logits_of(model, images)), classes))
-        # FAB-T draws no numbers. So Square takes the third seed, as in the releases that had no FAB-T.
+        # FAB-T draws no random numbers. So Square takes the third seed, as in releases without FAB-T.
         for place, part in zip((0, 1, 3, 2), self.parts(), strict=False):
             state = self._on_the_rest(part, model, images, classes, radius, _fold_in(seed, place), state)
         return state.images
@@ -302,7 +302,7 @@ class AutoAttack(Attack, name="auto_attack"):
                 tf.tensor_scatter_nd_update(state.success, rest, success),
             )
 
-        # Not every network takes an empty batch: batch normalisation can fail on it.
+        # Some networks fail on an empty batch, for example in batch normalisation.
         return tf.cond(tf.reduce_all(state.success), lambda: state, attack)
 
 

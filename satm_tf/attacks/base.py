@@ -1,4 +1,4 @@
-"""What every attack has in common: bounds, ball, label source, targeting, batching, seed, configuration, names."""
+"""The parts that all attacks share: bounds, ball, label source, targeting, batching, seed, configuration, names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from satm_tf.configurable import Configurable, look_up, serialize
 
 __all__ = ["LABEL_SOURCES", "Attack", "LabelSource", "Model", "Outcome", "available_attacks", "get", "serialize"]
 
-# What float32 arithmetic on images in [0, 1] may add.
+# Rounding that float32 arithmetic may add to images in [0, 1].
 _ROUNDING = 1e-6
 _RANGE = "Attacks take images in [0, 1]; divide 8-bit images by 255. Received values from"
 
@@ -27,8 +27,8 @@ class LabelSource:
     """Which class an attack moves away from or toward.
 
     Attributes:
-        choose: Takes the labels `[batch]` and a function that gives logits `[batch, classes]`, called only if they
-            matter, to int32 classes `[batch]`.
+        choose: A function of the labels `[batch]` and of a function that returns logits `[batch, classes]`, called only
+            if needed. Returns int32 classes `[batch]`.
         direction: +1.0 ascends the loss of that class (away from it), -1.0 descends it (toward it).
     """
 
@@ -72,7 +72,7 @@ class Attack(Configurable, kind="attack"):
     A subclass implements `perturb` and inherits the rest; `class Mine(Attack, name="mine")` makes it available to
     `get`.
 
-    A call outside a `tf.function` runs eagerly, at less than half the speed; use `compiled` there.
+    Outside a `tf.function`, a call runs eagerly, at less than half the speed; use `compiled` there.
 
     Attributes:
         epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
@@ -139,9 +139,9 @@ class Attack(Configurable, kind="attack"):
                 that gives probabilities in `satm_tf.models.FromProbabilities`, and load one from a file with
                 `satm_tf.models.load_model`.
             images: Floats `[batch, height, width, channels]` in [0, 1].
-            labels: Integers `[batch]`: true classes, or the targets where the label source is "target".
-            epsilon: In place of the attack's own: a scalar, or one per image `[batch]`.
-            seed: In place of the attack's own: an integer, or two of them `[2]` as stateless random ops take.
+            labels: Integers `[batch]`: true classes, or the targets if the label source is "target".
+            epsilon: Replaces the attack's epsilon: a scalar, or one per image `[batch]`.
+            seed: Replaces the attack's seed: an integer, or two `[2]`, as stateless random ops take.
 
         Returns:
             Adversarial images, float32 like `images`.
@@ -149,7 +149,7 @@ class Attack(Configurable, kind="attack"):
         Raises:
             ValueError: If the images do not lie in [0, 1], eagerly; if the model gives probabilities; or if no gradient
                 reaches the images.
-            tf.errors.InvalidArgumentError: If the images do not lie in [0, 1], inside a `tf.function` of the caller's.
+            tf.errors.InvalidArgumentError: If the images do not lie in [0, 1], inside your own `tf.function`.
         """
         images = tf.cast(images, tf.float32)
         refuse_probabilities(model, images.shape)
@@ -163,7 +163,7 @@ class Attack(Configurable, kind="attack"):
         perturbed = self.perturb(model, images, labels, radius, key)
         return tf.stop_gradient(self.project(perturbed, images, radius))
 
-    # Not an abstract method: on Python 3.10 ABCMeta takes the keyword `name` of a class for its own.
+    # Not an abstract method: on Python 3.10, ABCMeta claims the class keyword `name`.
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
@@ -213,12 +213,12 @@ class Attack(Configurable, kind="attack"):
             images = tf.cast(images, tf.float32)
             epsilon = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
             seed = tf.cast(self.seed if seed is None else seed, tf.int32)
-            # Here, and not only while `craft` is traced, so that the error is the sentence alone.
+            # Checked here, not only while `craft` is traced, so that the error is only this sentence.
             refuse_probabilities(model, images.shape)
             try:
                 return craft(images, tf.cast(labels, tf.int32), epsilon, seed)
             except tf.errors.InvalidArgumentError as error:
-                # Looked at again only now, so that a batch that is fine is looked at once.
+                # Checked again only now, so that a valid batch is checked once.
                 if _lies_inside(images):
                     raise
                 raise _outside_range(images) from error
@@ -252,7 +252,7 @@ class Attack(Configurable, kind="attack"):
         """
         images, labels = np.asarray(images, "float32"), np.asarray(labels, "int32")
         radii = np.asarray([self.epsilon] if epsilons is None else epsilons, "float32")
-        # All epsilons of an image stand side by side, so that one batch holds them.
+        # All epsilons of an image are adjacent, so that one batch holds them.
         pairs = np.indices([len(images), len(radii)]).reshape(2, -1)
         compiled = self.compiled(model)
         crafted = [
@@ -264,7 +264,7 @@ class Attack(Configurable, kind="attack"):
         return result[0] if epsilons is None else result
 
     def outcome(self, model: Model, images: tf.Tensor, labels: tf.Tensor, **call: Any) -> Outcome:
-        """Crafts, and reports for each image whether the attack succeeded and at what distortion.
+        """Crafts adversarial images and reports for each whether the attack succeeded, and its distortion.
 
         Args:
             model: As for a call.
@@ -297,11 +297,11 @@ class Attack(Configurable, kind="attack"):
         return LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(logits_of(model, images)))
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """What the attack ascends, `[..., batch]`, from logits `[..., batch, classes]` and classes `[batch]`."""
+        """The attack's objective, `[..., batch]`, from logits `[..., batch, classes]` and classes `[batch]`."""
         return LABEL_SOURCES[self.label_source].direction * cross_entropy(classes, logits)
 
     def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """Whether logits `[batch, classes]` have left the classes `[batch]`, or reached them if they are sought."""
+        """Whether logits `[batch, classes]` have left the classes `[batch]`, or reached them if targeted."""
         reached = tf.argmax(logits, -1, tf.int32) == classes
         return reached if LABEL_SOURCES[self.label_source].direction < 0 else ~reached
 
@@ -321,7 +321,7 @@ class Attack(Configurable, kind="attack"):
 
 @dataclass(frozen=True, kw_only=True)
 class LossAttack(Attack):
-    """An attack that may ascend another loss than the cross-entropy.
+    """An attack that can maximise a loss other than the cross-entropy.
 
     Attributes:
         loss: "cross_entropy", "margin", "dlr", "hot_cold", or "evading_margin" for a model whose last logit means
@@ -343,7 +343,7 @@ class LossAttack(Attack):
             )
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The loss of that name, ascended or descended."""
+        """The loss with that name, signed by the direction."""
         return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
 
     def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -395,11 +395,11 @@ def available_attacks() -> list[str]:
 
 
 def get(identifier: str | Mapping[str, Any] | Attack, **config: Any) -> Attack:
-    """An attack from its name, or from a mapping as `serialize` gives; an attack passes through.
+    """Returns an attack from its name or from a mapping as `serialize` returns it; an attack is returned unchanged.
 
     Args:
-        identifier: A name such as "fgsm", a mapping with a "name" and the constructor's arguments, or an attack.
-        **config: Constructor's arguments; they take precedence over the mapping's.
+        identifier: A name such as "fgsm", a mapping with a "name" and constructor arguments, or an attack.
+        **config: Constructor arguments, which override those of the mapping.
 
     Raises:
         ValueError: If the name or an argument is unknown; the message gives the nearest.
@@ -416,7 +416,7 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _inside_range(images: tf.Tensor) -> tf.Tensor:
-    """The images, once it is certain that they lie in [0, 1]: checked when a graph runs, too, and once for a call."""
+    """Checks that the images lie in [0, 1], in graphs too and once for each call, and returns them."""
     if tf.executing_eagerly():
         if not _lies_inside(images):
             raise _outside_range(images)
@@ -431,7 +431,7 @@ def _inside_range(images: tf.Tensor) -> tf.Tensor:
 
 
 def _lies_inside(images: tf.Tensor) -> tf.Tensor:
-    # Written so that what is not a number is refused.
+    # Written so that NaN is refused.
     return tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
 
 

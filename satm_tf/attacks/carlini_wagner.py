@@ -1,4 +1,4 @@
-"""Carlini and Wagner's three attacks: distance and success weighed against each other, by Adam, in the tanh space."""
+"""Carlini and Wagner's three attacks: Adam in tanh space weighs distance against success."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Bisection(NamedTuple):
 
 
 class _Tightening(NamedTuple):
-    """The other rounds: what grows tighter and the weight of success `[batch]`, the last successes, their distance."""
+    """The other rounds: the shrinking limit and the weight of success `[batch]`, the last successes, their distance."""
 
     limit: tf.Tensor
     constant: tf.Tensor
@@ -54,14 +54,14 @@ class _Tightening(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _CarliniWagner(MinimumDistortion):
-    """What the three have in common.
+    """The base of the three attacks.
 
     Attributes:
         rounds: How often the weight of success, the reach or the set of pixels is updated.
-        steps: The largest number of Adam's steps in a round. A round ends early when a tenth of them brought nothing.
+        steps: The largest number of Adam's steps in a round. A round ends early if a tenth of them brought no progress.
         step_size: Adam's learning rate, in the tanh space.
         initial_constant: The first weight of success against distance, c in the paper.
-        confidence: By how much the logits must have changed sides, kappa in the paper.
+        confidence: The margin by which the logits must favour the other class, kappa in the paper.
 
     Raises:
         ValueError: If a number is out of range.
@@ -82,7 +82,7 @@ class _CarliniWagner(MinimumDistortion):
             raise ValueError(f"Rounds, steps, step size and constant must be positive. Received: {self}")
 
     def _missing(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """What the logits lack to success, `[batch]`; f_6 of the paper."""
+        """How far the logits are from success, `[batch]`; f_6 of the paper."""
         direction = LABEL_SOURCES[self.label_source].direction
         return tf.maximum(-direction * margin(classes, consensus(logits)), -self.confidence)
 
@@ -91,7 +91,7 @@ class _CarliniWagner(MinimumDistortion):
         return enough & self.succeeds(consensus(logits), classes)
 
     def _before(self, model: Model, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Zeros `[batch]`, and the shortest distances before the first round: zero where there is nothing to do."""
+        """Zeros `[batch]`, and the shortest distances before the first round: zero for images already fooled."""
         done = self._succeeded(logits_of(model, images), classes)
         return tf.zeros(tf.shape(classes)), tf.where(done, 0.0, float("inf"))
 
@@ -117,7 +117,7 @@ class _CarliniWagner(MinimumDistortion):
             free: 1.0 where a pixel may change and 0.0 where not.
 
         Returns:
-            The successful images with the smallest distance, and those distances; infinite where there was no success.
+            The successful images with the smallest distance, and those distances; infinite without success.
         """
 
         patience = max(self.steps // 10, 1)
@@ -162,7 +162,7 @@ class _CarliniWagner(MinimumDistortion):
         set_up: Callable[[_Tightening], tuple[Distance, tf.Tensor | float]],
         next_limit: Callable[[_Tightening, tf.Tensor, tf.Tensor], tf.Tensor],
     ) -> tf.Tensor:
-        """Rounds that each start from the last success; after a round without one, success weighs double.
+        """Rounds that each start from the last success; after a round without one, the weight of success doubles.
 
         `set_up` gives the distance of a round and where its pixels are free to change, from the state; `next_limit` the
         limit of the next round, from the state, whether the round was a success, and the distances that it found.
@@ -187,7 +187,7 @@ class _CarliniWagner(MinimumDistortion):
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagnerL2(_CarliniWagner, name="cw_l2"):
-    """Carlini and Wagner's L2 attack: the weight of success found by bisection, for each image its own.
+    """Carlini and Wagner's L2 attack: bisection finds the weight of success for each image.
 
     Attributes:
         rounds: Steps of the bisection.
@@ -229,12 +229,12 @@ class CarliniWagnerL2(_CarliniWagner, name="cw_l2"):
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagnerLinf(_CarliniWagner, name="cw_linf"):
-    """Carlini and Wagner's L-infinity attack: what is beyond a reach is penalised, and the reach shrinks.
+    """Carlini and Wagner's L-infinity attack: changes beyond a limit, the reach, are penalised, and the reach shrinks.
 
-    Each round starts where the last success ended; after one the reach shrinks, after none success weighs double.
+    Each round starts from the last success. After a success the reach shrinks; otherwise the weight of success doubles.
 
     Attributes:
-        shrink: By what the reach is multiplied after a success, in (0, 1).
+        shrink: The factor of the reach after a success, in (0, 1).
 
     Raises:
         ValueError: If a number is out of range.
@@ -277,14 +277,14 @@ class CarliniWagnerLinf(_CarliniWagner, name="cw_linf"):
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagnerL0(_CarliniWagner, name="cw_l0"):
-    """Carlini and Wagner's L0 attack: of the pixels that may change, those that matter least are taken away.
+    """Carlini and Wagner's L0 attack: the least important pixels are excluded from change, round by round.
 
-    A pixel matters by its change times its gradient. After a round without success they are given back, and half as
-    many are taken; success weighs double from then on.
+    The importance of a pixel is its change times its gradient. After a round without success, the excluded pixels are
+    freed again, half as many are excluded, and the weight of success doubles.
 
     Attributes:
-        epsilon: The most pixels that may differ; infinity is no cap.
-        share: The share of the free pixels that the first round takes away, in (0, 1).
+        epsilon: The most pixels that may differ; infinity sets no limit.
+        share: The share of the free pixels that the first round excludes, in (0, 1).
 
     Raises:
         ValueError: If a number is out of range.
@@ -323,7 +323,7 @@ class CarliniWagnerL0(_CarliniWagner, name="cw_l0"):
             gradient, _, _ = input_gradient(model, state.best, lambda logits: margin(classes, logits))
             matters = tf.reduce_sum(tf.abs(gradient * (state.best - images)), axis=-1, keepdims=True)
             count = tf.reduce_sum(kept, axis=(1, 2, 3), keepdims=True)
-            # At least one goes, once there has been a success from which to tell.
+            # At least one pixel is excluded after the first success.
             fewer = tf.where(succeeded, tf.maximum(tf.floor(_each(state.limit) * count), 1.0), 0.0)
             left = NORMS["l0"].project(kept * (matters + 1e-12), count - fewer)
             return _squared, tf.cast(left > 0, tf.float32)

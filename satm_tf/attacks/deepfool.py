@@ -1,4 +1,4 @@
-"""Attacks that look for the smallest perturbation that works, and the first of them."""
+"""DeepFool, and the base of attacks that search for the smallest perturbation that fools."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from satm_tf.attacks.losses import margin, strongest_others
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
-# As in the authors' code: where pixels are held at the ends of the range, steps would otherwise get ever shorter.
+# As in the authors' code: if pixels are clipped to the range, steps would otherwise get ever shorter.
 _BEYOND = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinimumDistortion(Attack):
-    """An attack that looks for the smallest perturbation that works; `outcome` says for each image whether one did.
+    """An attack that searches for the smallest perturbation that fools; `outcome` reports each image's success.
 
-    For an image without success, the result is what the attack reached. A misclassified image is returned unchanged.
+    For an image without success, the result is the last image of the search. A misclassified image is returned
+    unchanged.
 
     Attributes:
-        epsilon: A cap: a longer perturbation is projected onto it, and may then no longer work. Infinity is no cap.
+        epsilon: A limit: longer perturbations are projected onto it, and may then no longer fool. Infinity sets no
+            limit.
     """
 
     bounded: ClassVar[bool] = False
@@ -34,7 +36,7 @@ class MinimumDistortion(Attack):
 
 
 class _Way(NamedTuple):
-    """DeepFool's state: the sum of its steps, the images that lie beyond it, and which of them succeed."""
+    """DeepFool's state: the sum of its steps, the images with overshoot, and which of them succeed."""
 
     total: tf.Tensor
     x: tf.Tensor
@@ -48,8 +50,8 @@ class DeepFool(MinimumDistortion, name="deepfool"):
     Attributes:
         norm: "l2", or "linf".
         steps: The most steps, at least 1.
-        candidates: How many rival classes are looked at, those with the largest logits at the clean image.
-        overshoot: By what share the perturbation is made longer, so as to cross a boundary and not lie on it.
+        candidates: How many rival classes are considered, those with the largest logits at the clean image.
+        overshoot: The share by which the perturbation is lengthened, to cross a boundary and not end on it.
 
     Raises:
         ValueError: If steps or candidates are below 1 or the overshoot is negative.
@@ -76,7 +78,7 @@ class DeepFool(MinimumDistortion, name="deepfool"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Steps until every image is across, or there have been enough."""
+        """Steps until every image has crossed a boundary, or the limit of steps is reached."""
         clean = consensus(logits_of(model, images))
         classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
         rivals = strongest_others(classes, clean, self.candidates)
@@ -91,14 +93,14 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         return iterate(step, start, self.steps, lambda state: ~tf.reduce_all(state.success)).x
 
     def _onto_the_nearest(self, model: Model, x: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> tf.Tensor:
-        # One forward pass serves every rival; a persistent tape goes back once for each.
+        # One forward pass serves every rival; the persistent tape runs one backward pass for each.
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
             tape.watch(x)
             gaps = self._gaps(consensus(logits_of(model, x)), classes, rivals)
         gradients = tf.stack([tape.gradient(gap, x) for gap in gaps])
         sizes = tf.abs(gradients) if self.norm == "linf" else tf.square(gradients)
         dual = tf.reduce_sum(sizes, axis=(2, 3, 4))
-        # The length of the way to each boundary, and the way itself.
+        # The length of the path to each boundary, and the path itself.
         length = tf.abs(tf.stack(gaps)) / tf.maximum(dual if self.norm == "linf" else tf.sqrt(dual), 1e-20)
         best = tf.argmin(length, axis=0, output_type=tf.int32)
         index = tf.stack([best, tf.range(tf.shape(x)[0])], axis=-1)
@@ -106,7 +108,7 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         return tf.where(direction == 0, 0.0, (tf.gather_nd(length, index) + _BEYOND)[:, None, None, None] * direction)
 
     def _gaps(self, logits: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> list[tf.Tensor]:
-        """What has to rise to zero, for each way across: `[batch]` each."""
+        """The values that must rise to zero to cross each boundary: `[batch]` each."""
         if LABEL_SOURCES[self.label_source].direction < 0:
             return [-margin(classes, logits)]
         own = tf.gather(logits, classes, batch_dims=1)

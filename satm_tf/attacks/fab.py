@@ -16,12 +16,12 @@ from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
 _AXES = (1, 2, 3)
-# Newton's method has converged long before, as a rule within ten steps.
+# Newton's method converges much earlier, usually within ten steps.
 _NEWTON_STEPS = 50
 
 
 class _Nearest(NamedTuple):
-    """The nearest success of each image, and its distance `[batch, 1, 1, 1]`, infinite where there is none."""
+    """The nearest success of each image, and its distance `[batch, 1, 1, 1]`, infinite if there is none."""
 
     images: tf.Tensor
     distance: tf.Tensor
@@ -47,17 +47,17 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
 
     Each step projects the current and the clean image onto the linearised boundary within [0, 1], and goes to a point
     between the two projections, slightly beyond. A point that is misclassified is pulled back toward the clean image.
-    The shortest perturbation of all runs counts. Like any untargeted attack, it leaves the label; the targets are only
-    the boundaries that it follows. Nothing is random: there are no restarts. Where no success is found, the clean image
-    is returned.
+    The shortest perturbation of all runs counts. Like any untargeted attack, it succeeds when an image leaves its
+    label; targets only choose the boundaries. It is deterministic, without restarts. Without success, it returns the
+    clean image.
 
     Attributes:
         norm: "linf" or "l2".
         steps: Number of steps of a run, at least 1.
         targets: How many classes to aim at, those with the largest logits at the clean image.
         alpha_max: The largest weight of the clean image's projection, in [0, 1].
-        eta: By what a projection's length is multiplied, so as to cross the boundary; at least 1.
-        beta: By what the perturbation of a misclassified image is multiplied, in (0, 1).
+        eta: The factor of a projection's length, to cross the boundary; at least 1.
+        beta: The factor of a misclassified image's perturbation, in (0, 1).
 
     Raises:
         ValueError: If a number is out of range.
@@ -91,7 +91,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Run after run, each toward another class."""
+        """Runs, each toward another class."""
         clean = consensus(logits_of(model, images))
         classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
         targets = strongest_others(classes, clean, self.targets)
@@ -116,7 +116,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
         def step(_: tf.Tensor, state: _Walk) -> _Walk:
             x = state.x
             gradient, value, _ = input_gradient(model, x, gap)
-            # Both ways lead to the same plane, on which the gap, linearised at x, is zero.
+            # Both paths lead to the same plane, on which the gap, linearised at x, is zero.
             gap_of_clean = value[:, None, None, None] + tf.reduce_sum(gradient * (images - x), _AXES, keepdims=True)
             from_x = to_plane(x, gradient, -value[:, None, None, None], self.norm)
             from_clean = to_plane(images, gradient, -gap_of_clean, self.norm)
@@ -136,7 +136,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
 
 
 def to_plane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: str) -> tf.Tensor:
-    """The shortest ways from images to points of [0, 1] where a linear function has risen by a given amount.
+    """The shortest paths from images to points of [0, 1] where a linear function has risen by a given amount.
 
     The shortest `d` with `<normal, d> = rise` and `0 <= x + d <= 1` moves each pixel along its part of the normal:
     by `min(m, room)` in L-infinity, by `min(m |normal|, room)` in L2, where the room ends at 0 or 1 and the multiplier
@@ -146,11 +146,11 @@ def to_plane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: str) -> tf.
     Args:
         x: float32 `[batch, height, width, channels]` in [0, 1].
         normal: float32 like `x`.
-        rise: float32 `[batch, 1, 1, 1]`; one that no point of [0, 1] reaches is reached as nearly as possible.
+        rise: float32 `[batch, 1, 1, 1]`; if no point of [0, 1] reaches it, the nearest is used.
         norm: "linf" or "l2".
 
     Returns:
-        The ways `d`, like `x`; zero where the normal is zero.
+        The paths `d`, like `x`; zero where the normal is zero.
     """
     normal *= tf.sign(rise)
     # In units of the largest part: the squares of a tiny normal would underflow.

@@ -26,7 +26,7 @@ def write_gallery(
     """Writes a PNG with a row for each image: clean, adversarial, their difference magnified, labels under them.
 
     Args:
-        path: The file; what it held is replaced.
+        path: The file, which is overwritten.
         images: Floats `[images, height, width, channels]` in [0, 1], the clean ones.
         adversarial: Floats like `images`.
         before: The predicted class of each clean image.

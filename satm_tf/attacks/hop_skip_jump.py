@@ -17,12 +17,12 @@ from satm_tf.attacks.sources import logits_of
 _fold_in = tf.random.experimental.stateless_fold_in
 Decision = Callable[[tf.Tensor], tf.Tensor]
 
-# How often a jump is halved before it is given up.
+# How often a jump is halved before the attack gives up on it.
 _HALVINGS = 20
 
 
 class _Walk(NamedTuple):
-    """The state along the boundary: images beyond it, the nearest so far, and their lengths `[batch, 1, 1, 1]`."""
+    """The state along the boundary: images beyond it, the nearest so far, and their distances `[batch, 1, 1, 1]`."""
 
     x: tf.Tensor
     best: tf.Tensor
@@ -62,13 +62,14 @@ class _Jump(NamedTuple):
 class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
     """HopSkipJump: walks along the boundary toward the image, guided by the predicted classes only.
 
-    It starts from an image of the same batch that is classified otherwise (as the target, when targeted), or else from
-    noise that is. Where there is no such start, the image is returned unchanged.
+    It starts from an image of the same batch with another prediction (the target, if targeted), or else from such
+    noise. Without a start, it returns the image unchanged.
 
     Attributes:
         norm: "l2", or "linf".
         steps: Number of steps along the boundary, at least 1.
-        evaluations: Queries for the first estimate of a direction; that at step `t` takes `sqrt(t)` times as many.
+        evaluations: Queries for the first estimate of a direction; the estimate at step `t` takes `sqrt(t)` times as
+            many.
         starts: How many noise images are tried for a start.
 
     Raises:
@@ -94,10 +95,10 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Onto the boundary, a direction, a step, and again."""
+        """Repeats: move onto the boundary, estimate a direction, take a step."""
         classes = self.classes(model, images, labels)
         size = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), tf.float32)
-        # How near is on the boundary: a share of the way in L2, a length in L-infinity.
+        # The tolerance at the boundary: a share of the path in L2, a length in L-infinity.
         near = size**-1.5 if self.norm == "l2" else size**-2.0
 
         def fools(x: tf.Tensor) -> tf.Tensor:
@@ -118,7 +119,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
 
         clean = fools(images)
         start, found = self._start(fools, images, seed)
-        # What needs no perturbation, and what has no start, stays where it is.
+        # Images that need no perturbation or have no start stay unchanged.
         start = tf.where((clean | ~found)[:, None, None, None], images, start)
         walk = iterate(step, _Walk(start, start, NORMS[self.norm].length(start - images)), self.steps)
         last = self._onto_the_boundary(fools, images, walk.x, near)
@@ -128,7 +129,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
         batch = tf.shape(images)[0]
 
         def attempt(index: tf.Tensor, start: _Start) -> _Start:
-            # An image itself is no start: the first candidate is the next image of the batch.
+            # An image cannot be its own start: the first candidate is the next image of the batch.
             place = index + 1
             noise = tf.random.stateless_uniform(tf.shape(images), _fold_in(seed, -place))
             candidate = tf.where(place < batch, tf.roll(images, place, axis=0), noise)
@@ -158,7 +159,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
     def _direction(
         self, fools: Decision, x: tf.Tensor, radius: tf.Tensor, count: tf.Tensor, key: tf.Tensor
     ) -> tf.Tensor:
-        """The mean of random directions, each counted for or against as it fools or not, less their mean vote."""
+        """The mean of random directions, weighted +1 if they fool and -1 if not, minus the mean vote."""
 
         def ask(index: tf.Tensor, state: _Votes) -> _Votes:
             draw = tf.random.stateless_normal if self.norm == "l2" else _uniform
@@ -171,7 +172,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
         none = tf.zeros_like(x)
         weighted, directions, votes = iterate(ask, _Votes(none, none, tf.zeros_like(x[:, :1, :1, :1])), count)
         mean = votes / tf.cast(count, tf.float32)
-        # Votes that all agree have no spread: then the mean direction itself, for or against.
+        # If all votes agree, they have no spread: take the mean direction itself, with their sign.
         return tf.where(tf.abs(mean) == 1.0, mean * directions, weighted - mean * directions)
 
     def _jump(self, fools: Decision, x: tf.Tensor, direction: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Attacks of many gradient steps: one loop, whose options make the known methods."""
+"""Attacks with many gradient steps: one loop, whose options give the known methods."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class IterativeAttack(LossAttack, name="iterative"):
             1.25 times for RS-FGSM).
         random_start: Whether to start from a uniformly random point in the ball instead of the image.
         restarts: Number of random starts; each image keeps the result of the highest loss.
-        momentum: The decay factor of the velocity, mu in Dong et al.; 0 is no momentum.
+        momentum: The decay factor of the velocity, mu in Dong et al.; 0 turns it off.
         nesterov: Whether to take the gradient at the look-ahead point `x + step_size * m v`.
-        neighbours: Variance tuning: the number of random neighbours, whose mean gradient less the current one is added
-            to the next; 0 is none. Each costs one gradient per step.
+        neighbours: Variance tuning: the number of random neighbours, whose mean gradient minus the current one is added
+            to the next; 0 turns it off. Each costs one gradient per step.
         neighbourhood: Half the width of the cube that they are drawn from, in units of epsilon; beta in Wang and He.
         transforms: Transforms that improve transfer, as objects, names or mappings.
         loss: "cross_entropy", "margin", "dlr", "hot_cold" or "evading_margin".
@@ -89,7 +89,7 @@ class IterativeAttack(LossAttack, name="iterative"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """As many attempts as there are starts, and of each image the best."""
+        """Runs one attempt for each start, and keeps the best of each image."""
         classes = self.classes(model, images, labels)
         if self.restarts == 1:
             return self._attempt(model, images, classes, epsilon, seed)
@@ -134,7 +134,7 @@ class IterativeAttack(LossAttack, name="iterative"):
         return iterate(step, _Motion(start, still, still), self.steps).x
 
     def _gradient(self, network: Model, point: tf.Tensor, classes: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        # The last part wraps first, so that images pass the parts in their order.
+        # The last transform wraps first, so that images pass the transforms in order.
         for place, part in reversed(list(enumerate(self.transforms))):
             network = part.network(network, _fold_in(key, place))
         return input_gradient(network, point, lambda logits: self.objective(logits, classes))[0]
@@ -203,7 +203,7 @@ class RSFGSM(PGD, name="rs_fgsm"):
 
 @dataclass(frozen=True, kw_only=True)
 class KLPGD(PGD, name="kl_pgd"):
-    """PGD on the divergence `KL(p(x) || p(x'))` of the answers to the clean and the adversarial image, without labels.
+    """PGD on the divergence `KL(p(x) || p(x'))` between the answers to clean and adversarial image, without labels.
 
     The start is uniform in the ball, as PGD's; the authors' code starts from normal noise of standard deviation 0.001.
 
@@ -229,7 +229,7 @@ class KLPGD(PGD, name="kl_pgd"):
             )
 
     def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """The logits `[..., batch, classes]` of the images, from which the answers are to part."""
+        """The logits `[..., batch, classes]` of the images, the reference of the divergence."""
         return tf.stop_gradient(logits_of(model, images))
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -253,7 +253,7 @@ class NIFGSM(MIFGSM, name="ni_fgsm"):
     """Nesterov iterative FGSM; with `transforms=("scale_invariance",)` SI-NI-FGSM.
 
     Gradients are divided by their mean absolute value, as the authors' code does, not by their L1 norm, as the paper
-    prints: with the norm, the point where the velocity leads would not differ from `x`.
+    prints: with the norm, the look-ahead point would hardly differ from `x`.
 
     Source:
         Lin et al., "Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks", ICLR 2020, Eq. 4-5.

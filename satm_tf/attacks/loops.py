@@ -16,13 +16,13 @@ def iterate(
     limit: int | tf.Tensor,
     unfinished: Callable[[State], tf.Tensor] | None = None,
 ) -> State:
-    """Applies a step to a state, over and over, in a `tf.while_loop`, so that the number of steps costs no tracing.
+    """Applies a step to a state repeatedly in a `tf.while_loop`, so that tracing time does not depend on the steps.
 
     Args:
-        step: Takes the number of steps so far and a state, and returns the next state, of the same structure.
+        step: A function of the number of steps so far and a state that returns the next state, of the same structure.
         state: The first state: a tensor, or a NamedTuple of tensors.
         limit: The largest number of steps.
-        unfinished: Takes a state and returns whether another step is needed; None always takes `limit` steps.
+        unfinished: A function of a state that returns whether another step is needed; None always takes `limit` steps.
 
     Returns:
         The last state.

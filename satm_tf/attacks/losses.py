@@ -1,7 +1,7 @@
 """The losses that attacks ascend to leave a class, or descend to reach it.
 
 Each function takes int32 classes `[batch]` and float32 logits `[..., batch, classes]`, and gives the loss
-`[..., batch]` of each image. Leading axes hold several answers about the same images, such as an ensemble's.
+`[..., batch]` of each image. Leading axes hold several answers for the same images, such as an ensemble's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def cross_entropy(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def margin(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The strongest other logit minus the class's own: positive where the class has lost.
+    """The strongest other logit minus that of the class: positive if the image is misclassified.
 
     Source:
         Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, f_6 without its bound.
@@ -46,7 +46,7 @@ def evading_margin(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def difference_of_logits_ratio(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The margin over the distance from the first to the third logit, so that the scale of the logits is gone.
+    """The margin over the distance from the first to the third logit, which removes the scale of the logits.
 
     With two classes, where there is no third logit, the distance is to the second.
 
@@ -60,7 +60,7 @@ def difference_of_logits_ratio(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tens
 def targeted_ratio(classes: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """The target's logit minus the class's, over the distance from the first to the mean of the third and fourth logit.
 
-    Where there are fewer than four classes, the distance is to the mean of those after the second, or to the second.
+    With fewer than four classes, the distance is to the mean of those after the second, or to the second.
 
     Source:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness", ICML 2020, Eq. 7.
@@ -72,7 +72,7 @@ def targeted_ratio(classes: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor) ->
 
 
 def hot_cold(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Has the gradient that puts plus the strongest other logit at that class, and minus its own at the class.
+    """A loss whose gradient is the strongest other logit at that class, and minus the class's logit at the class.
 
     Source:
         Rozsa et al., "Adversarial Diversity and Hard Positive Generation", CVPR Workshops 2016.

@@ -1,4 +1,4 @@
-"""What attacks need of a norm: length, steepest unit step, projection onto the ball, a random point in it."""
+"""The norms: length, steepest unit step, projection onto the ball, a random point in it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _clip_l2(x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
 def _clip_l0(x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
     size = _changed(x)
     flat = tf.reshape(size, [tf.shape(x)[0], -1])
-    # Twice sorted: each pixel's place among its image's pixels, the most changed first, ties broken.
+    # Sorting twice gives each pixel's rank in its image, the most changed first, with ties broken.
     places = tf.argsort(tf.argsort(flat, direction="DESCENDING", stable=True), stable=True)
     return tf.where(tf.cast(tf.reshape(places, tf.shape(size)), tf.float32) < epsilon, x, 0.0)
 
@@ -80,7 +80,7 @@ def _random_l2(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _no_direction(*_: tf.Tensor) -> tf.Tensor:
-    raise NotImplementedError("Norm 'l0' has no steepest step and no uniform random point.")
+    raise NotImplementedError("Norm 'l0' does not define a steepest step or a uniform random point.")
 
 
 NORMS = {

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from satm_tf.attacks.norms import NORMS
 
-# Float images of 8-bit origin miss the levels by rounding only.
+# Float images of 8-bit origin differ from the levels only by rounding.
 _ON_A_LEVEL = 1e-3
 
 
@@ -44,14 +44,14 @@ def as_uint8(adversarial: Any, images: Any) -> np.ndarray:
 
     Args:
         adversarial: Floats `[images, height, width, channels]` in [0, 1].
-        images: Floats like `adversarial`, the clean images, whose values must be levels of 8 bits: `quantise` them
-            before the attack.
+        images: Floats like `adversarial`, the clean images, whose values must be 8-bit levels: `quantise` them before
+            the attack.
 
     Returns:
         uint8 like `adversarial`.
 
     Raises:
-        ValueError: If the clean images are not 8-bit images: then a ball around them may hold no 8-bit image at all.
+        ValueError: If the clean images are not 8-bit images, because a ball around them may hold no 8-bit image.
 
     Example:
         >>> images = quantise(images)
@@ -69,5 +69,5 @@ def as_uint8(adversarial: Any, images: Any) -> np.ndarray:
 
 
 def quantise(images: Any) -> np.ndarray:
-    """The nearest images whose values are levels of 8 bits, as floats in [0, 1]."""
+    """The nearest images with 8-bit levels, as floats in [0, 1]."""
     return (np.round(255.0 * np.asarray(images, "float64")) / 255.0).astype("float32")

@@ -1,4 +1,4 @@
-"""Attacks of one gradient step."""
+"""Attacks with one gradient step."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FastGradientValue(Attack, name="fast_gradient_value"):
 
 @dataclass(frozen=True, kw_only=True)
 class HotCold(FastGradientValue, name="hot_cold"):
-    """Hot/cold: one step that raises the logit of a hot class and lowers that of a cold one, each by its own size.
+    """Hot/cold: one step that raises the logit of a hot class and lowers that of a cold one, each weighted by its size.
 
     Untargeted, the label is cold and the strongest other class hot; targeted, the target is hot and the strongest other
     class cold.
@@ -66,7 +66,7 @@ class HotCold(FastGradientValue, name="hot_cold"):
     """
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The two logits, each times its own size."""
+        """The two logits, each weighted by its size."""
         return LABEL_SOURCES[self.label_source].direction * hot_cold(classes, logits)
 
 

@@ -1,4 +1,4 @@
-"""The networks that attacks craft on: models that give logits, alone or several together."""
+"""The networks that attacks craft on: models that return logits, alone or combined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def logits_of(model: Model, images: tf.Tensor) -> tf.Tensor:
     """The float32 logits `[..., batch, classes]` of a network in inference mode.
 
     Raises:
-        ValueError: If the last layer of a Keras model is a softmax, so that its outputs are no logits.
+        ValueError: If the last layer of a Keras model is a softmax, so that its outputs are not logits.
     """
     last = model
     while isinstance(last, keras.Model) and getattr(last, "outputs", None):
@@ -35,7 +35,7 @@ def logits_of(model: Model, images: tf.Tensor) -> tf.Tensor:
 
 @tf.autograph.experimental.do_not_convert
 def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
-    """Refuses a network whose answers are probabilities, whatever its layers are.
+    """Refuses a network whose outputs are probabilities, whatever its layers are.
 
     The network is probed once, eagerly, with a few noise images, so that a traced step costs nothing. It is not probed
     if it has `gives_logits = True`, if the image size is not static, or inside a replica of a `tf.distribute` strategy.
@@ -45,14 +45,14 @@ def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
         shape: The shape of the images, `[batch, height, width, channels]`.
 
     Raises:
-        ValueError: If its answers are not negative and add up to one.
+        ValueError: If its outputs are non-negative and sum to one.
     """
     if isinstance(model, (Ensemble, InTurn)):
         for network in model.networks:
             refuse_probabilities(network, shape)
         return
     known = getattr(model, "gives_logits", False)
-    with contextlib.suppress(TypeError):  # What has no hash or no weak reference is probed each time.
+    with contextlib.suppress(TypeError):  # A model without a hash or weak references is probed each time.
         known = known or model in _GIVE_LOGITS
     replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
     if known or replica or not shape[1:].is_fully_defined():
@@ -77,14 +77,14 @@ def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
 
 def _gives_probabilities(model: Model) -> ValueError:
     return ValueError(
-        "Attacks take a network that gives logits, and this one gives probabilities. Wrap it: "
+        "Attacks need a network that returns logits, but this one returns probabilities. Wrap it: "
         "satm_tf.models.FromProbabilities(model); or set `model.gives_logits = True` if they are logits. "
         f"Received: {getattr(model, 'name', model)!r}"
     )
 
 
 def at_step(model: Model, step: tf.Tensor) -> Model:
-    """The network that an iterative attack uses at one of its steps: the model itself, unless it takes turns."""
+    """The network that an iterative attack uses at a step: the model itself, unless networks take turns."""
     return model.at_step(step) if isinstance(model, InTurn) else model
 
 
@@ -92,7 +92,7 @@ class Ensemble:
     """Several networks as one, attacked at once.
 
     Args:
-        networks: Networks to logits `[batch, classes]`, over the same classes.
+        networks: Networks that return logits `[batch, classes]`, for the same classes.
         fuse: What is averaged: "logits" (the strongest in the paper), "probabilities" or "losses".
 
     Raises:
@@ -112,7 +112,7 @@ class Ensemble:
         self.fuse = fuse
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The logits `[batch, classes]`, or `[networks, batch, classes]` where the losses are to be averaged."""
+        """The logits `[batch, classes]`, or `[networks, batch, classes]` if the losses are averaged."""
         return _FUSIONS[self.fuse](tf.stack([logits_of(network, images) for network in self.networks]))
 
 
@@ -122,7 +122,7 @@ class InTurn:
     A step costs one network's gradient, not all of theirs. An attack that does not iterate takes the mean logits.
 
     Args:
-        networks: Networks to logits `[batch, classes]`, over the same classes.
+        networks: Networks that return logits `[batch, classes]`, for the same classes.
 
     Raises:
         ValueError: If there are no networks.

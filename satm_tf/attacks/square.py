@@ -1,4 +1,4 @@
-"""Square attack: random search, from the logits only."""
+"""Square attack: a random search that uses only the logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from satm_tf.attacks.sources import logits_of
 
 _fold_in = tf.random.experimental.stateless_fold_in
 
-# After which share of the queries the squares' area halves.
+# The shares of the queries after which the squares' area halves.
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
@@ -30,7 +30,7 @@ class _Search(NamedTuple):
 class SquareAttack(LossAttack, name="square"):
     """Squares of `+epsilon` or `-epsilon` at random places, kept if the margin falls. It needs no gradient.
 
-    An image that has been fooled is left as it is, and the search ends when all are.
+    A successful image stays unchanged, and the search ends when all are successful.
 
     Attributes:
         queries: The most queries of the network for each image, at least 1.
@@ -63,7 +63,7 @@ class SquareAttack(LossAttack, name="square"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Query after query."""
+        """Searches with all queries."""
         return self.search(model, images, labels, seed, epsilon=epsilon)[0]
 
     def search(
@@ -84,16 +84,16 @@ class SquareAttack(LossAttack, name="square"):
             images: float32 `[batch, height, width, channels]` in [0, 1].
             labels: int32 `[batch]`.
             seed: int32 `[2]`.
-            epsilon: In place of the attack's own.
+            epsilon: Replaces the attack's epsilon.
             starts: Images in the ball to start from, such as transferred examples, instead of stripes. Each costs a
-                query, and the search goes on from the best one.
-            budgets: Rising numbers of queries, at most `queries`; None is only `queries`.
+                query, and the search continues from the best one.
+            budgets: Increasing numbers of queries, at most `queries`; None means only `queries`.
 
         Returns:
             Images like `images` for each budget.
 
         Raises:
-            ValueError: If the budgets do not rise, allow less than the starts, or exceed `queries`.
+            ValueError: If the budgets do not increase, are below the number of starts, or exceed `queries`.
 
         Example:
             >>> at_50, at_100 = SquareAttack(epsilon=0.1, queries=100).search(

@@ -1,4 +1,4 @@
-"""Transforms that make iterative attacks transfer: they change the network's input, or the gradient."""
+"""Transforms that improve the transfer of iterative attacks: they change the network's input or the gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 @dataclass(frozen=True, kw_only=True)
 class Transform(Configurable, kind="transform"):
-    """A transform. Several combine: images pass through them in the order given, and so do gradients.
+    """A transform. You can combine several: images pass through them in the order given, and so do gradients.
 
     Example:
         >>> MIFGSM(epsilon=16 / 256, transforms=(InputDiversity(), TranslationInvariance(size=5)))  # MI-DI-TI
@@ -23,11 +23,11 @@ class Transform(Configurable, kind="transform"):
     """
 
     def network(self, model: Model, seed: tf.Tensor) -> Model:
-        """The network to use at one step; `seed` is int32 `[2]`. Several answers an image go on a leading axis."""
+        """The network to use at one step; `seed` is int32 `[2]`. Several answers per image go on a leading axis."""
         return model
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
-        """The gradient to use in place of this one, `[batch, height, width, channels]`."""
+        """The gradient to use instead of this one, `[batch, height, width, channels]`."""
         return gradient
 
 
@@ -35,11 +35,11 @@ class Transform(Configurable, kind="transform"):
 class InputDiversity(Transform, name="input_diversity"):
     """DI: the network sees each image, with some probability, shrunk to a random size at a random place on black.
 
-    The paper enlarges 299 pixels to at most 330; here the images shrink by as much, so that a network of fixed input
-    size takes them. Each image, at each step, has its own size and place.
+    The paper enlarges 299 pixels to at most 330; here the images shrink by the same factor, so that networks with a
+    fixed input size accept them. Each image, at each step, has its own size and place.
 
     Attributes:
-        probability: That an image is changed.
+        probability: The probability that an image is changed.
         smallest: The smallest size, as a share of the image's, in (0, 1].
 
     Raises:
@@ -64,7 +64,7 @@ class InputDiversity(Transform, name="input_diversity"):
             size, top, left, chance = tf.unstack(tf.random.stateless_uniform([4, shape[0]], seed))
             size = self.smallest + (1 - self.smallest) * size
             top, left = top * (1 - size), left * (1 - size)
-            # A box larger than the image shrinks it: what lies outside of the image is black.
+            # A box larger than the image shrinks it: everything outside the image is black.
             shrunk = tf.stack([-top, -left, 1 - top, 1 - left], axis=-1) / size[:, None]
             boxes = tf.where(chance[:, None] < self.probability, shrunk, [0.0, 0.0, 1.0, 1.0])
             seen = tf.image.crop_and_resize(images, boxes, tf.range(shape[0]), shape[1:3])
@@ -78,7 +78,7 @@ class TranslationInvariance(Transform, name="translation_invariance"):
     """TI: the gradient blurred by a Gaussian, which approximates the mean gradient of shifted images.
 
     Attributes:
-        size: Width of the kernel in pixels, odd. The paper takes 15 for images of 299; small images want less.
+        size: Width of the kernel in pixels, odd. The paper uses 15 for images of 299 pixels; use less for small images.
 
     Raises:
         ValueError: If the size is not odd and positive.
@@ -100,7 +100,7 @@ class TranslationInvariance(Transform, name="translation_invariance"):
         offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
         weights = tf.nn.softmax(-1.5 * tf.square(offsets / max(reach, 1)))
         channels = gradient.shape[-1]
-        # A Gaussian is a column of one times a row of one.
+        # A 2D Gaussian is the product of a column and a row.
         for shape in ([self.size, 1, 1, 1], [1, self.size, 1, 1]):
             kernel = tf.tile(tf.reshape(weights, shape), [1, 1, channels, 1])
             gradient = tf.nn.depthwise_conv2d(gradient, kernel, [1, 1, 1, 1], "SAME")
@@ -109,16 +109,16 @@ class TranslationInvariance(Transform, name="translation_invariance"):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShuffle(Transform, name="block_shuffle"):
-    """BSR: the network sees each image in several copies, cut into blocks that change places and turn a little.
+    """BSR: the network sees several copies of each image, cut into blocks that are shuffled and slightly rotated.
 
-    Each copy has its own cuts, order and angles, the same for all images of a batch. Rows of blocks change places, and
-    then the blocks within each row. What a turn brings in from outside of a block is black.
+    Each copy has its own cuts, order and angles, the same for all images of a batch. Rows of blocks are shuffled, and
+    then the blocks within each row. Rotation fills in black from outside a block.
 
     Attributes:
-        copies: How many, each of which costs one more gradient. The authors' 20 cost
+        copies: Number of copies, each of which costs one more gradient. The authors' 20 cost
             twice as much.
         blocks: Into how many blocks each side is cut; the authors' 2 or 3.
-        degrees: The largest angle of a turn; the authors' 24.
+        degrees: The largest rotation angle; the authors' 24.
 
     Raises:
         ValueError: If a number is out of range.
@@ -156,7 +156,7 @@ class BlockShuffle(Transform, name="block_shuffle"):
         return tf.ensure_shape(tf.concat(strips, axis=1), images.shape)
 
     def _strips(self, length: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Where strips begin and end, int32 `[blocks, 2]`, in the order in which they are put."""
+        """Where strips begin and end, int32 `[blocks, 2]`, in their new order."""
         shares = tf.random.stateless_uniform([self.blocks], seed, 0.1, 1.0)
         ends = tf.cast(tf.round(tf.cumsum(shares) / tf.reduce_sum(shares) * tf.cast(length, tf.float32)), tf.int32)
         strips = tf.stack([tf.concat([[0], ends[:-1]], 0), ends], axis=1)
@@ -164,7 +164,7 @@ class BlockShuffle(Transform, name="block_shuffle"):
 
 
 def _turned(images: tf.Tensor, degrees: float, seed: tf.Tensor) -> tf.Tensor:
-    """Images turned about their middle by one random angle, bilinear, on black."""
+    """Images rotated about their centre by one random angle, bilinear, on black."""
     angle = tf.random.stateless_uniform([], seed, -degrees, degrees) * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
     height, width = tf.unstack(tf.cast(tf.shape(images)[1:3] - 1, tf.float32) / 2)
@@ -178,15 +178,15 @@ def _turned(images: tf.Tensor, degrees: float, seed: tf.Tensor) -> tf.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Admix(Transform, name="admix"):
-    """Admix: the network sees each image with a little of others of its batch in it, at several brightnesses.
+    """Admix: the network sees each image mixed with a little of others from its batch, at several brightnesses.
 
-    Nothing of the gradient goes to the images that are mixed in. In a batch of one it is `ScaleInvariance` of a
+    No gradient flows to the images that are mixed in. In a batch of one it is `ScaleInvariance` of a
     brighter image.
 
     Attributes:
-        mixed: How many others are mixed in, one at a time.
+        mixed: Number of other images that are mixed in, one at a time.
         strength: The share of the other image that is added.
-        copies: How many brightnesses, `x / 2^i` from `i = 0`. It takes `mixed * copies` gradients instead of one.
+        copies: Number of brightnesses, `x / 2^i` from `i = 0`. It takes `mixed * copies` gradients instead of one.
 
     Raises:
         ValueError: If a number is out of range.
@@ -223,10 +223,10 @@ class ScaleInvariance(Transform, name="scale_invariance"):
     """SI: the network sees each image at several brightnesses, `x / 2^i`, and the losses are averaged.
 
     Attributes:
-        copies: How many, from `i = 0`. Each costs one more gradient.
+        copies: Number of copies, from `i = 0`. Each costs one more gradient.
 
     Raises:
-        ValueError: If there is no copy.
+        ValueError: If `copies` is below 1.
 
     Source:
         Lin et al., "Nesterov Accelerated Gradient and Scale Invariance for Adversarial Attacks", ICLR 2020, Eq. 6.

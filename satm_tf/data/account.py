@@ -1,4 +1,4 @@
-"""What became of every row of a data set."""
+"""What happened to every row of a data set."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from satm_tf.configurable import plural
 
 @dataclass(frozen=True)
 class Account:
-    """Says of every row of a data set whether it is used and, if not, why.
+    """Records for every row of a data set whether it is used and, if not, why.
 
-    `used + left_out + missing + unreadable == rows` holds for every account: one that does not add up cannot be made.
+    `used + left_out + missing + unreadable == rows` holds for every account.
 
     Args:
         rows: Rows that the tables, files or folders of the data set hold.
         used: Rows that became examples of one of the splits.
-        mapped: How many used labels were read as another one, `{(from, to): count}`.
+        mapped: How many used labels were mapped to another one, `{(from, to): count}`.
         left_out: How many rows were left out on purpose, `{reason: count}`.
-        missing: The files which the tables name and the folder does not hold.
+        missing: Files that the tables name but that are not in the folder.
         unreadable: The files that cannot be used as images, `{path: reason}`.
-        duplicates: The names of each image that has several, whatever became of them. Those that are used are in one
-            split.
+        duplicates: The names of each image that has several, used or not. Used ones are all in the same split.
 
     Raises:
         ValueError: if the counts do not add up to `rows`.
@@ -69,7 +68,7 @@ class Account:
     def without(
         self, unreadable: Mapping[str, str] = MappingProxyType({}), left_out: Mapping[str, int] = MappingProxyType({})
     ) -> Account:
-        """The account once more rows, until now among the used, are unreadable (by path) or left out (by reason)."""
+        """The account after some used rows turn out unreadable (by path) or are left out (by reason)."""
         return replace(
             self,
             used=self.used - len(unreadable) - sum(left_out.values()),

@@ -2,12 +2,13 @@
 
 Expected under `root`, as the data set is published:
 
-    fold_0_data.txt ... fold_4_data.txt                                        tab-separated, one face a row
+    fold_0_data.txt ... fold_4_data.txt                                        tab-separated, one face per row
     aligned/<user_id>/landmark_aligned_face.<face_id>.<original_image>         816 x 816 JPEGs
     faces/<user_id>/coarse_tilt_aligned_face.<face_id>.<original_image>
 
 The published fold files have 19,487 rows, which name 19,370 images of 2,284 subjects (`face_id`), in photographs of 168
-owners (`user_id`). Folds and splits are by owner, which is stricter than by subject: a photograph may show several.
+owners (`user_id`). Folds and splits are by owner, which is stricter than by subject, because a photograph may show
+several.
 
 Source:
     Eidinger, Enbar and Hassner, "Age and Gender Estimation of Unfiltered Faces", IEEE TIFS 2014.
@@ -73,15 +74,15 @@ def load(
     validation_share: float = 0.1,
     seed: int = 0,
 ) -> ImageData:
-    """Reads Adience, with one fold to test on and the other four to learn from.
+    """Reads Adience, with one fold for testing and the other four for training and validation.
 
-    Labels that are none of the eight groups are read as one of them or left out, always counted in the account: a
-    single year belongs to the group that holds it or else to the nearest (to the younger of two equally near), the
-    ranges `(38, 42)` and `(38, 48)` to 38-43, `(27, 32)` and `(25, 23)` to 25-32, `(8, 23)` to 8-12; any other is left
-    out, as are unknown genders when the target is the gender.
+    Labels outside the eight groups are mapped to one of them or left out, and the account counts both: a single year
+    goes to the group that contains it or else to the nearest (the younger of two equally near), the ranges `(38, 42)`
+    and `(38, 48)` to 38-43, `(27, 32)` and `(25, 23)` to 25-32, `(8, 23)` to 8-12; any other is left out, as are
+    unknown genders when the target is the gender.
 
-    Published rates are mostly on other images: Levi and Hassner's code keeps the rows with one of the eight labels as
-    written, and an image that is listed twice counts twice. `exact_labels` does the same. The test folds then have
+    Published accuracies mostly use other images: Levi and Hassner's code keeps the rows whose label is exactly one of
+    the eight, and an image that is listed twice counts twice. `exact_labels` does the same. The test folds then have
     4316, 3101, 3339, 2975 and 3693 images.
 
     Args:
@@ -93,7 +94,7 @@ def load(
             listed.
         validation_share: The part of the other four folds' images to validate on, in (0, 1), drawn by the photographs'
             owner.
-        seed: What the draw of the validation images follows from.
+        seed: Seed for drawing the validation images.
 
     Returns:
         The data set; no subject, no owner and no image is in two of its splits.
@@ -132,7 +133,7 @@ def _read_fold(root: Path, fold: int) -> pd.DataFrame:
             f"Adience has five fold files, fold_0_data.txt to fold_4_data.txt, next to the folders aligned/ and "
             f"faces/. Point `root` to the folder that holds them. Received: {root}, without {path.name}"
         )
-    # No quoting: the files know none, so a quotation mark in a name is a character like any other.
+    # No quoting: the files do not use it, so a quotation mark in a name is an ordinary character.
     table = intake.read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
     lacking = [name for name in _COLUMNS if name not in table]
     if lacking:

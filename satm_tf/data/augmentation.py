@@ -1,4 +1,4 @@
-"""Random changes to clean images that leave what they show as it is."""
+"""Random changes to clean images that preserve what they show."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import tensorflow as tf
 
 
 class _Draws(keras.random.SeedGenerator):
-    """A seed generator without a state: its k-th seed follows from a key and k alone.
+    """A stateless seed generator: its k-th seed depends only on a key and k.
 
-    Keras's own one counts in a variable, which a resumed run would find at another count.
+    Keras's generator counts in a variable, whose value would differ in a resumed run.
     """
 
     def __init__(self, key: tf.Tensor) -> None:

@@ -14,16 +14,16 @@ def decode(
 ) -> tf.Tensor:
     """Reads a JPEG, PNG or GIF as upright RGB pixels of a given size.
 
-    Grey becomes three equal channels, CMYK and palettes become RGB, 16 bits become 8, an alpha channel is dropped,
-    and of an animation only the first frame is taken. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the
-    smallest that still holds `size`: the decoder then averages as it scales, at less work than decoding all of it.
-    What is left is a bilinear resize of at most a factor of two, or one with an antialiasing filter where it is more.
-    The aspect ratio is kept only by a crop: faces come as squares.
+    Grey becomes three equal channels, CMYK and palettes become RGB, 16 bits become 8, an alpha channel is dropped, and
+    only the first frame of an animation is used. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest
+    that is not below `size`: the decoder then averages as it scales, which costs less than decoding at full size. The
+    remaining resize is bilinear, with an antialiasing filter if it shrinks by more than a factor of two. Only a crop
+    keeps the aspect ratio, because faces come as squares.
 
     Args:
         path: The file, str scalar.
         size: Height and width of the result.
-        orientation: The EXIF orientation, int scalar in 1 to 8; None where it is upright.
+        orientation: The EXIF orientation, int scalar in 1 to 8; None if it is upright.
         crop: The side of the central square to use, as a share of the image's shorter side, in (0, 1]; None for all of
             the image.
 
@@ -55,11 +55,11 @@ def decode_jpeg(contents: tf.Tensor, side: int, crop: float | None = None) -> tf
 
     Args:
         contents: The bytes of the file, str scalar.
-        side: The pixels that the shorter side has to keep, or that what is cropped of it has to.
+        side: The pixels that the shorter side, or the cropped part of it, must keep.
         crop: The share of the shorter side that is used, in (0, 1]; None for all.
 
     Returns:
-        uint8 `[height, width, 3]`, as it lies in the file.
+        uint8 `[height, width, 3]`, oriented as in the file.
     """
     shorter = tf.cast(tf.reduce_min(tf.io.extract_jpeg_shape(contents)[:2]), tf.float32)
     spare = shorter * (1.0 if crop is None else crop) / side
@@ -101,4 +101,4 @@ def resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         lambda: tf.image.resize(images, size, antialias=True),
         lambda: tf.image.resize(images, size),
     )
-    return tf.cast(resized + 0.5, tf.uint8)  # the cast cuts off; `tf.round` takes as long as the resize
+    return tf.cast(resized + 0.5, tf.uint8)  # the cast truncates; `tf.round` takes as long as the resize

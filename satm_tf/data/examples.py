@@ -13,7 +13,7 @@ from satm_tf.data.account import Account
 
 
 class ImageArray(Protocol):
-    """Decoded images of one size that are fetched by row: an array, or anything that is indexed like one."""
+    """Decoded images of one size, fetched by row: an array, or anything indexed like one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,16 +40,16 @@ class _Rows:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Examples:
-    """The labelled images of one split: files still to be decoded, or pixels already there.
+    """The labelled images of one split: files still to be decoded, or decoded pixels.
 
     Args:
         labels: int `[n]`, each in `[0, classes)`; kept as int32.
         paths: The image files, str `[n]`. Exactly one of `paths` and `images` is given.
         images: The decoded images, uint8 RGB `[n, height, width, 3]`: an array, or an `ImageArray`.
-        subjects: Who or what each image shows, str `[n]`, or None where that is not known.
+        subjects: Who or what each image shows, str `[n]`, or None if unknown.
         orientations: The EXIF orientation of each file, 1 to 8, int `[n]`; None when all are upright.
-        ordered: Whether neighbouring labels are neighbouring classes; None where that is not known. The splits of an
-            `ImageData` take its own.
+        ordered: Whether neighbouring labels are neighbouring classes; None if unknown. The splits of an `ImageData`
+            take its value.
 
     Raises:
         ValueError: if the lengths differ, or if not exactly one of `paths` and `images` is given.
@@ -117,7 +117,7 @@ class Examples:
         )
 
     def limit(self, n: int, seed: int = 0) -> Examples:
-        """At most `n` of the examples, chosen by `seed`, in their old order."""
+        """At most `n` of the examples, chosen by `seed`, in their original order."""
         if n >= len(self):
             return self
         return self.select(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
@@ -125,16 +125,16 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set, split and accounted for.
+    """A data set with its splits and the account of its rows.
 
     Args:
-        train: What is learnt from.
-        validation: What training is stopped by: of other subjects than `train`.
-        test: What is measured on: of other subjects than both.
+        train: The training examples.
+        validation: The examples for early stopping, of other subjects than `train`.
+        test: The examples to measure on, of other subjects than both.
         class_names: The name of each label.
         ordered: Whether neighbouring labels are neighbouring classes, as age groups are. If not, the one-off accuracy
             has no meaning.
-        account: What became of every row.
+        account: What happened to every row.
     """
 
     train: Examples
@@ -156,5 +156,5 @@ class ImageData:
         return len(self.class_names)
 
     def limit(self, n: int, seed: int = 0) -> ImageData:
-        """At most `n` examples of each split, chosen by `seed`; the account stays that of the whole."""
+        """At most `n` examples of each split, chosen by `seed`; the account is unchanged."""
         return replace(self, **{name: getattr(self, name).limit(n, seed) for name in ("train", "validation", "test")})

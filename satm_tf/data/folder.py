@@ -13,7 +13,7 @@ from satm_tf.data import intake, splits
 from satm_tf.data.examples import ImageData
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
-"""How the names of image files end, in either case."""
+"""The suffixes of image files, in upper or lower case."""
 
 _SIDES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -29,15 +29,16 @@ def load(
 ) -> ImageData:
     """Reads a folder of images, `<class>/...` or `train/<class>/...`, `test/<class>/...` and so on.
 
-    Where there are `train` and `test` folders they are the splits; a `validation` (or `val`) folder too, or else a part
-    of `train` is drawn. Where there are none, both parts are drawn. Each image counts as a separate subject: if a data
-    set shows a subject more than once, name the subjects in a table and use `tables.load`. Equal files are one subject;
-    images in two classes are left out; of images in two given splits, the one for training is.
+    `train` and `test` folders, if there are any, are the splits, and so is a `validation` (or `val`) folder; without
+    one, part of `train` is drawn. Without such folders, both parts are drawn. Each image counts as a separate subject:
+    if a data set shows a subject more than once, name the subjects in a table and use `tables.load`. Equal files are
+    one subject. Images in two classes are left out; if an image is in two given splits, its training copy is left out.
 
     Args:
         root: The folder.
         class_names: The sub-folders in the order of their labels; None for the alphabetical one.
-        ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
+        ordered: Whether the classes themselves have that order, as age groups do, so that one-off accuracy has a
+            meaning.
         test_share: The part of the images to test on, in (0, 1), if the folder does not define it.
         validation_share: The part of the other images to validate on, in (0, 1), if the folder does not define it.
         seed: The seed of the random splits.

@@ -1,4 +1,4 @@
-"""The formats of data that every command takes."""
+"""The data formats that every command accepts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Format:
     """What a folder of images may look like, and how it is read.
 
     Args:
-        name: As commands and configurations take it.
-        description: One line for people.
+        name: Its name in commands and configurations.
+        description: One line of help.
         load: Reads a folder, given as `root`; its other parameters are the format's options.
-        needs: The options without a default, each with what it is.
+        needs: The options without a default, each with its meaning.
         creates: Whether the folder may be missing, because loading writes it.
         labelled: Whether the images have labels.
-        trainable: Whether there are images to train and to validate on, and not to measure on alone.
-        packs: The options of each load that together read every file, for `satm_tf.prepare`; empty where there are no
+        trainable: Whether there are images for training and validation, not only for measuring.
+        packs: The options of each load that together read every file, for `satm_tf.prepare`; empty if there are no
             image files to prepare.
         crop: The central part that images of this format are prepared with, as `batches` takes it; None for all.
     """
@@ -72,7 +72,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         for entry in (
             Format(
                 name="synthetic_faces",
-                description="faces drawn by a program, written to the folder first unless they are there",
+                description="faces drawn by a program, written to the folder first if it does not exist",
                 load=_synthetic_faces,
                 creates=True,
                 packs=_BOTH_TARGETS,
@@ -158,12 +158,12 @@ def load(name: str, root: str | os.PathLike[str], **options: Any) -> ImageData:
 
 
 def load_to_measure(name: str, root: str | os.PathLike[str], split: str | None, **options: Any) -> ImageData:
-    """As `load`, but every image of a folder by class that has no split of its own is in `test`.
+    """As `load`, but images of the format "folder" that are in no split folder are all in `test`.
 
     Args:
         name: The format.
         root: The folder.
-        split: The split that is wanted; None for `test`, or for every image where there are no splits.
+        split: The split to measure on; None for `test`, or for every image if there are no splits.
         **options: The format's options.
 
     Raises:

@@ -49,7 +49,7 @@ def load(
     Args:
         root: The folder with the four files.
         validation_share: The part of the training images to validate on, in (0, 1).
-        seed: What the draw of the validation images, and of those that `limit` keeps, follows from.
+        seed: Seed for drawing the validation images and those that `limit` keeps.
         limit: Maximum number of images from the training file, and from the test file; None for all.
         class_names: The name of each label; None for "0", "1" and so on up to the largest label in the training file.
 
@@ -122,7 +122,7 @@ def _read(root: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
             expected = math.prod(shape)
             if expected > MAX_BYTES:
                 raise ValueError(f"{path} may hold at most {MAX_BYTES:,} bytes. Received: {expected:,}")
-            # One byte more than the header says: a longer file shows, and is not unpacked any further.
+            # Reading one byte more than the header says detects a longer file without unpacking it further.
             contents = file.read(expected + 1)
         except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"This file is truncated or is not an IDX file: {error}. Received: {path}") from None

@@ -1,10 +1,10 @@
 """Sizes and orientations of image files, read without decoding them.
 
-Every file of a data set passes through here before training. The header gives the size, so that a decompression bomb is
-refused while it is still small, and the orientation; the end tells whether the file is whole. Reading both takes tens
-of microseconds where a decode takes milliseconds, and finds files that are truncated, empty or of another format. It
-does not find damage in the middle of a JPEG. Most of that decodes to a damaged image without an error; the rest stops
-the pipeline with an error that names the file, and is counted by `prepared.pack`, which decodes every file.
+Every file of a data set is checked here before training. The header gives the orientation and the size, so that a
+decompression bomb is refused before it is unpacked; the end of the file shows whether it is whole. Reading both takes
+tens of microseconds, where a decode takes milliseconds, and finds files that are truncated, empty or of another format.
+It does not find damage in the middle of a JPEG. Most of that decodes to a damaged image without an error; the rest
+stops the pipeline with an error that names the file, and is counted by `prepared.pack`, which decodes every file.
 
 Pillow reads these headers too, but takes 4.2 times as long for JPEGs (215 instead of 51 microseconds) and 2.6 times as
 long for GIFs, and its `verify` accepts a PNG whose last checksum is missing.
@@ -47,9 +47,9 @@ class ImageHeader:
     Args:
         height: In pixels, as stored.
         width: In pixels, as stored.
-        orientation: The EXIF orientation, 1 (upright) to 8. Read from JPEGs; 1 for all else.
-        whole: Whether the file ends as its format ends. One that does not may still decode: some cameras append to it.
-        pixels: How many pixels decoding it makes, all frames of an animation together.
+        orientation: The EXIF orientation, 1 (upright) to 8. Read from JPEGs; 1 for other formats.
+        whole: Whether the file ends as its format requires. If not, it may still decode: some cameras append data.
+        pixels: How many pixels decoding produces, over all frames of an animation.
     """
 
     height: int
@@ -129,8 +129,8 @@ def _jpeg(file: BinaryIO) -> ImageHeader:
 def _jpeg_header(
     file: BinaryIO, orientation: int, marker: int, height: int, width: int, components: int
 ) -> ImageHeader:
-    # Of a sequential JPEG whose first scan holds all components, no other is decoded. Else all of the file has to be
-    # searched: the marker cannot be among the pixels, but a thumbnail or an appended image counts too.
+    # If the first scan of a sequential JPEG holds all components, no other is decoded. Otherwise the whole file must be
+    # searched: the marker cannot occur among the pixels, but a thumbnail or an appended image counts too.
     if marker not in _INTERLEAVED_AT_ONCE or file.read(1)[0] < components:
         scans = 1 + file.read().count(_START_OF_SCAN)
         if scans * height * width > MAX_SCANNED:
@@ -141,7 +141,7 @@ def _jpeg_header(
 
 
 def _exif_orientation(segment: bytes) -> int | None:
-    # A broken EXIF block says nothing of the pixels, so it is no reason to refuse the image.
+    # A broken EXIF block does not affect the pixels, so the image is not refused.
     order = {b"Exif\0\0II": "<", b"Exif\0\0MM": ">"}.get(segment[:8])
     if order is None:
         return None
@@ -159,7 +159,7 @@ def _exif_orientation(segment: bytes) -> int | None:
 
 
 def _png(file: BinaryIO) -> ImageHeader:
-    # A flipped bit makes the decoder give up, and each chunk's checksum tells at a tenth of a decode's cost.
+    # The decoder fails on a flipped bit, and each chunk's checksum detects it at a tenth of a decode's cost.
     width, height = struct.unpack(">8x2I", file.read(16))
     file.seek(8)
     kind = b""
@@ -169,12 +169,12 @@ def _png(file: BinaryIO) -> ImageHeader:
         (checksum,) = struct.unpack(">I", file.read(4))
         kind = chunk[:4]
         if zlib.crc32(chunk) != checksum:
-            raise UnreadableImageError("damaged: a checksum does not fit")
+            raise UnreadableImageError("damaged: a checksum does not match")
     return ImageHeader(height, width, 1, True, height * width)
 
 
 def _gif(file: BinaryIO) -> ImageHeader:
-    # The decoder unpacks every frame to show the first, so the bound is on all of them.
+    # The decoder unpacks every frame to return the first, so the limit is on all of them.
     file.seek(6)
     width, height, flags = struct.unpack("<HHB2x", file.read(7))
     _skip_colours(file, flags)

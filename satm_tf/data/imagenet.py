@@ -1,4 +1,4 @@
-"""ImageNet-style evaluation: a folder of validation images, one sub-folder a synset, and a file that numbers them.
+"""ImageNet-style evaluation: validation images in a sub-folder for each synset, and a file that numbers the synsets.
 
 Source:
     Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. The 10,000 random validation
@@ -23,23 +23,23 @@ from satm_tf.data.examples import Examples, ImageData
 from satm_tf.data.folder import SUFFIXES
 
 CROP = 0.875
-"""The central part that networks for ImageNet are measured on, 224 of 256 pixels: for `batches(crop=...)`."""
+"""The central crop on which ImageNet networks are measured, 224 of 256 pixels: for `batches(crop=...)`."""
 
 
 def load(
     root: str | os.PathLike[str], *, synsets: str | os.PathLike[str], count: int = 10_000, seed: int = 0
 ) -> ImageData:
-    """Reads validation images to measure on; nothing to train or validate on.
+    """Reads validation images to measure on; there are none for training or validation.
 
     Args:
         root: The folder, with the images in sub-folders named by synset: `n01440764/ILSVRC2012_val_00000293.JPEG`.
         synsets: The file that numbers the synsets: Keras's `imagenet_class_index.json`, or text with a synset and its
             number on each line, or with synsets and names in the order of their numbers (`LOC_synset_mapping.txt`).
         count: How many images to choose, all if there are fewer.
-        seed: What the choice follows from.
+        seed: Seed of the choice.
 
     Returns:
-        The data set; `train` and `validation` are empty. The images that were not chosen are left out, and not opened.
+        The data set; `train` and `validation` are empty. Images that were not chosen are left out and not opened.
 
     Raises:
         FileNotFoundError: if the folder or the file is missing.

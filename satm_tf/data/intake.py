@@ -1,4 +1,4 @@
-"""From the names of image files to the rows that can be used, each of the others accounted for."""
+"""From the names of image files to the usable rows and an account of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from satm_tf.data.account import Account
 from satm_tf.data.image_headers import UnreadableImageError, read_header
 
 OUTSIDE = "outside the data folder"
-OTHER_NAME = "no image by its name"
+OTHER_NAME = "not an image by its name"
 NAMED_BEFORE = "named before"
 OTHER_LABEL = "the same image has another label too"
 OTHER_SIDE = "the same image is in another split or fold"
@@ -74,19 +74,19 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, **dialect: Any) -> pd.DataFrame:
-    """Reads a text file with one row a line, the first of which names the columns.
+    """Reads a text file with one row per line; the first line names the columns.
 
-    Line ends of any system, a missing last one, empty lines and a byte order mark make no difference.
+    Accepts the line ends of any system, a missing last one, empty lines and a byte order mark.
 
     Args:
         path: The file.
-        **dialect: What separates and quotes the fields, as `csv.reader` takes it.
+        **dialect: The separator and quoting, as `csv.reader` takes them.
 
     Returns:
         The rows, str.
 
     Raises:
-        ValueError: if it is empty, no UTF-8, names a column twice, or a line has not one field for each column. The
+        ValueError: if it is empty, is not UTF-8, names a column twice, or a line has not one field for each column. The
             message names the file, and the line.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **dialect)
@@ -108,21 +108,21 @@ def read_table(path: Path, **dialect: Any) -> pd.DataFrame:
 
 
 def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tuple[pd.DataFrame, Account]:
-    """Looks at every file that a table names and keeps the rows whose image can be used.
+    """Checks every file that a table names and keeps the rows whose image is usable.
 
     Nothing outside `root` is opened, whether the table points there (`../`) or a symbolic link does. A path that is
-    named twice with one label on one side is used once. A file that does not end as its format ends is decoded, once,
-    to see whether it is whole; nothing else is decoded here.
+    named twice with the same label and side is used once. A file that does not end as its format requires is decoded
+    once, to see whether it is whole; nothing else is decoded here.
 
-    Two names may be of one image: links, `a/../a/0.png`, or files of equal bytes, which are found by their size and
-    then by their SHA-256. Such an image is left out if its labels differ. If it is on several sides it stays on the one
-    whose name sorts first: on "test" rather than "train", or in the first of several folds.
+    Two names may refer to one image: links, `a/../a/0.png`, or files of equal bytes, which are found by their size and
+    then by their SHA-256. Such an image is left out if its labels differ. If it is on several sides, it stays on the
+    one whose name sorts first: "test" rather than "train", or the first of several folds.
 
     Args:
         root: The folder that holds all images.
-        table: One row an image: `path` (relative to `root`), `label` (int), `left_out` (a reason, or ""), `raw` and
-            `read_as` (the label as written, and the name of the class it was read as), `side`. Other columns stay.
-        keep_repeats: Whether a path that is named several times is used as often.
+        table: One row per image: `path` (relative to `root`), `label` (int), `left_out` (a reason, or ""), `raw` and
+            `read_as` (the label as written, and the name of the class it was read as), `side`. Other columns are kept.
+        keep_repeats: Whether a path that is named several times is used each time.
 
     Returns:
         The rows to use, with `file` (the real path), `orientation` and `image` (equal for all names of one image)
@@ -171,14 +171,14 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
 
 
 def _same(files: pd.Series, sizes: pd.Series) -> pd.Series:
-    """One text for all files of the same bytes: the path of a file whose size no other has, or else the digest."""
+    """One string for all files of the same bytes: the path if no other file has its size, or else the digest."""
     shared = files[sizes.duplicated(keep=False) & files.ne("")]
     digests = {file: storage.sha256(file) for file in tqdm(shared.unique(), "comparing images", disable=None, delay=2)}
     return files.map(lambda file: digests.get(file, file))
 
 
 def printable(path: str) -> str:
-    """The path with bytes that are no UTF-8 escaped, so that it can be printed and stored."""
+    """The path with bytes that are not UTF-8 escaped, so that it can be printed and stored."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 

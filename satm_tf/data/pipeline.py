@@ -16,7 +16,7 @@ from satm_tf.data.reading import array_reader, decoded, read_files
 
 
 def order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which a shuffled epoch visits `n` examples: it follows from `seed` and `epoch` alone.
+    """The order in which a shuffled epoch visits `n` examples, which depends only on `seed` and `epoch`.
 
     Args:
         n: How many examples there are.
@@ -36,20 +36,20 @@ def order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
 class Batches(tf.data.Dataset):
     """A data set of batches that can start anywhere in its sequence of epochs; `batches` makes it.
 
-    It is a `tf.data.Dataset` like any other: Keras fits on it and `tf.distribute` shares it out. What `map` returns can
-    start anywhere too. Other transformations return plain data sets.
+    It is a `tf.data.Dataset` like any other: Keras fits on it and `tf.distribute` distributes it. The result of `map`
+    can start anywhere too; other transformations return plain data sets.
 
-    Its length is that of an epoch; it is unknown if the first epoch does not start at its beginning.
+    Its length is that of an epoch; it is unknown if the first epoch starts in the middle.
 
     Args:
         start: Makes the data set that starts at an epoch and a step, for one of several processes or for all (None).
         first_epoch: The epoch to start at.
         first_step: The batch of that epoch to start at.
         input_context: What this process reads, as `batches` takes it.
-        ordered: Whether neighbouring labels are neighbouring classes; None where that is not known.
-        num_examples: How many examples an epoch has, those of all processes together.
-        numbered: As `start`, of batches with the numbers of their images; it takes `shuffle` and `drop_remainder` too.
-            None where images are changed at random or by the caller, and so have no number.
+        ordered: Whether neighbouring labels are neighbouring classes; None if unknown.
+        num_examples: How many examples an epoch has, over all processes.
+        numbered: As `start`, for batches with the numbers of their images; it takes `shuffle` and `drop_remainder` too.
+            None if images are changed at random or by the caller, and so have no number.
 
     Example:
         >>> train = batches(data.train, image_size=64, batch_size=8)
@@ -87,7 +87,7 @@ class Batches(tf.data.Dataset):
     def from_position(
         self, first_epoch: int, first_step: int, input_context: tf.distribute.InputContext | None = None
     ) -> Batches:
-        """The same data from another epoch and step on; each argument is as `batches` takes it."""
+        """The same data, starting at another epoch and step; arguments are as for `batches`."""
         return self._like(self._start, first_epoch, first_step, input_context, numbered=self._numbered)
 
     def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Batches:
@@ -140,26 +140,25 @@ def batches(
 ) -> Batches:
     """Batches of images and labels, the same ones every time for the same `seed` and epoch.
 
-    The n-th iteration over the data set is epoch `first_epoch + n`. A resumed run that gives the epochs, and the steps
-    of the next one, that it has completed sees the batches, augmented alike, that an uninterrupted one would have seen.
-
-    Files are read and decoded in parallel, at reduced scale where the format allows it, while the batch before is being
-    trained on.
+    The n-th iteration over the data set is epoch `first_epoch + n`. A resumed run that passes the number of completed
+    epochs, and of completed steps in the next one, sees the same batches, augmented alike, as an uninterrupted one.
+    Files are read and decoded in parallel, at reduced scale if the format allows it, while the previous batch is used
+    for training.
 
     Args:
         examples: What to batch. Image files are decoded again in each epoch unless `cache`.
         image_size: Height and width, or one number for both.
-        batch_size: Images a batch; the global batch where `input_context` is given.
-        shuffle: Whether each epoch has a different order; else it is that of `examples`.
+        batch_size: Images per batch; the global batch if `input_context` is given.
+        shuffle: Whether each epoch has a different order; otherwise it is that of `examples`.
         seed: The seed of order and augmentation, non-negative.
         first_epoch: The number of the first iteration's epoch.
         first_step: How many batches of that epoch to leave out.
         drop_remainder: Whether to leave out a last, smaller batch. For training; never for measuring.
         augmentation: Called with float32 images `[batch, height, width, 3]` in [0, 1] and a seed, int32 `[2]`; returns
             images of the same kind. Such as `Augmentation`.
-        crop: The side of the central square to use of each file, as a share of its shorter side, in (0, 1]; None for
-            all of it, stretched to `image_size`. `imagenet.CROP` is what networks for ImageNet are measured with.
-        cache: Whether to decode all files now and keep them in memory, 3 bytes a pixel. For small sets.
+        crop: The side of the central square to use of each file, as a share of its shorter side, in (0, 1]; None uses
+            all of it, stretched to `image_size`. ImageNet networks are measured with `imagenet.CROP`.
+        cache: Whether to decode all files now and keep them in memory, 3 bytes per pixel. For small sets.
         input_context: Which part of each global batch this process reads, as
             `strategy.distribute_datasets_from_function` gives it. Only that part is decoded.
 
@@ -169,8 +168,8 @@ def batches(
 
     Raises:
         ValueError: if there are no examples, a number is outside its range, or `drop_remainder` would leave nothing.
-        tf.errors.InvalidArgumentError: while iterating, if a file has become unreadable since it was loaded. It is
-            named, and nothing takes its place.
+        tf.errors.InvalidArgumentError: while iterating, if a file has become unreadable since it was loaded. The
+            message names it; no other image replaces it.
 
     Example:
         >>> train = batches(data.train, image_size=224, batch_size=8, shuffle=True, drop_remainder=True)
@@ -217,12 +216,12 @@ def _dataset(
     crop: float | None,
     numbered: bool = False,
 ) -> tf.data.Dataset:
-    """What `batches` describes, as a plain data set."""
+    """The batches that `batches` describes, as a plain data set."""
     _check_position(seed, first_epoch, first_step)
     n = len(examples)
     context = input_context or tf.distribute.InputContext()
     local_batch = context.get_per_replica_batch_size(batch_size)
-    # Every k-th row, in batches a k-th as large, is a pipeline's part of what one process would batch.
+    # Each of k pipelines takes every k-th row, in batches a k-th as large.
     part = slice(context.input_pipeline_id, n - n % batch_size if drop_remainder else n, context.num_input_pipelines)
     rows_read = len(range(n)[part])
     labels = tf.constant(examples.labels)
@@ -262,7 +261,7 @@ def _dataset(
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     options = tf.data.Options()
     options.deterministic = True
-    # By default tf.distribute looks for files to share out among workers, and there are none in this graph.
+    # By default tf.distribute looks for files to distribute among workers, and this graph has none.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 

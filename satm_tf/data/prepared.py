@@ -1,12 +1,12 @@
-"""Images decoded and resized once, in files that training reads at the speed of memory.
+"""Images decoded and resized once, in memory-mapped files that training reads fast.
 
 A prepared folder holds the pixels of image files and nothing else. Labels, folds and splits stay where they were, so
-one folder serves every fold and every target: a loader reads the tables, and `attach` replaces the files by their
+one folder serves every fold and every target: a loader reads the tables, and `attach` replaces the files with their
 pixels.
 
 The pixels are NumPy arrays in memory-mapped files, so any image is fetched by row, and a prepared data set is shuffled
-as the files are, over all of it, into the very same batches. Reading does not compare checksums, which would take
-longer than the reading; running `pack` again does.
+over all images, as the files are, into exactly the same batches. Reading does not compare checksums, because that would
+take longer than the reading; running `pack` again does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from satm_tf.data.reading import decodable, file_reader
 from satm_tf.data.shards import Place, PreparedImages, Source, claim, read_index, read_kind, write_shard
 
 SHARD_SIZE = 512
-"""Images a file: 77 MB at 224 x 224, and what a kill costs at most."""
+"""Images per file: 77 MB at 224 x 224, and the most work that a kill can lose."""
 
 NOT_DECODED = "does not decode"
 
@@ -45,19 +45,19 @@ def pack(
 ) -> Account:
     """Decodes, resizes and packs the files of examples.
 
-    Packing resumes where it was killed, and does nothing where all is packed: files that a whole shard holds, as they
-    are now, are not packed again. Each existing shard is read and its checksum compared, so packing again verifies. A
-    shard appears whole or not at all.
+    Packing resumes after a kill, and does nothing if all is packed: files that a whole shard holds unchanged are not
+    packed again. Each existing shard is read and its checksum compared, so packing again verifies. A shard appears
+    whole or not at all.
 
     Args:
-        examples: Whose files to pack; a file that is in several is packed once.
-        folder: Where to; made if it is missing.
-        root: The folder that the files are in. What is packed is found again by their paths below it.
+        examples: The examples whose files to pack; a file in several of them is packed once.
+        folder: Where to write; created if it is missing.
+        root: The folder that the files are in; packed images are found by their paths relative to it.
         image_size: Height and width, or one number for both.
         crop: As `batches` takes it.
 
     Returns:
-        The account of the files: those that do not decode are `unreadable`, all others used.
+        The account of the files: those that do not decode are `unreadable`, all others are used.
 
     Raises:
         ValueError: if the examples are not files, a file is outside `root`, `folder` holds images prepared with other
@@ -82,7 +82,7 @@ def pack(
 def _pack(
     files: Examples, sources: list[Source], folder: Path, size: tuple[int, int], crop: float | None
 ) -> dict[Source, Place | None]:
-    """Packs the files that no whole shard holds; returns the place of each."""
+    """Packs the files that no whole shard holds; returns the position of each."""
     index, whole = read_index(folder, verify=True)
     todo = np.flatnonzero([source not in index for source in sources])
     found = decodable(tf.constant(todo), file_reader(files, size, crop)).prefetch(tf.data.AUTOTUNE)
@@ -172,7 +172,7 @@ def _sources(paths: NDArray[Any] | None, root: str | os.PathLike[str]) -> list[S
 
 
 def _in_place(found: Iterator[tuple[int, NDArray[np.uint8]]], n: int) -> Iterator[NDArray[np.uint8] | None]:
-    """The image of each of `n` places, None where none was found."""
+    """The image at each of `n` positions, None if none was found."""
     following = next(found, None)
     for place in range(n):
         here = following is not None and following[0] == place

@@ -29,11 +29,11 @@ def file_reader(examples: Examples, size: tuple[int, int], crop: float | None = 
 def read_files(rows: tf.Tensor, examples: Examples, size: tuple[int, int], crop: float | None) -> tf.data.Dataset:
     """The pixels of some files, read and decoded in parallel, in order.
 
-    TensorFlow's own error for a file that does not decode tells its length and not its name. So such files are dropped
-    here, and the first whose place stays empty is named.
+    TensorFlow's error for a file that does not decode gives its length, not its name. So such files are dropped here,
+    and the error names the first one that is missing.
 
     Args:
-        rows: Which of the examples, int64 `[k]`.
+        rows: The examples to read, int64 `[k]`.
         examples: Of files.
         size: Height and width of the result.
         crop: As `decode` takes it.
@@ -56,7 +56,7 @@ def read_files(rows: tf.Tensor, examples: Examples, size: tuple[int, int], crop:
 
 
 def decodable(rows: tf.Tensor, read: Reader) -> tf.data.Dataset:
-    """The place in `rows`, int64 scalar, and the pixels of each file that decodes; the others are left out."""
+    """The position in `rows`, int64 scalar, and the pixels of each file that decodes; the others are left out."""
     dataset = tf.data.Dataset.from_tensor_slices(rows).enumerate()
     return dataset.map(lambda place, row: (place, read(row)), num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from satm_tf import storage
 
 Source = tuple[str, int, int]
-"""A file below the root, its size in bytes and the time it was changed at, in nanoseconds."""
+"""A file below the root, its size in bytes and its modification time in nanoseconds."""
 
 Place = tuple[int, int]
 """The number of a shard, and of an image in it."""
@@ -65,11 +65,11 @@ class PreparedImages:
 
 
 def claim(folder: Path, kind: dict[str, Any]) -> None:
-    """Makes a folder one of prepared images of a kind, and deletes what a killed process left there half written.
+    """Marks a folder as prepared images of a kind, and deletes files that a killed process left half written.
 
     Args:
-        folder: Made if it is missing.
-        kind: What its images have in common.
+        folder: Created if it is missing.
+        kind: The properties that its images share.
 
     Raises:
         ValueError: if it holds images of another kind.
@@ -86,7 +86,7 @@ def claim(folder: Path, kind: dict[str, Any]) -> None:
 
 
 def read_kind(folder: Path) -> dict[str, Any]:
-    """What the images of a prepared folder have in common.
+    """The properties that the images of a prepared folder share.
 
     Raises:
         FileNotFoundError: if the folder is not a prepared one.
@@ -107,14 +107,14 @@ def read_kind(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path, *, verify: bool = False) -> tuple[dict[Source, Place | None], set[int]]:
-    """What the whole shards of a prepared folder hold.
+    """The content of the whole shards of a prepared folder.
 
     Args:
         folder: The prepared folder.
-        verify: Whether to read each shard and compare its checksum, and not only its length.
+        verify: Whether to compare each shard's checksum, not only its length.
 
     Returns:
-        The place of each file, None for one that does not decode; and the numbers of the whole shards.
+        The position of each file, None for one that does not decode; and the numbers of the whole shards.
     """
     index: dict[Source, Place | None] = {}
     whole = set()
@@ -138,12 +138,12 @@ def write_shard(folder: Path, number: int, sources: list[Source], images: Iterab
 
     Args:
         folder: The prepared folder.
-        number: Of the shard; one of that number is replaced.
+        number: The number of the shard, which replaces any existing one.
         sources: The files.
         images: The image of each, uint8 `[height, width, 3]`, or None for one that does not decode.
 
     Raises:
-        OSError: if the disk does not give back what was written.
+        OSError: if the data read back from disk differ from those written.
     """
     found = list(zip(sources, images, strict=True))
     pixels = np.array([image for _, image in found if image is not None], np.uint8)
@@ -158,7 +158,7 @@ def write_shard(folder: Path, number: int, sources: list[Source], images: Iterab
             "files": [source for source, image in found if image is not None],
             "unreadable": [source for source, image in found if image is None],
         }
-        # Between the two renames there must be no entry of an older shard of this number.
+        # Between the two renames, no entry of an older shard with this number may exist.
         shard.with_suffix(".json").unlink(missing_ok=True)
     storage.write_json(shard.with_suffix(".json"), entry)
 

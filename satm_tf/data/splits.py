@@ -16,12 +16,12 @@ from satm_tf.data.examples import Examples, ImageData
 
 
 def by_subject(subjects: NDArray[Any] | pd.Series, share: float, seed: int) -> NDArray[np.bool_]:
-    """Draws whole subjects until they hold `share` of the images, as nearly as whole subjects can.
+    """Draws whole subjects until they make up `share` of the images, as nearly as possible.
 
     Args:
-        subjects: The subject of each image, str `[n]`. Where nothing is known of subjects, one name an image.
+        subjects: The subject of each image, str `[n]`. If subjects are unknown, a different name for each image.
         share: The part of the images to draw, above 0 and below 1.
-        seed: What the draw follows from.
+        seed: Seed of the draw.
 
     Returns:
         bool `[n]`: whether the image was drawn. At least one subject is, and at least one is not.
@@ -48,7 +48,7 @@ def by_subject(subjects: NDArray[Any] | pd.Series, share: float, seed: int) -> N
 
 
 def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], seed: int) -> pd.Series:
-    """Takes splits that a data set does not define itself out of its training images, by subject.
+    """Draws splits that a data set does not define from its training images, by subject.
 
     Args:
         sides: "train", or another side, for each image, str `[n]`.
@@ -72,7 +72,7 @@ def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], se
 
 
 def joined(subjects: pd.Series, images: pd.Series) -> pd.Series:
-    """What a split must not tear apart: rows that have a subject or an image in common, also by way of other rows.
+    """Groups rows that must stay in one split: rows that share a subject or an image, directly or through other rows.
 
     Args:
         subjects: The subject of each row, str `[n]`.
@@ -96,10 +96,10 @@ def check_exclusive(sides: NDArray[Any] | pd.Series, **columns: NDArray[Any] | p
 
     Args:
         sides: The fold or split of each row, `[n]`.
-        **columns: What must stay on one side, such as `subject=` and `image=`, str `[n]` each.
+        **columns: Columns whose values must each stay on one side, such as `subject=` and `image=`, str `[n]` each.
 
     Raises:
-        ValueError: naming what is on two sides, and which.
+        ValueError: naming the value that is on two sides, and the sides.
     """
     for name, column in columns.items():
         pairs = pd.DataFrame({"what": np.asarray(column), "side": np.asarray(sides)}).drop_duplicates()
@@ -118,7 +118,7 @@ def assemble(
 
     Args:
         rows: `file`, `orientation`, `image`, `label`, `subject` of each row.
-        account: What became of every row.
+        account: What happened to every row.
         sides: "train", "validation" or "test" for each row, str `[n]`.
         class_names: The name of each label.
         ordered: Whether neighbouring labels are neighbouring classes.

@@ -1,7 +1,7 @@
 """Any table of images: for data sets whose labels are in a file.
 
-FairFace comes with a table whose columns `file` and `age` are to be renamed `path` and `label`; IMDB-WIKI exports have
-the person's name, which belongs into `subject`.
+FairFace comes with a table whose columns `file` and `age` you rename to `path` and `label`; IMDB-WIKI exports have the
+person's name, which goes into `subject`.
 """
 
 from __future__ import annotations
@@ -33,27 +33,28 @@ def load(
     """Reads the images that a table names.
 
     Args:
-        table: A CSV file or a data frame with the columns `path` (below `root`) and `label` (a class name, or the place
-            of one in `class_names`, from 0), and, where they are known, `subject` (who or what the image shows) and
-            `fold`. Other columns are ignored. A row without label, or subject where there is that column, is left out
-            and counted. A CSV file is UTF-8 text.
+        table: A CSV file or a data frame with the columns `path` (below `root`) and `label` (a class name, or its index
+            in `class_names`), and, if known, `subject` (who or what the image shows) and `fold`. Other columns are
+            ignored. A row without a label, or without a subject if there is that column, is left out and counted. A CSV
+            file must be UTF-8 text.
         root: The folder of the images.
         class_names: The classes in the order of their labels; None for those in the table, in order of number or
             alphabet.
-        ordered: Whether that order is one of the classes, as of age groups, so that a one-off accuracy has a meaning.
+        ordered: Whether the classes themselves have that order, as age groups do, so that one-off accuracy has a
+            meaning.
         fold: The fold to test on; required if the table has folds, and refused if it has none.
         test_share: The part of the images to test on, in (0, 1), drawn by subject if the table has no folds.
         validation_share: The part of the other images to validate on, in (0, 1), drawn by subject.
         seed: The seed of the random splits.
 
     Returns:
-        The data set; no subject and no image is in two of its splits. An image that is in two folds, under whatever
-        names, is used in the first; one that has two labels is left out.
+        The data set; no subject and no image is in two of its splits. An image in two folds, even under different
+        names, is used in the first; one with two labels is left out.
 
     Raises:
         FileNotFoundError: if the CSV file or the folder is missing.
-        ValueError: if the table is damaged or a column is missing, a label is no class, the fold is unknown, a subject
-            is in two folds, no image can be used, or there are fewer than two classes.
+        ValueError: if the table is damaged or a column is missing, a label is not a class, the fold is unknown, a
+            subject is in two folds, no image can be used, or there are fewer than two classes.
 
     Example:
         >>> data = tables.load("labels.csv", "images", class_names=("young", "old"), ordered=True)

@@ -1,4 +1,4 @@
-"""Image files without labels: what a model is attacked or tried on."""
+"""Image files without labels, to attack a model on or to try it on."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """UTKFace: faces whose age, gender and race are in their names.
 
-Expected under `root`, in it or in folders below it, cropped or not:
+Expected in `root` or in folders below it, cropped or not:
 
     <age>_<gender>_<race>_<date and time>.jpg
     <age>_<gender>_<race>_<date and time>.jpg.chip.jpg
 
-Gender is 0 for male and 1 for female, race 0 to 4. Nothing tells which images show the same person.
+Gender is 0 for male and 1 for female, race 0 to 4. The data set does not say which images show the same person.
 
 Source:
     Zhang, Song and Qi, "Age Progression/Regression by Conditional Adversarial Autoencoder", CVPR 2017. The images are
@@ -47,8 +47,8 @@ def load(
     """Reads UTKFace with Adience's eight age groups, or the gender, as labels.
 
     Equal files are found and stay in one split; those whose names say different ages (or genders, if that is the
-    target) are left out. In the crop of 9,780 images in circulation 99 images have several names, and 72 of these
-    several ages. Ages between two groups, or above 100, are left out where the age is the target.
+    target) are left out. In the crop of 9,780 images in circulation, 99 images have several names, 72 of them with
+    several ages. If age is the target, ages between two groups or above 100 are left out.
 
     Args:
         root: The folder of the images.
@@ -87,7 +87,8 @@ def load(
             }
         ),
     )
-    # Only now: an image that is 10 by one name and 13 by another is in no group, though 13 alone is in none either.
+    # Only now, because an image aged 10 by one name and 13 by another is in no group, though 13 alone is in none
+    # either.
     between = ~rows["label"].isin(list(labels))
     if between.any():
         account = account.without(left_out={BETWEEN: int(between.sum())})

@@ -1,4 +1,4 @@
-"""Transfer matrix, statistics, tables, and the checks that tell a defence from what only looks like one."""
+"""Transfer matrix, statistics, tables, and the checks that tell a real defence from an apparent one."""
 
 from satm_tf.evaluation.assessment import Assessment, assess
 from satm_tf.evaluation.ladder import compare_ladder, ladder_table

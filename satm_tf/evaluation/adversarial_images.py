@@ -34,23 +34,22 @@ def write_adversarial(
     """Attacks models and writes the adversarial images, `results.csv` and a gallery for each attack and epsilon.
 
     The images are made 8-bit before the attack and the PNGs after it, inside the ball; every figure in the table is
-    measured on the PNGs as written. Of images with labels a suite is written, which `read_suite` reads: the clean
-    images, and those adversarial ones that their model does not give the label any more. The folder appears as a whole
-    or not at all.
+    measured on the PNGs as written. If the images have labels, a suite for `read_suite` is written too: the clean
+    images, and the adversarial ones that fool the model they were made on. The folder appears as a whole or not at all.
 
     Args:
         folder: The folder to write, which must not exist.
-        sources: Models to logits `[batch, classes]`, by name, which a gradient reaches if the attack needs one. A
-            suite's results are on the rung of the name, `<rung>/<network>`.
+        sources: Models that return logits `[batch, classes]`, by name; differentiable if the attack needs gradients. A
+            name `<rung>/<network>` puts the suite's results on that rung.
         images: Floats `[images, height, width, channels]` in [0, 1].
-        labels: Integers `[images]`, the true ones; None if they are unknown, for an attack that needs none.
+        labels: Integers `[images]`, the true classes; None if unknown, for an attack that needs no labels.
         attacks: The attacks, by name.
-        epsilons: The epsilons of an attack, by its name, in units of images in [0, 1]; an attack that is not named has
-            its own.
+        epsilons: The epsilons of an attack, by its name, in units of images in [0, 1]; an attack that is not listed
+            uses its own.
         target: The class to reach, for an attack with the label source "target".
-        class_names: The name of each class; its number if there are none.
+        class_names: The name of each class; if not given, its number.
         paths: The file of each image, for the table.
-        batch_size: Images at once.
+        batch_size: Images per batch.
 
     Returns:
         The table, one row for each source, attack, epsilon and image: `network`, `attack`, `epsilon`, `file` (relative
@@ -59,7 +58,7 @@ def write_adversarial(
 
     Raises:
         FileExistsError: If the folder exists.
-        ValueError: If images are outside [0, 1], an attack does not apply to a model, or a name is no folder's.
+        ValueError: If images are outside [0, 1], an attack does not apply to a model, or a name cannot be a folder's.
 
     Example:
         >>> table = write_adversarial("adversarial", {"unseen/resnet": model}, images, labels,

@@ -40,8 +40,7 @@ _ANSWERS = 5  # as many as fit below a picture
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """The result of `assess`; printing it shows the answer, the tables, label leaking and any masking that was
-    detected.
+    """The result of `assess`; printing it shows the answer, the tables, label leaking and detected masking.
 
     Attributes:
         predictions: The class predicted for every image in every cell.
@@ -82,7 +81,7 @@ class Assessment:
         if len(ladder) and (schemes or self.results.rung.isin(RUNGS).any()):
             shown = ladder.xs("accuracy", axis="columns", level="value")
             shown = shown.map(_percent).to_string()
-            parts.append(f"Accuracy by attacker, the worst of each and of all, image by image\n{shown}")
+            parts.append(f"Accuracy under each attacker's strongest attack on each image\n{shown}")
         attacked = self.results[~self.results.rung.isin([CLEAN_RUNG, QUERIES])]
         for attack, epsilon in dict.fromkeys(zip(attacked.attack, attacked.epsilon, strict=True)):
             for value in ("accuracy", "one_off_accuracy"):
@@ -98,9 +97,7 @@ class Assessment:
         if self.checks is not None:
             detected = self.checks[self.checks.verdict == DETECTED]
             lines = [f"  {row.network}, {row.check}: {row.explanation}" for row in detected.itertuples()]
-            heading = (
-                f"Gradient masking and the like: detected by {len(detected)} of {plural(len(self.checks), 'check')}"
-            )
+            heading = f"Gradient masking: detected by {len(detected)} of {plural(len(self.checks), 'check')}"
             parts.append("\n".join([heading, *lines]))
         return "\n\n".join(parts)
 
@@ -155,7 +152,7 @@ def assess(
         queries: The numbers of queries, such as [50, 100, 1000], with which `measure_queries` attacks each target at
             the epsilon of the checks; an empty sequence makes no query attacks.
         query_limit: Number of images for the query attacks, chosen with the seed.
-        check_limit: Number of images for the checks, chosen with the seed; 0 makes no checks.
+        check_limit: Number of images for the checks, chosen with the seed; 0 skips the checks.
         check_epsilon: The epsilon of the checks, in L-infinity; if not given, the largest of the attacks in that norm.
         checked: Which targets to check; if not given, all but the undefended ones and endpoints.
         undefended: Which targets or sources have no defence, for the checks to compare with; those named
@@ -175,8 +172,8 @@ def assess(
         The assessment.
 
     Raises:
-        ValueError: If a name is unknown or means two models, models and images do not match, the folder holds another
-            assessment, or as `measure` and `load_model` do. Nothing is written before that is known.
+        ValueError: If a name is unknown or refers to two models, models and images do not match, the folder holds
+            another assessment, or as `measure` and `load_model` do. Nothing is written before that is known.
         FileNotFoundError: If no model exists at a path.
         FloatingPointError: If a target's logits are not finite.
 
@@ -276,12 +273,12 @@ def assess(
         results.insert(place, column, value(results) if callable(value) else value)
     if files:
         _write_once(files.results, results.to_csv(index=False))
-        # Read back in either case, so that a resumed assessment gives the very frame of one that did not stop.
+        # Read back in either case, so that a resumed assessment returns the same frame as an uninterrupted one.
         results = read_results(files.results)
         if crafting:
             names = class_names or [str(index) for index in range(num_classes)]
             answering = _one_of_each_scheme(targets)
-            # What anybody can craft, if there is a network that stands for it.
+            # What anybody can craft, if some network represents such an attacker.
             unseen = [name for name in crafting if rung_of(name, answering[0], groups) == UNSEEN_RUNG]
             source = next(iter([*unseen, *crafting]))
             write_galleries(
@@ -299,7 +296,7 @@ def assess(
         checks = read_csv(files.checks, keep_default_na=False)
     elif checked:
         some = _some(dataset, len(predictions.labels), check_limit, seed)
-        # One for gradients, one for the losses of each network, one for the other attacks on each that is checked.
+        # One for gradients, one for the losses of each network, one for the other attacks on each checked network.
         begin("check", expected=1 + 2 * len(checked) + len(undefended) + len(earlier))
         checks = masking_checks(
             {name: models[name] for name in checked},
@@ -327,25 +324,25 @@ def check_names(
     before: Iterable[str] = (),
     groups: Mapping[str, Group] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The undefended networks and those to check, once all names are known to be of networks that are there.
+    """Returns the undefended networks and those to check, after checking that every name refers to a network.
 
     Args:
-        targets: As `assess` takes them; only the names and what is equal matter.
+        targets: As `assess` takes them; only names and equality matter.
         sources: Likewise.
         undefended: Likewise.
         checked: Likewise.
-        before: The names of targets whose earlier selves are known.
+        before: The names of targets that come with their model before the defence.
         groups: Likewise.
 
     Raises:
-        ValueError: If a name is unknown, or means two networks.
+        ValueError: If a name is unknown, or refers to two networks.
     """
     sources = sources or {}
     named = list({**targets, **sources})
     for name in set(targets) & set(sources):
         if targets[name] != sources[name]:
             raise ValueError(
-                f"One name, {name!r}, must mean one network. Received: {targets[name]} and {sources[name]}"
+                f"One name, {name!r}, must refer to one network. Received: {targets[name]} and {sources[name]}"
             )
     for name, source in sources.items():
         for target, model in targets.items():
@@ -392,7 +389,7 @@ def _by_name(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Atta
 
 
 def _claim(files: ResultsFolder, made_of: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
-    """Makes the folder that of this assessment, or finds that it is."""
+    """Claims the folder for this assessment, or confirms the earlier claim."""
     found = read_json(files.assessment) if files.assessment.exists() else made_of
     differing = [key for key in made_of if found.get(key) != made_of[key]]
     if differing:
@@ -411,7 +408,7 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _one_of_each_scheme(targets: Iterable[str]) -> list[str]:
-    """The network of each scheme that has the architecture of the first; the first few of names without a scheme."""
+    """Of each scheme, the network with the first one's architecture; without schemes, the first few networks."""
     names = [name for name in map(NetworkName.parse, targets) if not name.unseen]
     if not names or not names[0].scheme:
         return list(targets)[:_ANSWERS]
@@ -426,7 +423,7 @@ def _chosen(count: int, limit: int, seed: int) -> NDArray[np.bool_]:
 
 
 def _some(dataset: tf.data.Dataset, count: int, limit: int, seed: int) -> tf.data.Dataset:
-    """So many of `count` images, chosen by the seed, in their order and in batches of the same size."""
+    """Selects some of `count` images by the seed, in their order and in batches of the same size."""
     if limit >= count:
         return dataset
     chosen = _chosen(count, limit, seed)

@@ -1,4 +1,4 @@
-"""Finished parts of a measurement on disk, each identified by everything that it was made of."""
+"""Finished parts of a measurement on disk, each identified by everything it depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fingerprint(network: Any) -> str:
 
     Args:
         network: A Keras model; an object with an attribute `fingerprint`, which is used as it is; or an object whose
-            attributes are of these kinds, or numbers, texts and arrays, such as `attacks.Ensemble`.
+            attributes are of these kinds, or numbers, strings and arrays, such as `attacks.Ensemble`.
 
     Returns:
         A hexadecimal SHA-256.

@@ -15,9 +15,9 @@ class ResultsFolder:
 
     Attributes:
         path: The folder.
-        config: What was asked for, `config.yaml`.
+        config: The configuration, `config.yaml`.
         environment: Versions and machine.
-        assessment: What the results were made of: digests of models and images, attacks, options of the checks.
+        assessment: What the results depend on: digests of models and images, attacks, options of the checks.
         results: A row for each attack, epsilon, source and target.
         predictions: The class predicted for every image in each of them.
         checks: The verdicts of the masking checks.
@@ -29,7 +29,7 @@ class ResultsFolder:
         figures: The folder of the figures in it.
         gallery: The folder of pictures of adversarial images.
         blocks: The folder of the finished parts of a measurement, from which it resumes.
-        requests: The folder of what servers were asked and answered, a file for each address.
+        requests: The folder of the requests to servers and their answers, a file for each address.
 
     Example:
         >>> ResultsFolder("results").report

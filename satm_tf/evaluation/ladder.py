@@ -19,7 +19,7 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
     """The ladder: the accuracy on clean images, on each rung, under the worst of all rungs, and in a white-box attack.
 
     A rung counts an image as right if it is right under all attacks and sources of the rung; `worst`, under all of the
-    ladder. Where queries were made for a part of the images only, `queries` and `worst` are of that part.
+    ladder. If only some images were attacked with queries, `queries` and `worst` cover those images.
 
     Args:
         predictions: As `measure` gives them. Targets in the group "holdout" are left out.
@@ -28,8 +28,8 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
 
     Returns:
         A frame indexed by target or scheme. Its columns have two levels: `clean`, the rungs that were measured, `worst`
-        and `white_box`; and `accuracy`, `low`, `high` (95 %, Wilson's; of a scheme the mean over its networks, which is
-        wide enough, as they meet the same images) and `images`. What was not measured of a row is NaN.
+        and `white_box`; and `accuracy`, `low`, `high` (95 %, Wilson's; for a scheme the mean over its networks, which
+        is wide enough because they share the images) and `images`. What was not measured is NaN.
 
     Raises:
         ValueError: If `by` is neither.
@@ -38,7 +38,7 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
         >>> ladder_table(predictions, by="scheme").xs("accuracy", axis="columns", level="value")
     """
     if by not in ("target", "scheme"):
-        raise ValueError(f"`by` must be the targets or the schemes. Received: by={by!r}")
+        raise ValueError(f"`by` must be 'target' or 'scheme'. Received: by={by!r}")
     rows = {}
     for target in _targets(predictions):
         figures: dict[tuple[str, str], float] = {}
@@ -122,7 +122,7 @@ def _targets(predictions: Predictions) -> list[str]:
 
 
 def _columns(predictions: Predictions, target: str) -> dict[str, list[str]]:
-    """The rungs that make each column of a target, of those that were measured."""
+    """The measured rungs that make up each column of a target."""
     measured = set(predictions.cells.rung[predictions.cells.target == target])
     columns = {rung: [rung] for rung in (CLEAN_RUNG, *RUNGS, WHITE_BOX) if rung in measured}
     ladder = [rung for rung in RUNGS if rung in measured]

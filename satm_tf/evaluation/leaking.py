@@ -24,7 +24,7 @@ class Leak(NamedTuple):
         clean_accuracy: On the clean ones.
         difference: The first minus the second.
         p_value: McNemar's exact test on the same images, two-sided, not corrected.
-        leaks: Whether the adversarial images are classified better, significantly so among all that are tested.
+        leaks: Whether the adversarial images are classified better, significantly after correction for all comparisons.
     """
 
     accuracy: float
@@ -72,7 +72,7 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
     """Finds adversarial images that are classified better than the clean ones they were made from.
 
     No honest perturbation helps. If one does, the networks have learnt to encode the label in it for each other, and
-    the gain is worth nothing against an unseen model. The rule is that of `against_clean`; the comparisons that it
+    the gain does not carry over to unseen models. The rule is that of `against_clean`; the comparisons that it
     corrects for are all adversarial cells of one target.
 
     Args:
@@ -80,12 +80,12 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
         *repeats: The same cells for other folds or seeds. Their images are tested together with the first ones.
 
     Returns:
-        A frame with a row for each adversarial cell but those of queries: `attack`, `epsilon`, `source` and
+        A frame with a row for each adversarial cell except those of queries: `attack`, `epsilon`, `source` and
         `target`, and the fields of `Leak`: `accuracy`, `clean_accuracy`, `difference`, `p_value` and `leaks`.
 
     Raises:
         KeyError: If clean images were not measured, or a repeat lacks a cell.
-        TypeError: If it is given something else than predictions, such as the frame of `results.csv`.
+        TypeError: If it receives something other than predictions, such as the frame of `results.csv`.
 
     Example:
         >>> label_leaking(measured).query("leaks")
@@ -104,7 +104,7 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
     def correct(cell: Cell) -> NDArray[np.bool_]:
         return np.concatenate([each.correct(*cell) for each in pooled])
 
-    # A search by queries knows nothing of the label that it could write into an image.
+    # A query attack has no gradient through which a label could leak into the image.
     asked = predictions.cells.rung == QUERIES
     cells = [Cell(*row) for row in predictions.cells[~asked][list(Cell._fields)].itertuples(index=False)]
     found: dict[Cell, Leak] = {}

@@ -1,18 +1,18 @@
-"""How networks are called in results: by the scheme that trained them and their own name."""
+"""The names of networks in results: the scheme that trained them and their own name."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 UNSEEN = "holdout"
-"""Instead of a scheme: a network that no scheme learnt from."""
+"""In place of a scheme, for a network that no scheme learnt from."""
 
 
 class NetworkName(NamedTuple):
     """The name of a network in results, `<scheme>/<network>`.
 
     Attributes:
-        scheme: The scheme that trained it, or `UNSEEN`; empty where the name tells none.
+        scheme: The scheme that trained it, or `UNSEEN`; empty if the name has none.
         network: Its own name.
 
     Example:
@@ -26,7 +26,7 @@ class NetworkName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> NetworkName:
-        """The name in its parts; one without a slash has no scheme."""
+        """Splits a name into its parts; one without a slash has no scheme."""
         scheme, _, network = text.rpartition("/") if text.count("/") == 1 else ("", "", text)
         return cls(scheme, network)
 

@@ -19,7 +19,7 @@ from satm_tf.storage import atomic_file
 
 CLEAN = "clean"
 NOT_MEASURED = -1
-"""In place of a predicted class, for an image that a cell leaves out: queries cost too much for all images."""
+"""Instead of a predicted class, for an image that a cell leaves out: querying all images would cost too much."""
 
 
 class Cell(NamedTuple):
@@ -40,8 +40,8 @@ class Predictions:
 
     Attributes:
         cells: A row for each attack, epsilon, source and target, with these columns. Clean images have the attack
-            "clean", epsilon 0 and an empty source. The column `rung` is what `rung_of` says of the pair, unless
-            it is given.
+            "clean", epsilon 0 and an empty source. The column `rung`, unless given, is what `rung_of` returns for the
+            pair.
         predicted: Integers `[cells, images]`, the classes predicted; `NOT_MEASURED` for an image that was left out.
         labels: int32 `[images]`, the true classes.
         num_classes: Number of classes.
@@ -97,7 +97,7 @@ class Predictions:
 
         Args:
             target: The target.
-            rungs: The rungs; the whole ladder if none are given. Those that were not measured change nothing.
+            rungs: The rungs; the whole ladder if none are given. Rungs that were not measured are ignored.
             epsilon: Leaves out cells of a larger epsilon; None takes all.
 
         Returns:
@@ -144,7 +144,7 @@ class Predictions:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: If the file is of another kind, or truncated.
+            ValueError: If the file does not hold predictions, or is truncated.
         """
         try:
             with np.load(path, allow_pickle=False) as file:

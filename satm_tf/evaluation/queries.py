@@ -1,4 +1,4 @@
-"""The rung of queries: a random search that only asks the target, from nothing and from what transfers best."""
+"""The rung of queries: a random search that only queries the target, from scratch and from the best example."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure_queries(
         labels: The labels of all images, int32 `[images]`.
         attacks: The attacks that craft the transferred examples; only those in L-infinity are used.
         epsilon: The radius, in L-infinity.
-        budgets: Numbers of queries, in any order.
+        budgets: The numbers of queries, in any order.
         groups: As `measure` takes them.
         seed: Likewise.
         folder: Likewise.
@@ -79,8 +79,8 @@ def measure_queries(
         searches += [(target, SQUARE, []), *([(target, WARM, ladder)] if ladder and crafting else [])]
         if len(ladder) * len(crafting) > budgets[0]:
             raise ValueError(
-                f"To try {len(crafting)} attacks of {len(ladder)} sources takes as many queries as their product; the "
-                f"smallest budget must be at least that. Received: {budgets}"
+                f"Trying {len(crafting)} attacks of {len(ladder)} sources takes one query for each pair; the smallest "
+                f"budget must allow that. Received: {budgets}"
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
 

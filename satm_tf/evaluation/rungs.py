@@ -1,4 +1,4 @@
-"""The ladder: what a source is to a target, and so which attacker a figure speaks of."""
+"""The ladder: how a source relates to a target, and so which attacker a figure is about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Rung(NamedTuple):
 
     Attributes:
         label: What tables and charts call it.
-        who: Who has what it takes.
+        who: Who can mount the attack.
     """
 
     label: str
@@ -29,7 +29,7 @@ RUNGS = {
     PUBLIC_WEIGHTS: Rung("same public weights", "anybody who fine-tunes the published backbone on other images"),
     START: Rung("same starting weights", "anybody who has the network that the defence started from"),
     DEFENDED: Rung("defended unseen models", "anybody who trains another architecture adversarially"),
-    SAME_SCHEME: Rung("same scheme", "anybody who trains other architectures as the documentation says"),
+    SAME_SCHEME: Rung("same scheme", "anybody who trains other architectures by following the documentation"),
     TWIN: Rung("twin", "anybody who has architectures, images and scheme, and lacks only the weights"),
     QUERIES: Rung("queries", "anybody who can query the deployed model"),
 }
@@ -40,14 +40,14 @@ BESIDE = {
     PARTNER: Rung("co-trained partner", "only you, unless a partner's weights leak"),
     WHITE_BOX: Rung("white box", "anybody who has the target's weights"),
 }
-"""What is measured beside the ladder."""
+"""What is measured in addition to the ladder."""
 
 
 class Group(NamedTuple):
     """What is known of a group of sources.
 
     Attributes:
-        rung: The rung of `RUNGS` that it stands on.
+        rung: Its rung, one of `RUNGS`.
         scheme: The one scheme whose networks it attacks; None for all.
     """
 
@@ -62,14 +62,14 @@ def rung_of(source: str, target: str, groups: Mapping[str, Group] | None = None)
     """The rung of a pair of source and target.
 
     Args:
-        source: The name of what crafts, `<group>/<network>` or `<scheme>/<network>`; empty for clean images, "queries"
-            for a search that has no network.
+        source: The name of the source, `<group>/<network>` or `<scheme>/<network>`; empty for clean images, "queries"
+            for query attacks, which have no source network.
         target: The name of the network that is measured.
         groups: The groups of sources, by name. "holdout" is on the rung of unseen models, and a group with the name of
             a rung on that rung, unless this says otherwise.
 
     Returns:
-        "clean", a rung of `RUNGS`, "partner", "white_box", or an empty text for a pair that is none of these: a source
+        "clean", a rung of `RUNGS`, "partner", "white_box", or an empty string for any other pair: a source
         of another scheme, or the starting weights of another network.
 
     Example:
@@ -86,7 +86,7 @@ def rung_of(source: str, target: str, groups: Mapping[str, Group] | None = None)
     group = {**_OF_THEMSELVES, **(groups or {})}.get(by.scheme)
     if group is None:
         return PARTNER if by.scheme and by.scheme == of.scheme else ""
-    # Where training started is one network's own past.
+    # The starting weights belong to one network.
     other = group.scheme not in (None, of.scheme) or (group.rung == START and by.network != of.network)
     return "" if other else group.rung
 

@@ -1,4 +1,4 @@
-"""How certain a figure is: intervals of accuracies, tests of two on the same images, repeats over folds and seeds."""
+"""How certain a figure is: intervals of accuracies, paired tests of two, repeats over folds and seeds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def wilson_interval(hits: Any, images: Any, confidence: float = 0.95) -> tuple[A
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     hits, images = np.asarray(hits, float), np.asarray(images, float)
-    # Half a hit in no images: its interval is the widest there is.
+    # Half a hit in no images gives the widest interval.
     rate = np.divide(hits, images, out=np.full(np.broadcast(hits, images).shape, 0.5), where=images > 0)
     centre, spread = images * rate + z**2 / 2, z * np.sqrt(images * rate * (1 - rate) + z**2 / 4)
     low, high = (centre - spread) / (images + z**2), (centre + spread) / (images + z**2)
@@ -129,7 +129,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
         values: Two or more.
 
     Returns:
-        The lower and the upper end; NaN of fewer than two values.
+        The lower and the upper end; NaN for fewer than two values.
 
     Example:
         >>> mean_interval([0.02, 0.04, 0.03])
@@ -146,12 +146,12 @@ def over_repeats(results: pd.DataFrame, values: Sequence[str] = ("accuracy",)) -
     """Means and standard deviations over folds and seeds.
 
     Args:
-        results: Rows of `transfer_matrix`, one or more to a fold or seed, with the column `fold`, `seed` or both.
+        results: Rows of `transfer_matrix`, one or more for each fold or seed, with the column `fold`, `seed` or both.
         values: The columns to average.
 
     Returns:
         A frame indexed by `attack`, `epsilon`, `source` and `target`, with the columns `<value>_mean` and `<value>_std`
-        (of the sample; NaN of one) for each value, and `repeats`, how many there were.
+        (of the sample; NaN for a single repeat) for each value, and `repeats`, their number.
 
     Raises:
         ValueError: If the rows have neither column, or a fold and seed has a cell twice.

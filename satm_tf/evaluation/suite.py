@@ -49,7 +49,7 @@ class SuiteCell(NamedTuple):
 
 @dataclass(frozen=True)
 class Suite:
-    """Clean images with labels, and adversarial examples of them that fool the networks that they were crafted on.
+    """Clean images with labels, and adversarial examples of them that fool the networks they were crafted on.
 
     Args:
         folder: Its folder.
@@ -58,7 +58,7 @@ class Suite:
         labels: The label of each image.
         files: The file of each clean image, relative to the folder.
         cells: The examples. An image without one, because the attack failed on its source, is used unchanged.
-        digest: The SHA-256 of the manifest, and so of all files. Of a suite that is not yet written, empty.
+        digest: The SHA-256 of the manifest, and so of all files. Empty for a suite that is not yet written.
 
     Example:
         >>> suite = read_suite("suite")
@@ -170,9 +170,8 @@ class Suite:
 
         Args:
             targets: As for `score`.
-            folder: The folder to write, which is claimed for the configuration. What is finished there is not made
-                again.
-            config: What was asked for.
+            folder: The folder to write, which is claimed for the configuration. Finished parts are reused.
+            config: The configuration.
             batch_size: Images in a batch.
 
         Raises:
@@ -196,14 +195,14 @@ class Suite:
 
 
 def read_suite(folder: str | Path) -> Suite:
-    """Reads a suite, once every file in it is what it was when the suite was written.
+    """Reads a suite after checking that no file has changed since it was written.
 
     Args:
         folder: The folder of `suite.json`, as `satm-tf attack` writes it.
 
     Raises:
         FileNotFoundError: If there is no suite, or a file of it is missing.
-        ValueError: If something was changed or cut off, or another program or release wrote it. The message names it.
+        ValueError: If something was changed or truncated, or another program or release wrote it. The message names it.
 
     Example:
         >>> read_suite("suite").digest[:12]

@@ -21,14 +21,14 @@ _VIEWS = {rungs.CLEAN_RUNG: CLEAN, rungs.WHITE_BOX: WHITE_BOX, rungs.PARTNER: PA
 
 
 def with_views(results: pd.DataFrame) -> pd.DataFrame:
-    """Adds to each row what it is to its target: clean, white box, from a partner, an unseen model, or another rung.
+    """Adds to each row how its source relates to its target: clean, white box, partner, unseen model, or another rung.
 
     Args:
         results: As `transfer_matrix` gives it, with sources and targets named `<scheme>/<network>`, and unseen models
             `holdout/<network>`.
 
     Returns:
-        The rows whose target is no unseen model and whose source stands on a rung, is a partner or the target itself,
+        The rows whose target is not an unseen model and whose source is on a rung, a partner or the target itself,
         with the columns `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners", "holdout"
         (the rung of unseen models), or the name of another rung.
     """
@@ -57,10 +57,10 @@ def robustness_table(
     """Shows the schemes side by side: clean, white box, transfer from the partners, transfer from unseen models.
 
     Args:
-        results: As `with_views` takes it. Where it has several rows to a cell, of folds or seeds, their mean is shown.
+        results: As `with_views` takes it. If a cell has several rows, from folds or seeds, their mean is shown.
         attack: The attack to show.
         value: The column to show; the ends of the intervals can be shown in separate tables.
-        epsilon: Which of the attack's epsilons, where it has several.
+        epsilon: Which of the attack's epsilons, if it has several.
 
     Returns:
         A frame indexed by `network` and `scheme`, with the columns "clean", "white box", "partners" (the mean over the
@@ -127,7 +127,7 @@ def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.Dat
     if epsilon is None and len(epsilons) > 1:
         raise ValueError(f"{attack!r} has several epsilons, {epsilons}; choose one. Received: epsilon=None")
     if epsilon is not None and epsilon not in epsilons:
-        raise ValueError(f"There are no results of {attack!r} but at {epsilons}. Received: epsilon={epsilon}")
+        raise ValueError(f"{attack!r} has results only at the epsilons {epsilons}. Received: epsilon={epsilon}")
     if epsilon is not None:
         of_attack = of_attack[of_attack.epsilon == epsilon]
     clean = results[results.attack == CLEAN]
@@ -137,7 +137,7 @@ def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.Dat
 def matrix_table(
     results: pd.DataFrame, attack: str, value: str = "accuracy", epsilon: float | None = None
 ) -> pd.DataFrame:
-    """The transfer matrix itself under one attack: a row for each source, the first for clean images; targets across.
+    """The transfer matrix itself under one attack: a row for each source, clean images first; a column for each target.
 
     Args:
         results: As `transfer_matrix` gives it, whatever the names.
@@ -160,11 +160,11 @@ def with_uncertainty(
 
     Args:
         results: As `transfer_matrix` gives it; or with a column `fold` or `seed`, and several of them.
-        table: Takes results and a column to the table of that column, such as `robustness_table` with its attack.
+        table: A function of results and a column that returns the table of that column, such as `robustness_table`.
         value: "accuracy" or "one_off_accuracy".
 
     Returns:
-        The table, of texts: "65.8% (61.4 to 69.9)" with the 95 % interval for one fold; for several "65.8% ± 1.2
+        The table, as strings: "65.8% (61.4 to 69.9)" with the 95 % interval for one fold; for several "65.8% ± 1.2
         (n = 5)", the mean and the standard deviation over them. A mean over several partners has the mean of their
         intervals, which is wide enough: they are measured on the same images.
 
@@ -235,7 +235,7 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Reads `results.csv` as it was written: empty sources are empty texts, and empty numbers are NaN.
+    """Reads `results.csv` as it was written: empty sources are empty strings, and empty numbers are NaN.
 
     Intervals and rungs that the file lacks are computed again.
     """

@@ -1,4 +1,4 @@
-"""Who fools whom: adversarial examples of every source on every target."""
+"""The transfer matrix: adversarial examples of every source on every target."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def measure(
                     block = Predictions.load(path)
                     bar.update(len(dataset))
                 else:
-                    # Traced once for all epsilons, and not at all where all blocks are there.
+                    # Traced once for all epsilons, and not at all if all blocks exist.
                     craft = craft or (_crafter(attack, sources[source], dataset) if attack else _unchanged)
                     cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in seen]
                     predicted = []
@@ -171,7 +171,7 @@ def measure(
 
 
 def _attacked(source: str, targets: Iterable[str], groups: Mapping[str, Group] | None) -> list[str]:
-    """The targets that a source has something to say about, which are all if it stands on no rung."""
+    """The targets for which a source stands on a rung; all targets if there are none."""
     chosen = [target for target in targets if rung_of(source, target, groups) in RUNGS]
     return chosen or list(targets)
 
@@ -179,7 +179,7 @@ def _attacked(source: str, targets: Iterable[str], groups: Mapping[str, Group] |
 def check_request(
     targets: Mapping[str, Classifier], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]
 ) -> int:
-    """The number of classes of all targets, once it is known that they can be measured.
+    """Checks that the targets can be measured, and returns their number of classes.
 
     Raises:
         ValueError: As `measure` does.
@@ -200,7 +200,7 @@ def check_request(
 
 
 def look_through(dataset: tf.data.Dataset, digest_images: bool, stage: str) -> tuple[np.ndarray, str]:
-    """The labels, and a digest of images and labels in their batches, by which random numbers are drawn.
+    """The labels, and a digest of images and labels in their batches, which determine the random numbers.
 
     Raises:
         ValueError: If there are no images.
@@ -227,7 +227,7 @@ def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Call
 
     if any(getattr(target, "remote", False) for target in targets.values()):
         return predict
-    # One trace for all batches, the last and smaller one too.
+    # One trace for all batches, including a smaller last one.
     return tf.function(predict, input_signature=[dataset.element_spec[0]]).get_concrete_function()
 
 
@@ -236,7 +236,7 @@ def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
     if broken:
         raise FloatingPointError(
             "A network's logits must be finite numbers; did its training diverge? "
-            f"Received: others, for this many of {classes.shape[1]} images: {broken}"
+            f"Received: non-finite logits, for this many of {classes.shape[1]} images: {broken}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run says of one of its networks, for the model card of an export."""
+"""Facts about a network from its run, for the model card of an export."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from satm_tf.storage import read_config, read_csv, read_json
 
 
 def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, Any]:
-    """Gathers what a run folder says of one of its networks.
+    """Gathers the facts about a network from its run folder.
 
     Args:
-        folder: The run folder. Of its files `config.yaml` must be there; the record of the environment, the metrics,
-            the results and the checks are used if they are.
+        folder: The run folder. It must hold `config.yaml`; the environment, metrics, results and checks are used if
+            they exist.
         scheme: The scheme that trained the network.
         network: Its name.
 
     Returns:
         The facts `training`, `checks`, `results`, `ladder`, `at_chance` and `label_leaking`, for
         `export_saved_model(..., card=...)`. A result is an accuracy with its Wilson 95 % interval, on clean images and
-        under every attacker that is the network itself, a co-trained partner or on a rung of the ladder. `ladder` has
-        these by rung, with the accuracy of the same network without a defence, if the run has one. Without the file of
-        the checks, or the predictions that show label leaking, the card says that they were not run.
+        under attacks by the network itself, its co-trained partners and the rungs of the ladder. `ladder` has these by
+        rung, with the accuracy of the same network without a defence, if the run has one. Without checks, or without
+        predictions to test for label leaking, the card says that they were not run.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -44,7 +44,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
     """
     run, name = RunFolder(folder), NetworkName(scheme, network)
     if not run.config.exists():
-        raise FileNotFoundError(f"A run folder has a config.yaml. Received: {folder}")
+        raise FileNotFoundError(f"A run folder must contain config.yaml. Received: {folder}")
     config = read_config(run.path)
     schemes = config.get("schemes", {})
     stages = [Stage(FINE_TUNE, network), *(Stage(CO_TRAIN, each) for each in _lineage(schemes, scheme))]
@@ -81,7 +81,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
 
 
 def _ladder(predictions: Predictions, name: str, undefended: list[str]) -> list[dict[str, Any]]:
-    """A row for clean images, each rung, the worst of them and the white box; before is without a defence."""
+    """A row for clean images, each rung, the worst of them and white box; `before` is without a defence."""
     table = ladder_table(predictions)
     before = next((each for each in undefended if each in table.index and each != name), None)
     places = {**BESIDE, **RUNGS, WORST: Rung("worst of these", "anybody without the weights")}
@@ -96,7 +96,7 @@ def _ladder(predictions: Predictions, name: str, undefended: list[str]) -> list[
 
 
 def _lineage(schemes: Mapping[str, Any], scheme: str) -> list[str]:
-    """A scheme and those that it started from, the first one first."""
+    """A scheme and those that it started from, the earliest first."""
     before = schemes.get(scheme, {}).get("starts_from")
     return [*(_lineage(schemes, before) if before else []), scheme]
 

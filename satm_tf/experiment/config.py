@@ -1,4 +1,4 @@
-"""The typed configuration, its presets, and how a command line becomes one."""
+"""The typed configuration, its presets, and parsing it from a command line."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class FrozenNetwork(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment: from images on disk to defended networks and the tables that compare them.
+    """A complete experiment, from images on disk to defended networks and the tables that compare them.
 
-    Everything that can be checked without the data is checked when the object is created.
+    Creating the object checks everything that does not need the data.
 
     Attributes:
         name: Name of the experiment.
@@ -88,14 +88,14 @@ class Config:
             machine.
         strategy: The devices: none uses one; mirrored uses all GPUs of this machine; multi_worker uses all machines in
             TF_CONFIG; network_per_device uses one for each network.
-        fine_tune: How each network is first trained on clean images.
-        co_train: How each scheme then trains the networks.
-        attack: The attack in training, by name, with its options, for schemes that name no other.
-        schemes: The ways of training that are compared, by name.
+        fine_tune: Fine-tuning of each network on clean images.
+        co_train: Training of the networks with each scheme, after fine-tuning.
+        attack: The training attack, with its name and options, for schemes without an attack of their own.
+        schemes: The training schemes to compare, by name.
         evaluation_attacks: The attacks in the tables, by name; without an epsilon they use the training attack's.
         queries: Query attacks on the trained networks.
         checks: The checks for gradient masking.
-        export: What to export for serving.
+        export: The networks to export for serving.
 
     Raises:
         ValueError: If something is unknown, outside its range, or does not fit the rest.
@@ -176,8 +176,9 @@ class Config:
         taken = {UNSEEN, *self.schemes} & set(self.surrogates)
         if taken:
             raise ValueError(
-                f"A group of surrogates is not one of the schemes, whose networks are each other's partners, nor "
-                f"{UNSEEN!r}. Received: surrogates.{min(taken)}"
+                "A group of surrogates must not have the name of a scheme, whose networks are each other's partners, "
+                "or "
+                f"be {UNSEEN!r}. Received: surrogates.{min(taken)}"
             )
         rungs = set(RUNGS) & set(self.schemes)
         if rungs:
@@ -238,8 +239,9 @@ class Config:
                 for other in (trained.scheme.starts_from, *trained.scheme.frozen_origins):
                     if other is not None and other not in self.trained_surrogates:
                         raise ValueError(
-                            f"surrogates.{trained.group} is trained as {trained.target}, which needs {other!r}, for "
-                            f"which it is not trained. Received: against={trained.described.against}"
+                            f"surrogates.{trained.group} is trained like {trained.target}, which needs {other!r}, but "
+                            "is not trained for "
+                            f"that scheme. Received: against={trained.described.against}"
                         )
                 self.training(Stage(CO_TRAIN, name)).check(f"surrogates.{trained.group}.scheme")
                 self.frozen_sources(name)
@@ -279,17 +281,17 @@ class Config:
 
     @functools.cached_property
     def trained_surrogates(self) -> dict[str, Surrogates]:
-        """The groups of surrogates as they are trained, by the name used in results."""
+        """The trained groups of surrogates, by the name used in results."""
         return expand(self.surrogates, networks=list(self.networks), holdouts=list(self.holdouts), schemes=self.schemes)
 
     @property
     def groups(self) -> dict[str, Group]:
-        """What results know of each group of surrogates."""
+        """The description of each group of surrogates in results."""
         return {name: Group(each.described.rung, each.target) for name, each in self.trained_surrogates.items()}
 
     @property
     def surrogate_names(self) -> list[NetworkName]:
-        """The models of all groups of surrogates, as results call them."""
+        """The models of all groups of surrogates, by their names in results."""
         return [NetworkName(name, each) for name, group in self.trained_surrogates.items() for each in group.networks]
 
     def stage_of(self, name: NetworkName) -> Stage:
@@ -298,13 +300,13 @@ class Config:
         return self.start(*name) if group and group.scheme is None else Stage.of(name)
 
     def described_network(self, name: NetworkName) -> NetworkConfig:
-        """What the configuration says of a network of results; one without a scheme is a network of the experiment."""
+        """The configuration of a network by its name in results; without a scheme, of a network of the experiment."""
         group = self.surrogates.get(name.scheme.partition(".")[0])
         own = (group.networks or {}) if group and group.start != SAME else {}
         return own.get(name.network) or self.all_networks[name.network]
 
     def surrogates_of(self, stage: Stage) -> SurrogateConfig | None:
-        """The group whose models a stage trains; None where they are the experiment's own."""
+        """The group whose models a stage trains; None for the experiment's own."""
         group, slash, _ = stage.name.partition("." if stage.kind == CO_TRAIN else "/")
         return self.surrogates.get(group) if slash or stage.kind == CO_TRAIN else None
 
@@ -318,7 +320,7 @@ class Config:
         return {name: make_attack(options, epsilon) for name, options in self.evaluation_attacks.items()}
 
     def training(self, stage: Stage) -> TrainingConfig:
-        """How a stage is trained."""
+        """The training options of a stage."""
         if stage.kind == FINE_TUNE:
             network = self.described_network(NetworkName.parse(stage.name))
             return dataclasses.replace(self.fine_tune, epochs=0) if network.model else self.fine_tune
@@ -326,7 +328,7 @@ class Config:
         return self.co_train if epochs is None else dataclasses.replace(self.co_train, epochs=epochs)
 
     def stages(self) -> list[Stage]:
-        """The stages in which all networks are trained, each after all that it needs."""
+        """The stages that train all networks, each after those that it needs."""
         return [
             *(Stage(FINE_TUNE, name) for name in self.all_networks),
             *(Stage(CO_TRAIN, name) for name in self.schemes),
@@ -361,7 +363,7 @@ class Config:
         return [stage for stage in known if stage in needed]
 
     def start(self, scheme: str, network: str) -> Stage:
-        """The stage whose weights a scheme, or a group of surrogates, begins with."""
+        """The stage whose weights a scheme, or a group of surrogates, starts from."""
         group = self.trained_surrogates.get(scheme)
         described = self._described(scheme) if group is None or group.scheme else None
         if described and described.starts_from:
@@ -375,14 +377,14 @@ class Config:
         return Stage(FINE_TUNE, f"{group.group}/{network}" if group and own else network)
 
     def sparring(self, scheme: str) -> list[str] | None:
-        """The networks that a scheme's sparring partners start as; None for those that it trains, as surrogates do."""
+        """The networks that a scheme's sparring partners start from; None, as for surrogates, means those it trains."""
         return None if scheme in self.trained_surrogates else self.schemes[scheme].sparring
 
     def frozen_sources(self, scheme: str) -> dict[str, FrozenNetwork]:
-        """The networks that only craft for a scheme, or teach it, by the name that the scheme knows them by.
+        """The networks that only craft for a scheme, or teach it, by their names in the scheme.
 
         Raises:
-            ValueError: If the scheme learns from a network that there is not.
+            ValueError: If the scheme learns from a network that does not exist.
         """
         given, group = self._described(scheme).frozen_from, self.trained_surrogates.get(scheme)
         several = isinstance(given, list)
@@ -401,7 +403,7 @@ class Config:
 def _check_given(values: Any) -> None:
     for each in dataclasses.fields(Config):
         if values[each.name] is None and each.default is not None:
-            raise ValueError(f"{each.name} must not be null; leave it out for its default. Received: null")
+            raise ValueError(f"{each.name} must not be null; omit it to use the default. Received: null")
         if dataclasses.is_dataclass(each.default_factory) and not hasattr(values[each.name], "__dict__"):
             raise ValueError(f"{each.name} must be a mapping of its fields. Received: {values[each.name]!r}")
 
@@ -436,10 +438,10 @@ def from_arguments(arguments: Sequence[str], prog: str = "satm-tf train") -> Con
 
 
 def parse(options: Parser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """The configuration that a command line describes, and its other options.
+    """The configuration that a command line describes, and the other options.
 
     Args:
-        options: As `parser` gives it, to which options may have been added.
+        options: The result of `parser`, possibly with added options.
         arguments: As in `sys.argv[1:]`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What stages, measurements and checks will take, said before they start."""
+"""The cost of stages, measurements and checks, estimated before they start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from satm_tf.experiment.stage import precision
 from satm_tf.experiment.work import NOTHING, Cost, Network, Timed, crafted_bytes, finished, parts
 
 _FACE_BYTES = 4_000
-# Of a batch that networks are timed on: 64 images of 48 x 48.
+# The size of the batch on which networks are timed: 64 images of 48 x 48.
 _PIXELS = 64 * 48**2
 
 
@@ -28,7 +28,7 @@ _PIXELS = 64 * 48**2
 def time_network(described: NetworkConfig, size: int, batch: int, policy: str, num_classes: int = 8) -> Network:
     """Builds a network, without its published weights, and times it on one batch of noise, three times."""
     if not tf.config.list_physical_devices("GPU"):
-        batch = max(1, min(batch, _PIXELS // size**2))  # A processor is busy with less.
+        batch = max(1, min(batch, _PIXELS // size**2))  # Fewer already keep a processor busy.
     began = time.monotonic()
     with precision(policy):
         network = dataclasses.replace(described, weights=None).build(num_classes, size)
@@ -53,16 +53,16 @@ def time_network(described: NetworkConfig, size: int, batch: int, policy: str, n
 
 
 def timed(config: Config) -> Timed:
-    """What each network of a configuration takes on this machine, by its name."""
+    """The cost of each network of a configuration on this machine, by its name."""
     options = config.data.image_size, config.co_train.batch_size, config.precision
     return lambda name: time_network(config.described_network(NetworkName.parse(name)), *options)
 
 
 def describe(config: Config) -> str:
-    """What `experiment.run` has still to do and about what that takes, in words and columns; writes nothing.
+    """Describes what `experiment.run` still has to do and its approximate cost; writes nothing.
 
     Args:
-        config: What would be done.
+        config: The experiment.
 
     Raises:
         ValueError: As `experiment.check` does.
@@ -81,7 +81,7 @@ def describe(config: Config) -> str:
             f"{plural(found.test, 'test image')} of {images.num_classes} classes",
             *describe_networks(config),
             *(
-                f"  {scheme}: the examples that are crafted once take {size / 1e6:,.1f} MB at most, while stages train"
+                f"  {scheme}: the examples that are crafted once take at most {size / 1e6:,.1f} MB while stages train"
                 for scheme in (stage.name for stage in config.stages() if stage.kind == CO_TRAIN)
                 if (size := crafted_bytes(config, scheme, found))
             ),
@@ -101,11 +101,11 @@ def describe_networks(config: Config) -> list[str]:
 
 
 def table(costs: Mapping[str, Cost], to_do: Mapping[str, int]) -> tuple[list[str], Cost]:
-    """Lines of a table, and what is to do in all.
+    """Lines of a table, and the total cost.
 
     Args:
         costs: The cost of each part.
-        to_do: How often each has still to be done.
+        to_do: How often each still has to be done.
     """
     lines = [f"  {'stage':<50}{'to do':>6}{'steps each':>12}{'s a step':>10}{'minutes':>9}{'MB':>8}"]
     left = []
@@ -120,7 +120,7 @@ def table(costs: Mapping[str, Cost], to_do: Mapping[str, int]) -> tuple[list[str
 
 
 def in_all(costs: Sequence[Cost]) -> Cost:
-    """The sum; what is needed only meanwhile is needed once."""
+    """The sum; temporary space is counted once."""
     return Cost(
         sum(each.steps for each in costs),
         sum(each.seconds for each in costs),
@@ -140,6 +140,6 @@ def summary(whole: Cost) -> str:
 
 
 def data_bytes(config: Config) -> float:
-    """What drawing the images takes on disk."""
+    """The disk space of the drawn images."""
     drawn = config.data.format == "synthetic_faces"
     return float(_FACE_BYTES * config.data.num_subjects * config.data.images_per_subject) if drawn else 0.0

@@ -49,14 +49,14 @@ _SMALL = ("compact_resnet", "compact_vgg", "compact_inception", "compact_densene
 _LARGE = ("resnet50_imagenet", "efficientnet_v2_b0_imagenet", "inception_v3_imagenet", "vgg16_imagenet")
 _LARGE_FROM = 96
 _CHECKS = ChecksConfig(schemes=[HARDENED], limit=60, effort={"steps": 10, "targets": 2, "queries": 100})
-# Fewer steps teach a partner next to nothing, whatever the number of images.
+# With fewer steps a partner learns almost nothing, whatever the number of images.
 _STEPS, _MOST_EPOCHS = 400, 60
 _LEAST_EPOCHS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Hardened:
-    """What `harden` returns; printing it shows what the defence costs and what it gains.
+    """The result of `harden`; printing it shows the defence's cost and gain.
 
     Attributes:
         model: The hardened classifier: images in [0, 1] to logits.
@@ -103,12 +103,12 @@ def harden(
     """Defends a trained classifier against adversarial examples crafted on other models, and measures the effect.
 
     Partners are fine-tuned on the same images; then the original model and its partners learn from each other's
-    adversarial examples. Networks that took no part attack the model before and after. Everything is one experiment
-    (see `satm_tf.experiment.run`) in one run folder, so the same call resumes after an interruption.
+    adversarial examples. Networks that took no part in the training attack the model before and after. Everything is
+    one experiment (see `satm_tf.experiment.run`) in one run folder, so the same call resumes after an interruption.
 
     If the model was trained on these images, put those that it has not seen into `test/`, and the others into `train/`.
-    Otherwise the accuracy before the defence is measured on images that the model knows, and the defence seems to cost
-    more than it does.
+    Otherwise the accuracy before the defence is measured on images that the model has seen, and the cost of the defence
+    is overestimated.
 
     Args:
         model: A Keras classifier for square images that `ImageClassifier.from_keras` accepts, or its `.keras` file.
@@ -123,11 +123,11 @@ def harden(
         data_options: Other fields of `DataConfig`, such as `{"fold": 1}` or `{"test_share": 0.3}`.
         epsilon: The size of the perturbations, in units of images in [0, 1].
         scheme: One of `satm_tf.training.SCHEMES`.
-        partners: Backbones that train together with the model; None chooses two that fit the images, pre-trained ones
-            if their weights are on this machine.
+        partners: Backbones that train together with the model; None chooses two that fit the images, with pre-trained
+            weights if these are on this machine.
         epochs: Passes over the images, for the partners and for the defence; None chooses more for fewer images.
-        minutes: The time that everything together may take on this machine, by estimate. Epochs and partners are chosen
-            to fit, once: a resumed run keeps them.
+        minutes: The estimated total time on this machine. Epochs and partners are chosen once to fit it; a resumed run
+            keeps them.
         seed: The seed of all random numbers.
 
     Returns:
@@ -183,7 +183,7 @@ def harden(
             holdouts={each: _partner(each) for each in helpers["holdouts"] if each not in partners},
             surrogates={"start": SurrogateConfig(rung="start", start="same")},
             fine_tune=training,
-            # A trained model forgets at the learning rate with which a new one starts.
+            # At a new model's learning rate, a trained one would forget.
             co_train=dataclasses.replace(training, learning_rate=3e-4),
             attack={"name": "rs_fgsm", "epsilon": float(epsilon)},
             schemes={
@@ -207,7 +207,7 @@ def harden(
         about = _seconds(config, sizes) / 60
         print(
             f"{name} with {', '.join(chosen['partners'])}, {plural(chosen['epochs'], 'epoch')} each: about "
-            f"{about:.0f} min on this machine, by networks timed just now",
+            f"{about:.0f} min on this machine, from networks timed just now",
             flush=True,
         )
     results = run(config)
@@ -215,7 +215,7 @@ def harden(
 
 
 class _Record:
-    """`harden.json`: what was asked for, digests of what was given in memory, and the plan; the same on every call."""
+    """`harden.json`: the arguments, digests of those in memory, and the plan; the same on every call."""
 
     def __init__(self, output: Path, given: Mapping[str, Any]):
         self.path = output / "harden.json"
@@ -231,7 +231,7 @@ class _Record:
         storage.write_json(self.path, self.content)
 
     def check(self, key: str, value: Any) -> None:
-        """Keeps a value for the time that it is written down, or finds that it is what was written."""
+        """Stores a value to be written, or checks that it equals the written one."""
         before = self.content.setdefault(key, value)
         if before != value:
             differing = sorted(k for k in value if before.get(k) != value[k]) if isinstance(value, dict) else [key]
@@ -248,7 +248,7 @@ def _plain(value: Any) -> Any:
 def _model_file(
     model: Any, input_range: tuple[float, float], output: Path, record: _Record
 ) -> tuple[Path, ImageClassifier]:
-    """The `.keras` file with which the experiment starts, and the classifier in it."""
+    """The `.keras` file from which the experiment starts, and the classifier in it."""
     if isinstance(model, (str, os.PathLike)):
         file = Path(model)
         if not file.is_file():
@@ -271,7 +271,7 @@ def _model_file(
 def _images(
     data: Any, output: Path, input_range: tuple[float, float], class_names: Sequence[str] | None, record: _Record
 ) -> dict[str, Any]:
-    """The fields of the configuration that say where the images are; those in memory are written there first."""
+    """The fields of the configuration that locate the images; images in memory are first written to files."""
     if isinstance(data, (str, os.PathLike)):
         return {"root": os.fspath(data)}
     batches = [data] if isinstance(data, tuple) else data
@@ -317,7 +317,7 @@ def _images(
 
 
 def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) -> None:
-    """Finds before any training that the model cannot answer for these images."""
+    """Checks before any training that the model fits these images."""
     if classifier.num_classes != images.num_classes:
         raise ValueError(
             f"The model distinguishes {classifier.num_classes} classes, but the images have {images.num_classes}: "
@@ -331,7 +331,8 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
     rate = float(np.mean(np.equal(answers, labels)))
     if at_chance(rate, images.num_classes):
         raise ValueError(
-            f"The model is right on {rate:.0%} of {plural(len(labels), 'training image')}, no better than chance, so "
+            f"The model classifies {rate:.0%} of {plural(len(labels), 'training image')} correctly, no better than "
+            "chance, so "
             "there is nothing to defend. Check input_range; that class_names are in the order of the model's outputs; "
             f"and that images differ from class to class. Received: the classes {', '.join(images.class_names)}"
         )
@@ -339,13 +340,13 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
 
 @dataclass(frozen=True)
 class _Sized:
-    """As much of a configuration as `make_batches` looks at."""
+    """The part of a configuration that `make_batches` uses."""
 
     data: DataConfig
 
 
 def _helpers(size: int, partners: Sequence[str] | None) -> dict[str, list[str]]:
-    """The partners, and the networks that take no part and attack."""
+    """The partners, and the unseen networks that attack."""
     at_hand = [name for name in _LARGE if size >= _LARGE_FROM and NetworkConfig(name).weights_at_hand()]
     fitting = [*at_hand, *(name for name in _SMALL if size >= get_backbone(name).minimum_size)]
     chosen = list(partners or fitting[:2])
@@ -363,14 +364,14 @@ def _partner(backbone: str) -> NetworkConfig:
 
 
 def _seconds(config: Config, sizes: Sizes) -> float:
-    """About how long a whole run takes on this machine."""
+    """The approximate time of a whole run on this machine."""
     return sum(each.seconds for each in work.parts(config, sizes, cost.timed(config)).values())
 
 
 def _plan_for(
     minutes: float, configured: Any, usual: Mapping[str, Any], sizes: Sizes, epochs: int | None
 ) -> dict[str, Any]:
-    """The most partners with which the least number of epochs fits into the time, and the most epochs that fit then."""
+    """The most partners for which the minimum number of epochs fits the time, and the most epochs that then fit."""
     least = epochs or min(_LEAST_EPOCHS, usual["epochs"])
     for count in range(len(usual["partners"]), 0, -1):
         partners = usual["partners"][:count]
@@ -378,7 +379,7 @@ def _plan_for(
         if first <= 60 * minutes or count == 1:
             break
     if first > 60 * minutes:
-        print(f"warning: {minutes:g} min are too few; the shortest useful hardening takes about {first / 60:.0f} min")
+        print(f"warning: {minutes:g} min is too short; the shortest useful hardening takes about {first / 60:.0f} min")
     each = _seconds(configured(least + 1, partners), sizes) - first
     more = max(0, int((60 * minutes - first) / max(each, 1e-9)))
     return {"epochs": epochs or min(least + more, _MOST_EPOCHS), "partners": partners}
@@ -413,10 +414,10 @@ def _outcome(config: Config, name: str, results: pd.DataFrame, epsilon: float) -
 
 
 def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
-    """What a defence costs on clean images, what it gains on each rung, and, where it gains nothing, why.
+    """Describes a defence's cost on clean images, its gain on each rung, and the reason if it gains nothing.
 
     Args:
-        predictions: Of the targets `original/<name>` and `hardened/<name>`, on the same images.
+        predictions: Predictions of the targets `original/<name>` and `hardened/<name>`, on the same images.
         name: The model's name.
         epsilon: The size of the perturbations, for the text.
 
@@ -429,7 +430,7 @@ def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
     count = len(predictions.labels)
     ladder = ladder_table(predictions).xs("accuracy", axis="columns", level="value")
     rungs = [rung for rung in ladder.columns if rung in RUNGS]
-    # The original model is the start itself: for it, that rung is a white box.
+    # The original model is the start itself, so for it that rung is white-box.
     compared = [rung for rung in rungs if rung != START]
     worst = [predictions.worst(target, compared) for target in (before, after)]
     gain = compare_paired(*worst)
@@ -442,9 +443,9 @@ def summarise(predictions: Predictions, name: str, epsilon: float) -> str:
         f"{plural(count, 'test image')}).",
         f"Accuracy under attack, epsilon {_fraction(epsilon)}, before -> after:",
         *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in compared),
-        line("worst of all these", *(float(right.mean()) for right in worst)),
+        line("worst of all of these", *(float(right.mean()) for right in worst)),
         *(line(RUNGS[rung].label, *ladder.loc[[before, after], rung]) for rung in rungs if rung == START),
-        line("(white box, no promise)", *ladder.loc[[before, after], "white_box"]),
+        line("(white box, no claim)", *ladder.loc[[before, after], "white_box"]),
     ]
     if not gain.rises():
         lines.append(f"The defence did not help: {_why(rates, worst, gain, count)}")
@@ -455,7 +456,7 @@ def _why(rates: Sequence[float], worst: Sequence[Any], gain: Any, count: int) ->
     lost = rates[0] - float(worst[0].mean())
     if lost < 0.02:
         return (
-            f"the attacks took only {100 * lost:.1f} points from the original model, so there was nothing to gain at "
+            f"the attacks cost the original model only {100 * lost:.1f} points, so there was nothing to gain at "
             "this epsilon. Try a larger one."
         )
     if rates[1] < rates[0] - 0.1:
@@ -479,7 +480,7 @@ def _fraction(epsilon: float) -> str:
 
 
 def _word(text: str) -> str:
-    """A text as a name that files, columns and options can hold."""
+    """Turns a text into a name that is valid in files, columns and options."""
     word = re.sub(r"\W+", "_", text).strip("_") or "model"
     return (word if word[0].isalpha() else f"model_{word}")[:60]
 

@@ -21,7 +21,7 @@ def load_data(config: DataConfig, folder: RunFolder, seed: int) -> data.ImageDat
 
     Args:
         config: What to load.
-        folder: The run folder, where synthetic faces are written if no other place is named.
+        folder: The run folder, where synthetic faces are written unless another place is given.
         seed: The seed of the splits.
 
     Raises:
@@ -33,7 +33,7 @@ def load_data(config: DataConfig, folder: RunFolder, seed: int) -> data.ImageDat
     if config.fold is None and config.format in ("adience", "synthetic_faces"):
         raise ValueError("Adience needs a fold to test on, 0 to 4. Received: data.fold=null")
     given = {**vars(config), "seed": seed}
-    # The limits are of splits, and not of files as the loaders'.
+    # These limits apply to splits, those of the loaders to files.
     options = {name: given[name] for name in formats.options(config.format) if name in given and name != "limit"}
     images = formats.load(config.format, config.root or folder.synthetic_faces, **options)
     if config.prepared:
@@ -51,11 +51,11 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
 
 
 class Shares(NamedTuple):
-    """The training images in two parts without an image, or a subject, in common.
+    """The training images in two parts that share no image and no subject.
 
     Attributes:
-        defence: What the defence, and the surrogates that know its images, learn from.
-        surrogates: What it never sees.
+        defence: The images of the defence, and of surrogates that know them.
+        surrogates: The images that the defence never sees.
     """
 
     defence: data.Examples
@@ -63,15 +63,15 @@ class Shares(NamedTuple):
 
 
 def divide(images: data.ImageData, share: float, seed: int) -> Shares:
-    """Withholds a share of the training images from the defence, by subjects where they are known.
+    """Withholds a share of the training images from the defence, by subject if subjects are known.
 
     Args:
         images: The images.
         share: The share of images, or of subjects, in [0, 1).
-        seed: What is drawn with.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: If a share is asked for and holds no image, or holds a file of the test images.
+        ValueError: If the share holds no image, or a file of the test images.
     """
     train = images.train
     known = np.arange(len(train)).astype(str) if train.subjects is None else train.subjects
@@ -97,10 +97,10 @@ class Sizes(NamedTuple):
 
 
 def look_at_data(config: DataConfig, folder: RunFolder, seed: int) -> tuple[data.ImageData, Sizes]:
-    """The images as `load_data` gives them and their numbers, without writing any.
+    """The images as `load_data` returns them and their numbers, without writing any.
 
-    Of synthetic faces that have yet to be drawn it gives forty, drawn and forgotten, which are of the same classes; the
-    numbers are what there will be, to a subject or two.
+    If synthetic faces have not been drawn yet, it draws forty of the same classes and discards them; the numbers are
+    those of the full set, to within a subject or two.
 
     Raises:
         ValueError: As `load_data` does.

@@ -1,4 +1,4 @@
-"""What comes of a run once its networks are trained: an assessment of them, and exports."""
+"""The steps after training: the assessment of the networks, and exports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from satm_tf.storage import read_json, sha256, write_json
 
 
 def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
-    """Measures, checks, reports, prints and exports; what is there already is not made again.
+    """Measures, checks, reports, prints and exports; existing results are reused.
 
     Args:
         config: The run's configuration, with the networks of all stages in its folder.
@@ -83,12 +83,12 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
         stage = Stage(CO_TRAIN, scheme)
         digest = sha256(folder.network(stage, name))
         place = Path(config.export.folder) / name
-        # A kill between an export and its record leaves a version that is ours.
+        # A kill between an export and its record leaves a version that belongs to this run.
         version = _version_of(place, digest)
         if version is None:
             card = {**facts_from_run(folder.path, scheme, name), "network_file": {"sha256": digest}}
             if card.get("at_chance"):
-                bars.say(f"warning: {name} is no better than chance on clean images, and so says its model card")
+                bars.say(f"warning: {name} is no better than chance on clean images; its model card says so")
             version = serving.export_saved_model(folder.load(stage, name), place, labels=labels, card=card)
         exported[name] = str(version)
         bars.say(f"exported {version}")

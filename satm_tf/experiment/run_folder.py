@@ -29,19 +29,19 @@ class Stage(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Stage:
-        """A stage as it is written.
+        """Parses a stage from its written form.
 
         Raises:
-            ValueError: If it is written otherwise.
+            ValueError: If the text has another form.
         """
         kind, slash, name = text.partition("/")
         if not slash or kind not in (FINE_TUNE, CO_TRAIN) or not name:
-            raise ValueError(f"A stage is {FINE_TUNE}/<network> or {CO_TRAIN}/<scheme>. Received: {text!r}")
+            raise ValueError(f"A stage must be {FINE_TUNE}/<network> or {CO_TRAIN}/<scheme>. Received: {text!r}")
         return cls(kind, name)
 
     @classmethod
     def of(cls, name: NetworkName) -> Stage:
-        """The stage that trains a network of results, where unseen models are only fine-tuned."""
+        """The stage that trains a network in results; unseen models are only fine-tuned."""
         return cls(FINE_TUNE, name.network) if name.scheme == UNSEEN else cls(CO_TRAIN, name.scheme)
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 
 
 class RunFolder(ResultsFolder):
-    """The files of a run, those of its evaluation among them.
+    """The files of a run, including those of its evaluation.
 
     Args:
         path: The folder; it need not exist.
@@ -59,8 +59,8 @@ class RunFolder(ResultsFolder):
         exports: The folder of each exported version, by the network's name.
         unfinished: The checkpoints of stages that have not finished.
         crafted: The examples that schemes craft once, while their stages are unfinished.
-        synthetic_faces: Where images are drawn that have no other place.
-        measured: The folder of what was measured for the paper's tables.
+        synthetic_faces: Where synthetic faces are drawn unless another place is given.
+        measured: The folder of measurements for the paper's tables.
 
     Example:
         >>> RunFolder("runs/quickstart").network(Stage("co_train", "satm"), "compact_vgg")
@@ -81,15 +81,15 @@ class RunFolder(ResultsFolder):
         return sorted(self.measured.glob("[!.]*.npz"))
 
     def networks(self, stage: Stage) -> Path:
-        """The folder that a finished stage leaves."""
+        """The folder of a finished stage."""
         return self.path / "networks" / str(stage)
 
     def network(self, stage: Stage, name: str) -> Path:
-        """The file of one network as a stage has left it."""
+        """The file of one network after a stage."""
         return self.networks(stage) / f"{name}.keras"
 
     def load(self, stage: Stage, name: str) -> ImageClassifier:
-        """One network as a stage has left it.
+        """One network after a stage.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -102,13 +102,13 @@ class RunFolder(ResultsFolder):
         return self.networks(stage) / "history.csv"
 
     def initial_weights(self, stage: Stage) -> Path:
-        """What the networks of a finished stage started from."""
+        """The starting weights of a finished stage's networks."""
         return self.networks(stage) / "initial_weights.json"
 
     def checkpoints(self, stage: Stage) -> Path:
-        """Where a stage is saved while it runs."""
+        """The checkpoints of a running stage."""
         return self.unfinished / str(stage)
 
     def logs(self, stage: Stage) -> Path:
-        """What TensorBoard reads."""
+        """The logs for TensorBoard."""
         return self.path / "logs" / str(stage)

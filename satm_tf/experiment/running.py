@@ -1,4 +1,4 @@
-"""A run: its stages one by one, then what comes of them; and what would stop it, found beforehand."""
+"""A run: its stages, then evaluation and exports; and a check beforehand of everything that would stop it."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ def run(config: Config) -> pd.DataFrame:
     The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras` with a record of the weights
     they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
     pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
-    attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`.
-    Whatever is written appears complete or not at all, and random numbers depend only on the seed and the stage's name.
-    So a run that was killed at any moment and resumed by the same command ends as one that was not: weights and results
-    to the bit on CPUs. The figures of the epochs in `metrics.csv` have differed by up to 5e-7 between runs of one seed.
+    attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`. All
+    files are written atomically, and random numbers depend only on the seed and the stage's name. So a run that was
+    killed at any moment and resumed with the same command has the same result as an uninterrupted one: on CPUs, weights
+    and results are identical to the bit. The figures of the epochs in `metrics.csv` have differed by up to 5e-7 between
+    runs with the same seed.
 
-    Under the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
-    folder has to be on a file system that they share.
+    With the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
+    folder must be on a shared file system.
 
     Args:
-        config: What to do.
+        config: The experiment.
 
     Returns:
         The frame of `results.csv`: the columns of `transfer_matrix`, with sources and targets named
@@ -81,11 +82,11 @@ def run(config: Config) -> pd.DataFrame:
 
 
 def train(config: Config, stages: Collection[Stage] | None = None) -> data.ImageData | None:
-    """Trains the networks of an experiment as `run` does, all or those of some stages, and stops there.
+    """Trains the networks of an experiment as `run` does, all or those of some stages, without evaluating them.
 
     Args:
-        config: What to do. It is all of it that a run folder belongs to, so that other stages can follow later.
-        stages: The stages to train, with all that they need; None for all.
+        config: The experiment. The run folder belongs to all of it, so that other stages can follow later.
+        stages: The stages to train, with those that they need; None for all.
 
     Returns:
         The images; None for a worker that does not write.
@@ -107,8 +108,8 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
 
 
 def _prepare(config: Config) -> Job:
-    """What all stages need: images and devices, once it is known that nothing stands in their way."""
-    strategy = get_strategy(config.strategy)  # Several workers have to find each other before TensorFlow does any work.
+    """Checks everything that could stop the run, and returns what all stages need: images and devices."""
+    strategy = get_strategy(config.strategy)  # Several workers must connect before TensorFlow does any work.
     _check_optimizers(config)
     devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
     folder = config.folder
@@ -130,16 +131,16 @@ def _train(job: Job, stages: Collection[Stage]) -> None:
 
 
 def _shown(job: Job, costs: Mapping[str, work.Cost]) -> contextlib.AbstractContextManager[Any]:
-    """The bar of the whole."""
+    """The progress bar of the whole run."""
     if not job.writes:
         return contextlib.nullcontext()
     return bars.whole({part: each.seconds for part, each in costs.items() if each.seconds}, work.finished(job.config))
 
 
 def check(config: Config) -> tuple[data.ImageData, Sizes]:
-    """Finds what would stop `run` before its first step, without writing or downloading anything.
+    """Checks for anything that would stop `run` before its first step, without writing or downloading anything.
 
-    Whether the networks' weights fit them, and whether other workers can be reached, shows only when a run starts.
+    It cannot check whether weights fit their networks, or whether other workers can be reached.
 
     Returns:
         The images and their numbers, as `look_at_data` gives them.
@@ -170,7 +171,7 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
 
 
 def _described(config: Config) -> dict[str, Any]:
-    """What a run folder belongs to. One that was moved, or handed to somebody, is the same run."""
+    """The description that a run folder is claimed for. A folder that was moved or copied is the same run."""
     described = dataclasses.asdict(config)
     del described["run_dir"]
     return described
@@ -206,7 +207,7 @@ def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:
 
 @contextlib.contextmanager
 def _one_after_the_other(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """The worker that writes goes first, the others find what it has written."""
+    """The worker that writes goes first, and the others find its files."""
     if not is_chief(strategy):
         wait_for_all(strategy)
     yield

@@ -24,10 +24,10 @@ from satm_tf.training import ClassificationLoss, Scheme
 from satm_tf.training.scheme import WEIGHTS
 
 AT_HAND = "at_hand"
-"""Instead of a name of published weights: those that are on this machine, if any are."""
+"""Instead of the name of published weights: those on this machine, if there are any."""
 
 MOST_BYTES = 100
-"""Of a name, to which files add a stage, an ending and what makes a temporary name."""
+"""The longest name in bytes: file names add a stage, a suffix and the part of a temporary name."""
 
 _MOST_PIXELS = 2**13
 _OPTIMIZERS = {
@@ -35,16 +35,16 @@ _OPTIMIZERS = {
     for name, kind in vars(keras.optimizers).items()
     if inspect.isclass(kind)
     and issubclass(kind, keras.optimizers.Optimizer)
-    # Not those that are made around others; precision adds the loss scale.
+    # Not those that wrap others; precision adds the loss scale.
     and "learning_rate" in inspect.signature(kind).parameters
 }
 
 
 def check_name(kind: str, name: Any) -> None:
-    """Checks a name that becomes one of files, columns and options.
+    """Checks a name that is used for files, columns and options.
 
     Raises:
-        ValueError: If it is not a word that every one of them can hold.
+        ValueError: If it is not valid in all of them.
     """
     known = isinstance(name, str) and re.fullmatch(r"[^\W\d][\w+-]*", name) and yaml.safe_load(name) == name
     if not known or len(name.encode()) > MOST_BYTES:
@@ -55,7 +55,7 @@ def check_name(kind: str, name: Any) -> None:
 
 
 def check_path(path: str, value: str | None) -> None:
-    """Checks what becomes a path, or part of one, which no system would take otherwise.
+    """Checks a value that becomes a path or part of one.
 
     Raises:
         ValueError: If it is empty, holds characters that cannot be printed, or has a part that is too long.
@@ -82,11 +82,11 @@ def _check_number(
 
 
 def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Attack:
-    """An attack from its name and options as YAML gives them.
+    """An attack from its name and options as in YAML.
 
     Args:
         options: `name` and options.
-        epsilon: For options that have none.
+        epsilon: The epsilon if the options have none.
 
     Raises:
         ValueError: If a name is unknown, or an option is unknown or wrong.
@@ -94,7 +94,7 @@ def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Att
     try:
         return Attack.get({**({} if epsilon is None else {"epsilon": epsilon}), **options})
     except TypeError as error:
-        raise ValueError(f"These options do not fit the attack ({error}). Received: {dict(options)}") from error
+        raise ValueError(f"These options are not valid for the attack ({error}). Received: {dict(options)}") from error
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class DataConfig:
     images_per_subject: int = 5
 
     def check(self) -> None:
-        """Finds what is wrong without looking at the data.
+        """Checks the fields that do not need the data.
 
         Raises:
             ValueError: If a number is outside its range, or a path is not valid.
@@ -178,9 +178,9 @@ class NetworkConfig:
 
     Attributes:
         backbone: One of satm_tf.models.available_backbones().
-        weights: What the backbone starts from: vggface, imagenet, or the path of an HDF5 file; null is random weights.
-            at_hand uses the backbone's published weights if they are already on this machine, and otherwise random
-            weights.
+        weights: The backbone's starting weights: vggface, imagenet, or the path of an HDF5 file; null is random
+            weights. at_hand uses the backbone's published weights if they are already on this machine, and otherwise
+            random weights.
         dropout: Dropout rate before the classification layer; null is the backbone's default.
         model: The .keras file of a trained classifier, instead of a backbone.
         input_range: The range of pixel values that the model expects, [lowest, highest]; null is [0, 255].
@@ -194,14 +194,14 @@ class NetworkConfig:
 
     @property
     def described(self) -> str:
-        """What it is, in a word or two."""
+        """A short description."""
         return self.backbone or str(self.model)
 
     def build(self, num_classes: int, image_size: int, name: str | None = None) -> ImageClassifier:
         """The network before any training.
 
         Args:
-            num_classes: Number of classes, of a backbone; a model has its own.
+            num_classes: Number of classes, for a backbone; a model has its own.
             image_size: Height and width of the images, likewise.
             name: Its name; None takes the backbone's.
 
@@ -227,15 +227,15 @@ class NetworkConfig:
         return next((name for name, weights in published.items() if weights.cached.is_file()), None)
 
     def check(self, path: str, image_size: int) -> None:
-        """Finds what is wrong before the network is built.
+        """Checks the fields before the network is built.
 
         Args:
             path: Its path in the configuration.
-            image_size: The size of the images that it takes.
+            image_size: The size of its images.
 
         Raises:
-            ValueError: If the backbone is unknown, the images are too small for it, dropout is no rate, or what
-                describes a backbone is given with a model.
+            ValueError: If the backbone is unknown, the images are too small for it, dropout is not a rate, or options
+                of a backbone are given with a model.
         """
         if (self.backbone is None) == (self.model is None):
             raise ValueError(f"{path} must have either a backbone or a model. Received: {vars(self)}")
@@ -263,7 +263,7 @@ _POSITIVE = ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "e
 
 
 def _check_optimizer_option(path: str, option: str, default: Any, value: Any) -> None:
-    """Checks a number that Keras takes as it comes, and computes NaN with, or ignores."""
+    """Checks a number that Keras does not check, but computes NaN with or ignores."""
     if value is None and default is None:
         return
     if isinstance(default, bool):
@@ -302,7 +302,7 @@ class TrainingConfig:
     checkpoint_seconds: float = 300.0
 
     def check(self, path: str) -> None:
-        """Finds what is wrong before any training.
+        """Checks the fields before any training.
 
         Args:
             path: Its path in the configuration.
@@ -320,7 +320,7 @@ class TrainingConfig:
                 f"Set the learning rate in {path}.learning_rate, not in the optimizer's options. "
                 f"Received: optimizer_options={self.optimizer_options}"
             )
-        # By name alone: an optimizer has variables, and several workers must meet before TensorFlow makes any.
+        # By name only: an optimizer has variables, and several workers must connect before TensorFlow creates any.
         kind = look_up("Keras optimizer", str(self.optimizer).lower(), _OPTIMIZERS)
         known = inspect.signature(kind).parameters
         for option, value in self.optimizer_options.items():
@@ -332,7 +332,7 @@ class TrainingConfig:
         """The optimizer.
 
         Args:
-            steps: Steps of the whole stage, over which the learning rate decays if it does.
+            steps: Steps of the whole stage, over which the learning rate decays, if at all.
         """
         rate: Any = self.learning_rate
         if self.decay == "cosine":
@@ -375,7 +375,7 @@ class _SchemeConfig:
         return [origin for origin in given if origin != FINE_TUNE]
 
     def scheme(self, attack: Attack) -> Scheme:
-        """What this describes, with an attack (and its epsilon) for what describes none.
+        """The described scheme, with an attack (and its epsilon) where it names none.
 
         Raises:
             ValueError: If a name is unknown or a number out of range.
@@ -423,7 +423,7 @@ if TYPE_CHECKING:
         def __init__(self, **fields: Any) -> None: ...
 
 else:
-    # Where a mapping is in the type, the command line can set a field inside the field.
+    # With a mapping in the type, the command line can set nested fields.
     _MAPPINGS = {
         "learns_from": str | list[str] | dict[str, Any] | None,
         "attack": dict[str, Any] | list[dict[str, Any]] | None,
@@ -459,7 +459,7 @@ class LossConfig:
     order_temperature: float | None = None
 
     def check(self) -> None:
-        """Finds what is wrong without looking at the data.
+        """Checks the fields that do not need the data.
 
         Raises:
             ValueError: If a number is outside its range.
@@ -496,7 +496,7 @@ class QueriesConfig:
     limit: int = 100
 
     def check(self) -> None:
-        """Finds what is wrong before any measurement.
+        """Checks the fields before any measurement.
 
         Raises:
             ValueError: If a number is outside its range.
@@ -522,7 +522,7 @@ class ChecksConfig:
     effort: dict[str, int] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Finds what is wrong before any measurement.
+        """Checks the fields before any measurement.
 
         Raises:
             ValueError: If an option is unknown or a number outside its range.

@@ -1,4 +1,4 @@
-"""One stage of a run: the networks of a fine-tuning, or of a scheme, trained to the end and saved."""
+"""One stage of a run: trains the networks of a fine-tuning, or of a scheme, and saves them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from satm_tf.training import (
     wait_for_all,
 )
 
-# On which folded batch normalisation is measured before fine-tuning: each gives thousands of pixels to every layer.
+# The number of images on which folded batch normalisation is measured before fine-tuning: each contributes thousands of
+# pixels to every layer.
 _STATISTICS_IMAGES = 512
 
 
@@ -46,7 +47,7 @@ class Job:
         config: The run's configuration.
         images: Its images.
         withheld: Training images that the defence never sees, for surrogates.
-        loss: What a network loses on its answers.
+        loss: The classification loss.
         strategy: The devices.
         devices: Where each network is created, if it has its own device.
     """
@@ -74,7 +75,7 @@ class Job:
         return is_chief(self.strategy)
 
     def device(self, name: str) -> Any:
-        """Where a network is made."""
+        """The device on which a network is created."""
         return tf.device(self.devices[name]) if name in self.devices else contextlib.nullcontext()
 
     def seed(self, stage: Stage) -> int:
@@ -83,19 +84,19 @@ class Job:
         return self.config.seed if group is None or group.seed is None else group.seed
 
     def training_images(self, stage: Stage) -> data.Examples:
-        """What a stage trains on."""
+        """The images that a stage trains on."""
         group = self.config.surrogates_of(stage)
         return self.withheld if group is not None and group.images == "share" else self.images.train
 
     def load(self, stage: Stage, name: str) -> ImageClassifier:
-        """A network as a stage has left it."""
+        """A network after a stage."""
         with self.device(name):
             return self.folder.load(stage, name)
 
 
 @contextlib.contextmanager
 def precision(option: str) -> Iterator[None]:
-    """Keras's number formats meanwhile, as the configuration names them."""
+    """Sets Keras's dtype policy to the configuration's meanwhile."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(resolve_precision(option))
     try:
@@ -105,11 +106,11 @@ def precision(option: str) -> Iterator[None]:
 
 
 def train_stage(job: Job, stage: Stage) -> None:
-    """Trains the networks of a stage and saves them, from its checkpoint if it has one; a finished one stays as it is.
+    """Trains the networks of a stage and saves them, resuming from a checkpoint; a finished stage is unchanged.
 
     Args:
-        job: What the run's stages share.
-        stage: The stage. Those that it starts from have finished.
+        job: The job that the run's stages share.
+        stage: The stage. Those that it starts from must have finished.
 
     Raises:
         FloatingPointError: If a loss is not a finite number.
@@ -142,7 +143,7 @@ def train_stage(job: Job, stage: Stage) -> None:
             bars.say(f"{stage}: {plural(len(rows), 'epoch')} in {time.monotonic() - began:.0f} s")
             _warn_of_collapse(stage, trainer, rows)
         else:
-            bars.say(f"{stage}: left as it is")
+            bars.say(f"{stage}: not trained")
     wait_for_all(job.strategy)
 
 
@@ -176,7 +177,7 @@ def _co_training(job: Job, stage: Stage) -> CoTraining:
 
     networks = {name: trained(config.start(scheme, name), name) for name in config.networks_of(scheme)}
     frozen = {alias: job.load(*source) for alias, source in config.frozen_sources(scheme).items()}
-    # From the start of the stage, where it trains the network itself.
+    # Before the stage, if it trains the network itself.
     started = {name: config.start(scheme, name) for name in networks}
     named = config.sparring(scheme)
     sparring = named and {name: trained(started.get(name, Stage(FINE_TUNE, name)), name) for name in named}
@@ -207,7 +208,7 @@ def _trainer(job: Job, stage: Stage, networks: dict[str, ImageClassifier], **opt
 
 
 def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
-    """Trains to the end; gives a row for each epoch, those before an interruption too."""
+    """Trains to the end; returns a row for each epoch, including those before an interruption."""
     config, images = job.config, job.images
     training = config.training(stage)
     figures = {
@@ -226,7 +227,7 @@ def _fit(job: Job, trainer: CoTraining, stage: Stage) -> list[dict[str, float]]:
             keras.callbacks.TensorBoard(logs, write_graph=False),
             Pictures(logs / "pictures", make_batches(images.validation, config).take(1)),
             keras.callbacks.LambdaCallback(
-                # The checkpoint comes last, and has yet to take up this epoch.
+                # The checkpoint comes last, and does not include this epoch yet.
                 on_epoch_end=lambda epoch, logs: _write_metrics(
                     job, stage, [*checkpoint.rows, {"epoch": epoch, **logs}]
                 )
@@ -263,12 +264,12 @@ def _write_metrics(job: Job, stage: Stage, rows: list[dict[str, float]]) -> None
 
 
 def _warn_of_collapse(stage: Stage, trainer: CoTraining, rows: list[dict[str, float]]) -> None:
-    """Says so where a network has ended at, or below, what guessing one class would give."""
+    """Warns of a network that ends at or below the accuracy of guessing one class."""
     for name, network in trainer.networks.items():
         rate = rows[-1].get(f"val_{name}_accuracy", 1.0)
         if at_chance(rate, network.num_classes):
             bars.say(
                 f"warning: {name} is no better than chance after {stage}, with a validation accuracy of "
-                f"{rate:.1%}. It has not learnt, or has collapsed: a smaller learning rate, or weight of domain "
-                "adaptation, may help."
+                f"{rate:.1%}. It has not learnt, or has collapsed; try a smaller learning rate or weight of domain "
+                "adaptation."
             )

@@ -1,4 +1,4 @@
-"""Groups of an attacker's models, as a configuration names them, and what each of them trains."""
+"""Groups of an attacker's models in a configuration, and how each is trained."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SurrogateConfig:
     seed: int | None = None
 
     def check(self, path: str, networks: Collection[str], schemes: Mapping[str, Any]) -> None:
-        """Finds what does not fit together.
+        """Checks that the fields fit together.
 
         Args:
             path: Its path in the configuration.
@@ -53,7 +53,7 @@ class SurrogateConfig:
             schemes: The experiment's schemes.
 
         Raises:
-            ValueError: If something is unknown, or the models are not what their rung says.
+            ValueError: If something is unknown, or the models do not fit their rung.
         """
         look_up(f"rung in {path}", self.rung, {rung: rung for rung in RUNGS if rung != QUERIES})
         for scheme in self.against or ():
@@ -80,11 +80,11 @@ class SurrogateConfig:
 
 
 class Surrogates(NamedTuple):
-    """A group as it is trained: once, or once for each scheme.
+    """A trained group: one in all, or one for each scheme.
 
     Attributes:
         group: Its name in the configuration.
-        described: What the configuration says.
+        described: Its configuration.
         networks: Its models.
         target: The one scheme that it attacks; None for all.
         scheme: How it is trained after fine-tuning; None if it is not.
@@ -123,7 +123,7 @@ def expand(
             learners = list(schemes[target].networks or networks)
             if len(own) != len(learners):
                 raise ValueError(
-                    f"surrogates.{group} replaces the networks of {target}, one for one, and needs as many: "
+                    f"surrogates.{group} replaces the networks of {target} one for one, and needs the same number: "
                     f"{len(learners)}. Received: {', '.join(own)}"
                 )
             scheme = _in_the_places(schemes[target], dict(zip(learners, own, strict=True)), group)
@@ -132,7 +132,7 @@ def expand(
 
 
 def _in_the_places(scheme: SchemeConfig, names: Mapping[str, str], group: str) -> SchemeConfig:
-    """A scheme for other networks, wherever it names its own, and for the same group's other schemes."""
+    """A scheme with its networks replaced by others, and its earlier schemes by the group's."""
     origins = {origin: f"{group}.{origin}" for origin in (scheme.starts_from, *scheme.frozen_origins) if origin}
     kinds = ["", *(f"{kind}_" for kind in KINDS)]
     before = {f"{kind}{of}" for kind in kinds for of in ("frozen_", *kinds)}

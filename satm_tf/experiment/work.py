@@ -1,4 +1,4 @@
-"""The parts of a run, and how much work each is: a count of passes through its networks."""
+"""The parts of a run, and the work of each: a count of passes through its networks."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from satm_tf.experiment.images import Sizes
 from satm_tf.experiment.run_folder import FINE_TUNE, Stage
 from satm_tf.training.sources import split
 
-# Of a pass forward and back to the weights, by the usual count of multiplications: forward alone, and forward and back
-# to the images.
+# Shares of a forward and backward pass to the weights, by the usual count of multiplications: forward only, and forward
+# and back to the images.
 _FORWARD, _CRAFT = 1 / 3, 2 / 3
-# Tracing a stage's graphs, loading, saving and logging, in times of a network's first call.
+# Tracing a stage's graphs, loading, saving and logging, as a multiple of a network's first call.
 _STAGE_OVERHEAD = 8.0
-# Of the masking checks: gradients for each step of the iterative attack, all attacks together; the usual effort.
+# The masking checks: gradients for each step of the iterative attack, over all attacks; the default effort.
 _GRADIENTS = 10
 _EFFORT = {"steps": 20, "queries": 300}
-# Of an export and of asking it.
+# Exporting a network and querying the export.
 _EXPORTS = 4.0
-# A small network's first call, in images that it could learn from meanwhile.
+# A small network's first call, as the number of images that it could train on in that time.
 _FIRST = 150.0
 _SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}
 
 
 class Cost(NamedTuple):
-    """What one stage, or measuring, takes.
+    """The cost of one stage, or of measuring.
 
     Attributes:
         steps: Steps of training, or batches to measure.
-        seconds: About how long, on this machine.
-        bytes: What it leaves on disk.
-        passing: What it needs there while it runs.
+        seconds: Approximate time on this machine.
+        bytes: Disk space of its results.
+        passing: Additional disk space while it runs.
     """
 
     steps: int
@@ -49,7 +49,7 @@ NOTHING = Cost(0, 0.0, 0.0)
 
 
 class Network(NamedTuple):
-    """What one network takes: seconds of a pass forward and back for each image, of its first call; its weights."""
+    """The cost of one network: seconds of a forward and backward pass per image, and of its first call; its weights."""
 
     seconds: float
     first: float
@@ -60,7 +60,7 @@ Timed: TypeAlias = Callable[[str], Network]
 
 
 def all_alike(name: str) -> Network:
-    """Takes a network for one like all others: a pass is a unit, and the first call as much as some hundred images."""
+    """Treats all networks alike: a pass is one unit, and the first call costs as much as some hundred images."""
     return Network(1.0, _FIRST, 0)
 
 
@@ -69,16 +69,16 @@ def count(
 ) -> dict[str, Cost]:
     """The cost of each stage, and of "measure".
 
-    A network's pass forward and back is timed; an adversarial image is counted as such a pass of who learns from it
-    and, for each gradient of the attack, two thirds of one of who crafts it; a prediction as a third. What a scheme
-    crafts once is on the disk until all stages are done.
+    A network's forward and backward pass is timed. An adversarial image counts as one such pass of the network that
+    learns from it and, for each gradient of the attack, as two thirds of a pass of its source; a prediction counts as a
+    third. The examples that a scheme crafts once stay on disk until all stages are done.
 
     Args:
         config: The configuration.
-        stages: The stages that are still to be trained.
-        cells: The cells that are to be measured.
+        stages: The stages that still have to be trained.
+        cells: The cells to measure.
         found: The numbers of images.
-        timed: What each network takes, by name; all the same if not given.
+        timed: The cost of each network, by name; equal for all if not given.
     """
     costs = {}
     kept = 0.0
@@ -103,7 +103,7 @@ def count(
     seconds = sum(_CRAFT * getattr(attacks[attack], "steps", 1) * timed(s).seconds for attack, _, s in crafted)
     seconds += sum(_FORWARD * timed(NetworkName.parse(cell.target).network).seconds for cell in wanted)
     overhead = sum(timed(NetworkName.parse(cell.target).network).first for cell in wanted) / 4
-    # Two searches of every network that is defended; half of the images fall before their end.
+    # Two searches against every defended network; half of the images are fooled before their end.
     asked = max(config.queries.budgets, default=0) * min(config.queries.limit, found.test)
     queried = {cell.target for cell in wanted if NetworkName.parse(cell.target).scheme in config.schemes}
     searched = sum(asked * _FORWARD * timed(target).seconds for target in queried)
@@ -113,10 +113,10 @@ def count(
 
 
 def count_checks(config: Config, found: Sizes, timed: Timed = all_alike) -> Cost:
-    """The cost of the checks, by a simple count: every image takes some gradients a step, and queries, of each network.
+    """The cost of the checks, by a simple count: gradients for each step, and queries, of each network per image.
 
-    Of one network the checks' attacks take about ten gradients for each of their steps, and ask it half of the queries,
-    as most images fall before.
+    The checks' attacks take about ten gradients of a network for each of their steps, and half of the queries, because
+    most images are fooled earlier.
     """
     schemes = config.schemes if config.checks.schemes is None else config.checks.schemes
     checked = [name for scheme in schemes for name in config.networks_of(scheme)]
@@ -128,14 +128,14 @@ def count_checks(config: Config, found: Sizes, timed: Timed = all_alike) -> Cost
 
 
 def count_export(config: Config, timed: Timed = all_alike) -> Cost:
-    """The cost of the SavedModels, each written and asked once more."""
+    """The cost of the SavedModels, each written and queried once."""
     names = config.networks_of(config.export.scheme) if config.export.scheme else []
     exported = [timed(name) for name in config.export.networks or names]
     return Cost(0, sum(_EXPORTS * each.first for each in exported), sum(4.0 * each.weights for each in exported))
 
 
 def parts(config: Config, found: Sizes, timed: Timed = all_alike) -> dict[str, Cost]:
-    """The cost of each part of a whole run, in their order: the stages, "measure", "check" and "export".
+    """The cost of each part of a whole run, in order: the stages, "measure", "check" and "export".
 
     Args:
         config: The configuration.
@@ -150,7 +150,7 @@ def parts(config: Config, found: Sizes, timed: Timed = all_alike) -> dict[str, C
 
 
 def finished(config: Config) -> set[str]:
-    """Those of the parts of a run that its folder holds already."""
+    """The parts of a run that its folder already holds."""
     folder = config.folder
     files = {"measure": folder.results, "check": folder.checks, "export": folder.exports}
     files |= {str(stage): folder.networks(stage) for stage in config.stages()}
@@ -190,13 +190,13 @@ def _crafted_once(config: Config, scheme: str, found: Sizes) -> tuple[set[tuple[
 
 
 def crafted_bytes(config: Config, scheme: str, found: Sizes) -> float:
-    """What the examples that a scheme crafts once take on disk, at most: it may share them with another."""
+    """The maximum disk space of the examples that a scheme crafts once: schemes may share them."""
     pairs, images = _crafted_once(config, scheme, found)
     return 3.0 * config.data.image_size**2 * len(pairs) * images
 
 
 def _adversarial(config: Config, scheme: str, timed: Timed, found: Sizes) -> tuple[float, float]:
-    """Seconds, for each clean image, of adversarial ones in an epoch; and those of all that is crafted once."""
+    """Seconds per clean image for its adversarial ones in an epoch; and for all that is crafted once."""
     described = config.scheme(scheme)
     frozen = config.frozen_sources(scheme)
     networks = config.networks_of(scheme)
@@ -216,7 +216,7 @@ def _adversarial(config: Config, scheme: str, timed: Timed, found: Sizes) -> tup
         share = 1.0 if described.mixing == "all" or not its else 1 / len(its)
         anew = 0.0 if described.crafted_once else sum(crafting(*each) for each in its.items())
         seconds += share * (anew + len(its) * architecture(learner).seconds)
-        if learner not in networks:  # A sparring partner has clean images to learn from too.
+        if learner not in networks:  # A sparring partner also learns from clean images.
             seconds += architecture(learner).seconds
     taught = described.teachers_of(networks, frozen).values()
     seconds += sum(_FORWARD * architecture(teacher).seconds for its in taught for teacher in its)

@@ -1,9 +1,10 @@
 """Classifiers and the backbones they wrap.
 
-`load_model` takes a model from any file, or from memory, as one kind of model: images in [0, 1] to logits.
+`load_model` loads a model from any file, or from memory, as a model from images in [0, 1] to logits.
 
 `ImageClassifier.from_backbone(name, num_classes=...)` puts a registered backbone between its own preprocessing and a
-linear classification layer. The features, which feed that layer and which domain adaptation taps, are per backbone:
+linear classification layer. The features, which feed that layer and are used by domain adaptation, are for each
+backbone:
 
 | backbone | features | from | images | weights |
 | --- | --- | --- | --- | --- |
@@ -22,17 +23,17 @@ linear classification layer. The features, which feed that layer and which domai
 | `compact_resnet`, `compact_resnet_deep` | 64 | means of the last map | 48, from 16 | none |
 | `compact_inception`, `compact_densenet` | 128, 69 | means of the last map | 48, from 16 | none |
 
-Between features and classification layer is dropout: 0.5 for Tramèr's networks, as published, 0 for the others, or what
-the user says. `weights` may always be the path of an HDF5 file of the backbone's weights instead, or None.
+Dropout comes between the features and the classification layer: 0.5 for Tramèr's networks, as published, 0 for the
+others, unless you set it. `weights` may always be the path of an HDF5 file of the backbone's weights instead, or None.
 
 `mobilenet_face_classifier("gender")` is a whole trained network, with the published head for gender or age.
 
-An own backbone is a Keras model from images to a feature map or to features, passed to `ImageClassifier` as it is:
+Your own backbone is a Keras model from images to a feature map or to features. Pass it to `ImageClassifier`:
 
     backbone = keras.applications.MobileNetV2(include_top=False, weights="imagenet", input_shape=(96, 96, 3))
     network = ImageClassifier(backbone, 8, image_shape=(96, 96, 3), preprocessing=Preprocessing(scale=2.0, offset=-1.0))
 
-or registered, so that configurations can name it:
+or register it, so that configurations can name it:
 
     @register_backbone("mobilenet_v2", preprocessing={"scale": 2.0, "offset": -1.0}, default_size=96)
     def mobilenet_v2(input_shape):

@@ -34,23 +34,22 @@ _NULL_AT_FIRST = -10.0
 class ImageClassifier(keras.Model):
     """A backbone between its own preprocessing and a linear classification layer: images in [0, 1] to logits.
 
-    `preprocessing -> backbone -> pooling = features -> dropout -> classification layer = logits`. The features are
-    what feeds the classification layer; domain adaptation taps them there. All but the backbone is float32 whatever the
-    dtype policy.
+    `preprocessing -> backbone -> pooling = features -> dropout -> classification layer = logits`. The features feed the
+    classification layer, and domain adaptation uses them. All but the backbone is float32 whatever the dtype policy.
 
     Args:
         backbone: Keras model from preprocessed images `[batch, height, width, 3]` to a feature map
             `[batch, h, w, channels]` or to features `[batch, channels]`.
         num_classes: Number of classes, at least 2.
         image_shape: `(height, width, 3)` of the images.
-        preprocessing: The layer that the images pass first; None passes them on as they are.
+        preprocessing: The layer that the images pass first; None leaves them unchanged.
         pooling: "avg", "max" or "flatten" turns a feature map into features; None if the backbone gives features.
         dropout: Rate of the dropout before the classification layer, in [0, 1).
-        initial_weights: What the backbone started from, for the run's record: `weights` as asked for, the name of the
-            `file` and its `sha256`; None if it started fresh. It changes nothing and survives saving.
-        head: Model from features to logits `[batch, num_classes]`; None takes a linear layer, freshly started.
-        null_class: Whether the linear layer has one more output, for images that are adversarial, which
-            `null_share` of a scheme trains. It is not among the logits; `answers` gives it.
+        initial_weights: The backbone's starting weights, for the run's record: `weights` as requested, the name of the
+            `file` and its `sha256`; None for random weights. It has no effect, and is saved with the model.
+        head: Model from features to logits `[batch, num_classes]`; None takes a randomly initialised linear layer.
+        null_class: Whether the linear layer has one more output, for adversarial images, which a scheme's `null_share`
+            trains. It is not among the logits; `answers` returns it.
         **kwargs: `name`, `dtype`, `trainable`, as any Keras model takes.
 
     Raises:
@@ -80,7 +79,7 @@ class ImageClassifier(keras.Model):
         **kwargs: Any,
     ):
         # Under mixed precision Keras would round the images before the preprocessing sees them, and perturbations with
-        # them: each layer within casts for itself.
+        # them. So each inner layer casts its own inputs.
         super().__init__(autocast=False, **kwargs)
         if num_classes < 2:
             raise ValueError(f"A classifier needs at least two classes. Received: num_classes={num_classes}")
@@ -104,7 +103,7 @@ class ImageClassifier(keras.Model):
         self.build((None, *self.image_shape))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the weights; the constructor has done it."""
+        """Does nothing: the constructor has created the weights."""
         if self.built:
             return
         shape = self.backbone.compute_output_shape(self.preprocessing.compute_output_shape(input_shape))
@@ -132,19 +131,19 @@ class ImageClassifier(keras.Model):
         resize_to: int | None = None,
         **kwargs: Any,
     ) -> ImageClassifier:
-        """A classifier on a registered backbone, with that backbone's own preprocessing and pooling.
+        """Builds a classifier on a registered backbone, with that backbone's preprocessing and pooling.
 
         Args:
             backbone: One of `available_backbones()`.
             num_classes: Number of classes, at least 2.
             image_shape: `(height, width, 3)`; None takes the backbone's default size.
-            weights: What the backbone starts from: the name of published weights ("vggface", "imagenet"), which are
+            weights: The backbone's starting weights: the name of published ones ("vggface", "imagenet"), which are
                 downloaded once; the path of an HDF5 file of its weights; or None for random weights.
-            dropout: Rate of the dropout before the classification layer, in [0, 1); None takes the backbone's, which
-                is 0 but for the networks published with one.
-            resize_to: Height and width at which the backbone sees the images, resized in the graph; None leaves them
-                as they are, unless the backbone cannot work below some size.
-            **kwargs: `name` (the backbone's if not given) and the like, as any Keras model takes.
+            dropout: Rate of the dropout before the classification layer, in [0, 1); None takes the backbone's, which is
+                0 except for networks published with dropout.
+            resize_to: Height and width at which the backbone sees the images, resized in the graph; None keeps their
+                size, unless they are too small for the backbone.
+            **kwargs: `name` (the backbone's if not given), `dtype` and `trainable`, as any Keras model takes.
 
         Raises:
             ValueError: If the backbone is unknown, the images are too small for it, or the weights do not fit it.
@@ -191,11 +190,11 @@ class ImageClassifier(keras.Model):
         sample: Any = None,
         name: str | None = None,
     ) -> ImageClassifier:
-        """A trained Keras classifier as one of ours, its head included, so that it answers as before.
+        """Converts a trained Keras classifier, including its head, so that its answers stay the same.
 
-        The softmax goes, or the sigmoid of a model with one output, and the range of the images goes into the graph.
-        The classifier is a copy: training it leaves the model as it is. KerasHub's `preprocessor` is no part of the
-        network, so `input_range` is what that gives.
+        The softmax, or the sigmoid of a model with one output, is removed, and the range of the images moves into the
+        graph. The classifier is a copy: training it does not change the model. KerasHub's `preprocessor` is not part of
+        the network, so `input_range` is the range of its output.
 
         Args:
             model: A functional, Sequential, nested or subclassed model from images `[batch, height, width, channels]`
@@ -204,15 +203,15 @@ class ImageClassifier(keras.Model):
             input_range: The range of pixel values that the model expects, (lowest, highest).
             class_names: The classes, to check their number; with two of them, one output without activation is the
                 logit of the second.
-            features: Name of the layer whose output `features` gives; None takes what feeds the last Dense layer. A
-                model that does not end in a Dense layer needs it.
+            features: Name of the layer whose output `features` gives; None takes the input of the last Dense layer.
+                Required if the model does not end in a Dense layer.
             sample: Images `[n, height, width, channels]` in `input_range`, on which the answers are compared; None
-                takes noise. A model without a fixed size needs it.
+                takes noise. Required for a model without a fixed size.
             name: The classifier's name; None takes the model's.
 
         Raises:
             ValueError: If the model cannot be taken apart, copied or saved, an argument does not fit it, or the
-                classifier would not answer as the model does, to 1e-5.
+                classifier's answers would differ from the model's by more than 1e-5.
 
         Example:
             >>> network = ImageClassifier.from_keras("mine.keras", input_range=(0, 255))
@@ -316,18 +315,18 @@ class ImageClassifier(keras.Model):
         return self.classify(self.features(images, training=training), training=training)
 
     def freeze_backbone(self) -> None:
-        """Leaves only the classification layer to train, the first of the two usual stages of fine-tuning.
+        """Makes only the classification layer trainable, as in the first of the two usual stages of fine-tuning.
 
-        Frozen batch normalisation runs on its moving statistics and leaves them as they are, whatever `training` says,
-        so the backbone computes in training what it computes in inference but for its dropout. Compile after this: a
-        compiled model keeps training what it was compiled with. `network.backbone.trainable = True` undoes it.
+        Frozen batch normalisation uses its moving statistics and does not update them, whatever `training` says, so
+        apart from dropout the backbone computes the same in training as in inference. Compile afterwards: a compiled
+        model keeps training the variables that it was compiled with. `network.backbone.trainable = True` undoes it.
         """
         self.backbone.trainable = False
 
     def fine_tune_from(self, layer: str, *, freeze_batch_norm: bool = False) -> None:
         """Trains the backbone from one of its layers on, in the order of `backbone.layers`; those before are frozen.
 
-        Frozen layers behave as `freeze_backbone` says. Compile after this.
+        Frozen layers behave as described in `freeze_backbone`. Compile afterwards.
 
         Args:
             layer: Name of the first layer to train, such as `"conv5_1"`.

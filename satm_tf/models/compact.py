@@ -1,8 +1,7 @@
 """Small networks of four architectures, for images of 28 to 96 pixels and machines without a GPU.
 
-Each is the pattern of a well-known network at a fraction of its width: what differs between them (batch normalisation
-or none, additive or concatenated shortcuts, one or several filter sizes) is what makes their adversarial examples
-transfer imperfectly.
+Each follows a well-known network at a fraction of its width. Their differences (batch normalisation or none, additive
+or concatenated shortcuts, one or several filter sizes) are why their adversarial examples transfer imperfectly.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from satm_tf.models.registry import register_backbone
 
 _FACTS = {"preprocessing": {"scale": 2.0, "offset": -1.0}, "default_size": 48, "minimum_size": 16}
 
-# Small networks are trained for hundreds of steps, not tens of thousands: Keras's 0.99 would still hold its start.
+# Small networks are trained for hundreds of steps, not tens of thousands: Keras's 0.99 would still be close to its
+# initial value.
 _MOMENTUM = 0.9
 
 
@@ -75,7 +75,7 @@ def compact_resnet(
 
 @register_backbone("compact_resnet_deep", **_FACTS)
 def compact_resnet_deep(input_shape: tuple[int, int, int]) -> keras.Model:
-    """`compact_resnet` with two blocks to each width: to it what ResNet101 is to ResNet50."""
+    """`compact_resnet` with two blocks for each width, as ResNet101 is a deeper ResNet50."""
     return compact_resnet(input_shape, blocks_per_width=2)
 
 

@@ -37,18 +37,18 @@ def load_model(
     signature: str = "serving_default",
     input_range: tuple[float, float] = (0, 1),
 ) -> LoadedModel:
-    """Loads a classifier from wherever it is, as one kind of model: float32 logits of images in [0, 1].
+    """Loads a classifier from any source as one kind of model: images in [0, 1] to float32 logits.
 
-    Outputs that are probabilities are recognised and turned into logits: those of eight noise images that all sum to 1,
-    none of them negative.
+    Probabilities are recognised and turned into logits: the outputs for eight noise images are non-negative and all sum
+    to 1.
 
     Args:
-        source: A `.keras` file, ours or any other; the folder of a SavedModel, or of numbered versions of one, of which
-            the newest is taken; an `.onnx` or a `.tflite` file; a Keras model; or a function from images to outputs
-            `[batch, classes]`, which TensorFlow must be able to trace. Behind the path may stand `#` and the name of
+        source: A `.keras` file of any origin; the folder of a SavedModel, or of numbered versions of one, of which the
+            newest is taken; an `.onnx` or a `.tflite` file; a Keras model; or a function from images to outputs
+            `[batch, classes]`, which TensorFlow must be able to trace. After the path you may add `#` and the name of
             the output to use.
         image_size: Height and width, for a model that takes any.
-        image_shape: Height, width and channels, for a model that takes any or does not say, as a function; three
+        image_shape: Height, width and channels, for a model that takes any or does not say, such as a function; three
             channels if not given.
         output: Name of the output; None takes the only one, or else `logits` or `probabilities`.
         signature: Signature of a SavedModel or of a LiteRT file.
@@ -59,7 +59,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If the file is of no kind above or damaged, the image size is neither given nor known or is not that
+        ValueError: If the file is damaged or of another kind, the image size is neither given nor known or is not that
             of the model, or the outputs are not `[batch, classes]`.
         ImportError: If the runtime of an `.onnx` or `.tflite` file is not installed.
 
@@ -94,7 +94,7 @@ def load_model(
 
 
 def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
-    """Loads an `ImageClassifier` as itself, to train it further or to export it.
+    """Loads an `ImageClassifier` unchanged, to train it further or to export it.
 
     Args:
         path: Its `.keras` file.
@@ -116,24 +116,25 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
 
 
 class LoadedModel:
-    """A classifier as `load_model` gives it: float32 logits, whatever it was loaded from.
+    """A classifier as `load_model` returns it: float32 logits, whatever it was loaded from.
 
     Args:
         network: Keras model or callable, from images `[batch, *image_shape]` in [0, 1] to logits or probabilities
             `[batch, classes]`, or to several outputs by name.
-        name: How messages call it.
+        name: Its name in messages.
         image_shape: `(height, width, channels)` of the images.
-        output: Name of the output, where there are several.
+        output: Name of the output, if there are several.
         fingerprint: See below.
         input_range: The range of pixel values that the network expects, (lowest, highest).
 
     Attributes:
         image_shape: `(height, width, channels)` of the images.
         num_classes: Number of classes.
-        fingerprint: A digest of the file and of what was chosen in it; None for a model that was in memory already,
-            whose weights may still change.
+        fingerprint: A digest of the file and the choices made in it; None for a model that was in memory, whose weights
+            may still change.
         differentiable: Whether a gradient reaches the images.
-        remote: Whether it is a server's, as `serving.Endpoint`: called only outside graphs, and no more than needed.
+        remote: Whether it is on a server, as `serving.Endpoint` is: called only outside graphs, and no more than
+            needed.
 
     Raises:
         ValueError: If the outputs are not `[batch, classes]`.
@@ -181,7 +182,7 @@ class LoadedModel:
                 f"Received: {list(outputs.shape)}"
             )
         self.num_classes = outputs.shape[1]
-        # Logits of eight noise images that all add up to one, none of them negative, are probabilities.
+        # Outputs for eight noise images that are non-negative and all sum to one are probabilities.
         self._probabilities = bool(
             not getattr(network, "gives_logits", False)
             and np.all(outputs >= 0)
@@ -197,7 +198,7 @@ class LoadedModel:
 
     def _ask(self, images: tf.Tensor) -> Any:
         low, high = self.input_range
-        # Not even by 1: what the network sees is to be the images, to the bit.
+        # Not even by 1: the network must see the images unchanged, to the bit.
         return self._network(images if self.input_range == (0, 1) else low + (high - low) * images, **self._options)
 
     def _chosen(self, answers: Any) -> tf.Tensor:
@@ -218,10 +219,10 @@ class LoadedModel:
 
 
 class FromProbabilities:
-    """A model in memory that gives probabilities, as one that gives logits: their logarithm.
+    """Wraps a model in memory that gives probabilities as one that gives logits: their logarithm.
 
-    The softmax of the logarithms is the probabilities again, so cross-entropy is exact. Where a softmax in float32 has
-    saturated, the gradient is lost before it gets here: attack the logits themselves where they can be had.
+    The softmax of the logarithms is the probabilities again, so cross-entropy is exact. If a softmax in float32 has
+    saturated, the gradient is already lost: attack the logits themselves if you can get them.
 
     Args:
         model: Keras model, or a callable that takes `training`, to probabilities `[batch, classes]`.
@@ -245,7 +246,7 @@ def _logarithm(probabilities: tf.Tensor) -> tf.Tensor:
 
 
 def _split(text: str, output: str | None) -> tuple[Path, str | None]:
-    """The path and the output of `PATH#OUTPUT`; a path that exists is one, whatever is in it."""
+    """The path and the output of `PATH#OUTPUT`; an existing path is never split, even if it contains `#`."""
     before, mark, behind = text.rpartition("#")
     if not mark or Path(text).exists():
         return Path(text), output
@@ -255,7 +256,7 @@ def _split(text: str, output: str | None) -> tuple[Path, str | None]:
 
 
 def _find(path: Path) -> Path:
-    """The file, or the folder of the SavedModel, that a path means."""
+    """The file, or the folder of the SavedModel, that a path refers to."""
     if not path.exists():
         raise FileNotFoundError(f"No network was found at this path. Received: {path}")
     if path.is_file() and path.suffix in (".keras", *RUNTIMES):
@@ -278,10 +279,10 @@ def _open(path: Path, output: str | None, signature: str) -> Model:
 def _image_shape(
     name: str, network: Model, requested: tuple[int | None, int | None, int | None]
 ) -> tuple[int, int, int]:
-    """What the network says, completed by what was asked for."""
+    """The image shape that the network declares, completed by the requested one."""
     declared = getattr(network, "image_shape", None)
     if declared is None and isinstance(network, keras.Model):
-        # A model of the user's own class that was called with nothing yet has none.
+        # A subclassed model that has not been called yet has none.
         declared = getattr(network, "input_shape", (None,))[1:] or None
     declared = (None, None, None) if declared is None else tuple(declared)
     if len(declared) != 3 or not all(side is None or isinstance(side, int) for side in declared):

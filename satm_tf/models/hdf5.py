@@ -1,4 +1,4 @@
-"""HDF5 files from anywhere: what would hold the library up, fill the memory, or lead elsewhere is found beforehand."""
+"""Safe opening of HDF5 files: content that would hang the library, fill the memory or link elsewhere is refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import h5py
 
-# What h5py raises for damaged files: a SystemError where a visit fails within.
+# What h5py raises for damaged files: a SystemError if a visit fails inside.
 _BROKEN = (OSError, LookupError, RuntimeError, SystemError, TypeError, AttributeError, UnicodeError, struct.error)
-# Bytes of arrays for each of a file's, at most: floats that are weights hardly compress.
+# The most bytes of arrays per byte of the file: weights hardly compress.
 _EXPANSION = 16
 _SIZES = 16  # bytes at the start that hold the signature and the sizes of numbers
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# A collection of the global heap: what it begins with, in version 1; its header, its size last; and each object's.
+# A collection of the global heap: its signature in version 1; its header, which ends in its size; each object's.
 _HEAP = b"GCOL\x01"
 # From the start of an attribute to its name, by version; and the class of a type of variable length.
 _ATTRIBUTE, _VARIABLE = {1: 8, 2: 8, 3: 9}, 9
@@ -26,11 +26,11 @@ _HEAP_HEADER, _OBJECT_HEADER = struct.Struct("<8xQ"), struct.Struct("<H6xQ")
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[h5py.File]:
-    """Opens an HDF5 file to read, once it is safe to: what goes wrong within says that the file is damaged.
+    """Opens an HDF5 file for reading if it is safe to; an error inside the block reports that the file is damaged.
 
     Raises:
-        ValueError: If it is no HDF5 file, is damaged, has parts in other files, or claims far more memory than it has
-            bytes.
+        ValueError: If it is not an HDF5 file, is damaged, has parts in other files, or claims far more memory than it
+            has bytes.
 
     Example:
         >>> with open_weights(Path("vgg.weights.h5")) as file:
@@ -51,18 +51,18 @@ def open_weights(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_sizes(file: h5py.File, path: Path) -> None:
-    """Refuses what lies elsewhere, or would take far more memory than the file has bytes, as a damaged shape claims."""
+    """Refuses links to other places, and arrays that claim far more memory than the file has bytes."""
     claimed = 0
 
-    # A visit ends with the first text that is given back; h5py cannot bear an exception from here.
+    # A visit ends at the first returned string; h5py cannot handle an exception raised here.
     def count(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
         nonlocal claimed
         if not isinstance(item, h5py.Dataset):
             return None
         claimed += int(item.size or 0) * item.dtype.itemsize
         if item.dtype.hasobject:
-            return f"{name!r} holds no numbers"
-        return f"{name!r} lies in another file" if item.external or item.is_virtual else None
+            return f"{name!r} does not hold numbers"
+        return f"{name!r} is in another file" if item.external or item.is_virtual else None
 
     def follow(name: str, link: object) -> str | None:
         return None if isinstance(link, h5py.HardLink) else f"{name!r} is a link to somewhere else"
@@ -98,7 +98,7 @@ def _check_texts(file: h5py.File, path: Path) -> None:
 
 
 def _check_lengths(contents: mmap.mmap, at: int, length: int) -> None:
-    """Checks the lengths of an attribute's texts, where what stands before and after its name says that it has some."""
+    """Checks the lengths of an attribute's texts, if the bytes around its name say that it has any."""
     version = next((known for known, size in _ATTRIBUTE.items() if at >= size and contents[at - size] == known), 0)
     if not version or struct.unpack_from("<H", contents, at - _ATTRIBUTE[version] + 2)[0] != length:
         return
@@ -120,7 +120,7 @@ def _check_lengths(contents: mmap.mmap, at: int, length: int) -> None:
 
 
 def _check_heaps(path: Path) -> None:
-    """Refuses a heap of texts whose objects do not follow each other to its end: libhdf5 can walk in it for ever.
+    """Refuses a heap of texts whose objects do not follow each other to its end: libhdf5 could loop in it forever.
 
     Source:
         https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, III.E "Disk Format: Level 1E - Global Heap"
@@ -128,16 +128,16 @@ def _check_heaps(path: Path) -> None:
     if path.stat().st_size < _SIZES:
         raise OSError("it is too short for HDF5")
     with _mapped(path) as contents:
-        # The size of lengths, which has another place in versions 0 and 1 of what begins a file than in 2 and 3.
+        # The size of lengths, whose position differs between versions 0 and 1 of the superblock and versions 2 and 3.
         if contents[:8] != _SIGNATURE or contents[14 if contents[8] < 2 else 10] != 8:
-            raise OSError("it does not begin like an HDF5 file of weights")
+            raise OSError("it does not start like an HDF5 file of weights")
         start = contents.find(_HEAP)
         while 0 <= start <= len(contents) - _HEAP_HEADER.size:
             (size,) = _HEAP_HEADER.unpack_from(contents, start)
             at, end = start + _HEAP_HEADER.size, min(start + size, len(contents))
             while at + _OBJECT_HEADER.size <= end:
                 index, size = _OBJECT_HEADER.unpack_from(contents, at)
-                # The object 0 is what is free, its own header included.
+                # Object 0 is the free space, including its own header.
                 taken = _OBJECT_HEADER.size + size + -size % 8 if index else size
                 if not _OBJECT_HEADER.size <= taken <= end - at:
                     raise OSError(f"the heap of its texts is damaged at byte {at}")

@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, pre-trained on ImageNet: the paper's holdouts and partners, and stronger ones.
+"""Networks of `keras.applications`, pre-trained on ImageNet: the paper's unseen models and partners, and stronger ones.
 
 Each is the published network without its classification layer; the weights are the files of `keras.applications`.
 """
@@ -89,7 +89,7 @@ _APPLICATIONS = {
         "convnext/convnext_tiny_notop.h5",
         "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
         _STANDARDISED,
-        # ConvNeXt normalises its features after pooling them, so the pooling has to be inside.
+        # ConvNeXt normalises its features after pooling, so the pooling must be inside.
         arguments={**_NO_PREPROCESSING, "pooling": "avg"},
         facts={"pooling": None},
     ),

@@ -1,4 +1,4 @@
-"""The four MNIST networks of ensemble adversarial training, which Table 7 of the paper compares on.
+"""The four MNIST networks of ensemble adversarial training, on which Table 7 of the paper compares.
 
 Each is the published structure up to its last layer, which is the classification layer of `ImageClassifier`, and the
 published dropout of 0.5 before it. Images are RGB here, as everywhere in the package, so the first layer has three

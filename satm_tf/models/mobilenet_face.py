@@ -1,7 +1,7 @@
 """MobileNet 1.0, pre-trained on the identities of VGGFace2, with heads for age and gender.
 
-The published file is a TensorFlow.js graph model whose batch normalisation is folded into the weights around it. What
-`weights="vggface2"` loads computes the same function, and has to pass `restore_batch_norm` before it is trained.
+The published file is a TensorFlow.js graph model whose batch normalisation is folded into the weights around it.
+`weights="vggface2"` loads the same function; call `restore_batch_norm` before you train it.
 
 Source:
     Network: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017.
@@ -108,7 +108,7 @@ def mobilenet_face_classifier(
     Args:
         head: "gender" has the classes female and male; "age" the years 0 to 99, or the `groups`.
         groups: First and last year of each age group, such as `satm_tf.data.adience.AGE_GROUPS`; a group's probability
-            is the sum over its years; years in no group are left out. The last group may end above 99.
+            is the sum over its years, and years outside all groups are left out. The last group may end above 99.
         image_shape: `(height, width, 3)` of the images.
         resize_to: Height and width at which the network sees them; it was trained at 224.
         weights: "vggface2", which is downloaded once, or the path of `faceres-deep.json`.
@@ -138,7 +138,7 @@ def mobilenet_face_classifier(
     features.set_weights([values["feats/kernel"], values["feats/bias"]])
     kernel, bias = values[f"{head}_pred/kernel"], values[f"{head}_pred/bias"]
     if head == "gender":
-        # The published output is the sigmoid of one number, for male.
+        # The published output is the sigmoid of one number: the probability of male.
         kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
     if groups is not None:
         years = layers.Dense(outputs, name="age_pred")
@@ -162,7 +162,7 @@ def mobilenet_face_classifier(
 
 
 def _set_folded(backbone: keras.Model, values: dict[str, np.ndarray], path: Path) -> None:
-    """Sets the folded weights: each normalisation multiplies and adds, on statistics of 0 and 1."""
+    """Sets the folded weights: each normalisation only scales and shifts, with mean 0 and variance 1."""
     expected = _layout(backbone)
     received = [(name, array.shape) for name, array in values.items()]
     if received != expected:
@@ -195,7 +195,7 @@ def _layout(backbone: keras.Model) -> list[tuple[str, tuple[int, ...]]]:
         layout += [(f"{name}/kernel", (sizes[name], units)), (f"{name}/bias", (units,))]
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # A depthwise convolution's scale is kept apart; the others' are multiplied into their kernels.
+            # The scale of a depthwise convolution is stored separately; the others are multiplied into their kernels.
             parts = ("mul", "sub") if "_dw_" in layer.name else ("sub",)
             layout += [(f"{layer.name}/batchnorm_1/{part}", tuple(layer.gamma.shape)) for part in parts]
         elif isinstance(layer, keras.layers.ReLU):

@@ -1,4 +1,4 @@
-"""Batch normalisation in one kernel, and its statistics measured anew."""
+"""Batch normalisation in one kernel, and re-estimation of its statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from satm_tf.models.classifier import ImageClassifier
 
-# TensorFlow's kernel silently takes a smaller epsilon for this one.
+# TensorFlow's kernel silently replaces a smaller epsilon by this one.
 _SMALLEST_EPSILON = 1.001e-5
 
 
@@ -18,8 +18,8 @@ _SMALLEST_EPSILON = 1.001e-5
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's batch normalisation, weights and results, with TensorFlow's fused kernel in training.
 
-    Keras 3 casts to float32, takes the moments and normalises one operation after the other, which in mixed precision
-    costs more than the convolutions between (`benchmarks/backbones.py` has the figures). In inference, and wherever the
+    Keras 3 casts to float32, computes the moments and normalises in separate operations, which in mixed precision cost
+    more than the convolutions between (`benchmarks/backbones.py` has the figures). In inference, and wherever the
     kernel does not apply (inputs that are not images, masks, synchronised or renormalised statistics, channels first),
     this is Keras's layer to the bit.
 
@@ -54,10 +54,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
-    """A functional model with this module's `BatchNormalization` instead of Keras's, fresh, same names and order.
+    """A new functional model with this module's `BatchNormalization` instead of Keras's, same names and order.
 
     Args:
-        model: Model of another's making, such as one of `keras.applications`, before its weights are loaded.
+        model: A model from elsewhere, such as `keras.applications`, before its weights are loaded.
     """
 
     def replace(layer: keras.layers.Layer) -> Any:
@@ -71,16 +71,16 @@ def restore_batch_norm(network: ImageClassifier, images: np.ndarray, *, batch_si
     """Sets batch normalisation to the statistics of some images, without changing what the network computes.
 
     Published weights are often folded for inference: moving means of 0 and variances of 1, with the real statistics
-    multiplied into the layers around. In training such a layer normalises by its batch instead, which is another
-    function from the first step on. Here each layer's statistics are measured, and its scale and shift are set so that
-    its outputs in inference stay what they were; training then starts from that function. Call it before `fit`; a
-    network that has right statistics already is not harmed. An experiment's fine-tuning stage calls it where the
+    multiplied into the layers around. In training such a layer normalises by its batch instead, which is a different
+    function from the first step on. This function measures each layer's statistics and sets its scale and shift so that
+    its outputs in inference do not change; training then starts from the same function. Call it before `fit`; it does
+    not harm a network whose statistics are already correct. An experiment's fine-tuning stage calls it if the
     backbone's published weights are folded.
 
     Args:
         network: The network, whose backbone is a functional model.
-        images: Float images `[count, height, width, 3]` in [0, 1] like those of the training; a few hundred are enough.
-        batch_size: How many are passed at once.
+        images: Float images `[count, height, width, 3]` in [0, 1] like the training images; a few hundred are enough.
+        batch_size: Images per batch.
 
     Raises:
         ValueError: If the images do not fit the network, or a layer has no scale and shift to set.

@@ -1,4 +1,4 @@
-"""What a backbone expects of its input, as a layer, so that attacks differentiate through it."""
+"""A backbone's input preprocessing as a layer, so that attacks differentiate through it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="satm_tf")
 class Preprocessing(keras.layers.Layer):
-    """Takes float RGB images in [0, 1] to what a backbone was trained on: size, channel order, `scale * x + offset`.
+    """Converts float RGB images in [0, 1] to a backbone's input: size, channel order, `scale * x + offset`.
 
-    Always float32, whatever the dtype policy: bfloat16 has 8 bits for a pixel minus its mean.
+    Always float32, whatever the dtype policy, because bfloat16 has only 8 bits for a pixel minus its mean.
 
     Args:
         scale: Float, or one per channel, in the order that the backbone sees.

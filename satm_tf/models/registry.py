@@ -15,20 +15,20 @@ from satm_tf.models.weights import PublishedWeights, load_weights
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build one backbone, and what stands before and after it.
+    """How to build a backbone, and what comes before and after it.
 
     Attributes:
         build: Function of `input_shape`, `(height, width, 3)`, that gives a Keras model from preprocessed images
             `[batch, height, width, 3]` to a feature map `[batch, h, w, channels]` or to features `[batch, channels]`.
-        preprocessing: Arguments of `Preprocessing`: what the backbone was trained on.
+        preprocessing: Arguments of `Preprocessing` that give the input on which the backbone was trained.
         pooling: What turns a feature map into features: "avg", "max" or "flatten"; None if the backbone gives features.
-        dropout: Rate of the dropout before the classification layer when the user names none.
-        default_size: Height and width of the images when the user names none.
-        minimum_size: The smallest height and width of images that it takes.
+        dropout: Default rate of the dropout before the classification layer.
+        default_size: Default height and width of the images.
+        minimum_size: The smallest height and width of images that it accepts.
         resize_below: Images with a side smaller than this are resized to `default_size` in the graph, because the
             backbone cannot work on them as they are.
-        published: Published weights by the name that asks for them.
-        load: Function of the built backbone and a path that loads a weights file or refuses it.
+        published: Published weights, by the name in `weights`.
+        load: Function of the backbone and a path that loads a weights file or refuses it.
         folded: Whether batch normalisation is folded into the published weights, so that `restore_batch_norm` must
             measure its statistics before training.
     """
@@ -49,14 +49,14 @@ _BACKBONES: dict[str, Backbone] = {}
 
 
 def register_backbone(name: str, **facts: Any) -> Callable[[Callable[..., keras.Model]], Callable[..., keras.Model]]:
-    """Makes a function that builds a backbone known by name, to `ImageClassifier.from_backbone` and configurations.
+    """Registers a function that builds a backbone, so that `from_backbone` and configurations can name it.
 
     Args:
         name: The name.
         **facts: The attributes of `Backbone` other than `build`.
 
     Returns:
-        A decorator that gives the function back unchanged.
+        A decorator that returns the function unchanged.
 
     Raises:
         ValueError: If the name is taken.

@@ -1,4 +1,4 @@
-"""Models of other runtimes than Keras: SavedModels, LiteRT and ONNX files, each as a function of a batch of images."""
+"""Models of other runtimes: SavedModels, LiteRT and ONNX files, each as a function of a batch of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Shape = tuple[int | None, ...]
 
 
 def newest_version(folder: str | Path) -> Path | None:
-    """The folder of a SavedModel: this one, or the version of the highest number in it; None if there is none."""
+    """The folder of a SavedModel: this one, or its highest-numbered version; None if there is none."""
     folder = Path(folder)
     if (folder / "saved_model.pb").exists():
         return folder
@@ -30,7 +30,7 @@ def newest_version(folder: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def loading(path: str | Path) -> Iterator[None]:
-    """Turns whatever a library raises for a file that it cannot load into one error that says what to do.
+    """Turns any error of a library that cannot load a file into one that says what to do.
 
     Raises:
         ValueError: For any error other than a missing package.
@@ -39,7 +39,7 @@ def loading(path: str | Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(f"{path} needs a package that is not installed: {error}") from error
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises its own
         raise ValueError(
             f"{path} cannot be loaded. If it is damaged, copy or export it again; if it has custom layers, first "
             f"import the module that registers them. Received: {first_line(error)}"
@@ -47,31 +47,31 @@ def loading(path: str | Path) -> Iterator[None]:
 
 
 def load_keras(path: str | Path) -> keras.Model:
-    """A model from a `.keras` file that is whole.
+    """Loads a `.keras` file after verifying its checksums.
 
     Raises:
         ValueError: If it is damaged, or cannot be loaded.
     """
     with loading(path):
         with zipfile.ZipFile(path) as archive:
-            # Keras itself finds some damage only, and reads wrong weights for other.
+            # Keras detects only some damage, and otherwise reads wrong weights.
             damaged = archive.testzip()
         if damaged:
-            raise ValueError(f"The checksum of {damaged} does not fit its content.")
+            raise ValueError(f"The checksum of {damaged} does not match its content.")
         return keras.saving.load_model(path, compile=False)
 
 
 def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+    """The type of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def choose_output(names: Iterable[str], output: str | None, of: str | Path) -> str:
-    """The output to use: the one asked for, or else the only one, `logits` or `probabilities`.
+    """The output to use: the requested one, or else the only one, `logits` or `probabilities`.
 
     Args:
         names: The outputs that the model has.
-        output: The one asked for; None leaves the choice.
+        output: The requested output; None leaves the choice.
         of: The model, for messages.
 
     Raises:
@@ -104,7 +104,7 @@ class SavedModel:
     """
 
     def __init__(self, folder: str | Path, output: str | None, signature: str):
-        # The loaded object owns the variables: they go when it goes.
+        # The loaded object owns the variables, so keep a reference to it.
         with loading(folder):
             self._loaded: Any = tf.saved_model.load(str(folder))
         self._function = look_up(f"signature of {folder}", signature, self._loaded.signatures)
@@ -113,7 +113,7 @@ class SavedModel:
         self.image_shape: Shape = tuple(specification.shape[1:])
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The output `[batch, classes]`; a SavedModel has one mode, whatever `training` says."""
+        """The output `[batch, classes]`; a SavedModel ignores `training`."""
         return self._function(**{self._input: images})[self._output]
 
 
@@ -130,7 +130,7 @@ class RuntimeModel:
         run: The model as a function of a float32 array `[batch, height, width, channels]`.
 
     Raises:
-        ValueError: If the model takes or gives something else.
+        ValueError: If the model has other inputs or outputs.
         ImportError: If its runtime, of the extra `lite` or `onnx`, is not installed.
     """
 
@@ -164,7 +164,7 @@ def _onnx(path: Path, output: str | None, signature: str) -> tuple[Run, Shape]:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = choose_output((each.name for each in session.get_outputs()), output, path)
     images, node = _images_of({each.name: each for each in session.get_inputs()}, path)
-    # A free side has a name, or none, instead of a number.
+    # A side of any size has a name, or None, instead of a number.
     shape = tuple(side if isinstance(side, int) else None for side in node.shape[1:])
     return lambda batch: session.run([name], {images: np.asarray(batch, np.float32)})[0], shape
 
@@ -176,4 +176,4 @@ def _images_of(inputs: Mapping[str, Any], of: str | Path) -> tuple[str, Any]:
 
 
 RUNTIMES: dict[str, Callable[[Path, str | None, str], tuple[Run, Shape]]] = {".tflite": _litert, ".onnx": _onnx}
-"""What opens a file, by its suffix."""
+"""The class that opens a file, by the file's suffix."""

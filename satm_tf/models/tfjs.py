@@ -1,4 +1,4 @@
-"""The weights of a TensorFlow.js graph model: a `.json` with the graph and a manifest, and binary files beside it."""
+"""The weights of a TensorFlow.js graph model: a `.json` with the graph and a manifest, and binary files next to it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _DTYPES = {"float32": "<f4", "int32": "<i4", "uint8": "u1", "bool": "?"}
 def read_graph_model(path: Path, checksums: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
     """Reads every weight of a TensorFlow.js graph model, in the order of its manifest.
 
-    The binary files hold the weights one after the other, little-endian and without any mark between them, so the
-    manifest is checked against the graph's constants and the files' sizes before the first weight is cut out.
+    The binary files hold the weights one after the other, little-endian and without separators, so the manifest is
+    checked against the graph's constants and the files' sizes before any weight is read.
 
     Args:
-        path: The `.json` file. The binary files that its manifest names lie in the same folder.
+        path: The `.json` file. The binary files that its manifest names must be in the same folder.
         checksums: SHA-256 of the `.json` file and of every binary file, by file name; nothing is parsed before all of
-            them agree. None reads the files as they are.
+            them match. None skips the check.
 
     Returns:
         The weights by name: NumPy arrays of the manifest's dtypes and shapes.
@@ -94,7 +94,7 @@ class _Entry:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """A file of the model; its manifest must not lead out of the folder."""
+    """A file of the model, which must be inside the folder."""
     file = path.parent / name
     if Path(name).name != name or not file.is_file():
         raise ValueError(

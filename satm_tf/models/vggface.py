@@ -1,8 +1,8 @@
 """The three networks of keras-vggface, pre-trained on faces: VGG16, ResNet50 and SENet50.
 
-Layers, order, names, paddings and epsilons are keras-vggface 0.6's, "/" in a layer's name written as ".", so that its
-published weights load. A whole published network, with the identities that it was trained to tell apart, is an
-`ImageClassifier` of 2,622 classes on `vgg16_face_fc7`, or of 8,631 on `resnet50_face` and `senet50_face`.
+Layers, order, names, paddings and epsilons are those of keras-vggface 0.6, with "." for "/" in layer names, so that its
+published weights load. A whole published network, with the identities it was trained on, is an `ImageClassifier` of
+2,622 classes on `vgg16_face_fc7`, or of 8,631 on `resnet50_face` and `senet50_face`.
 
 Source:
     VGG16: Parkhi et al., "Deep Face Recognition", BMVC 2015, trained on VGGFace.
@@ -58,7 +58,7 @@ def vgg16_face(input_shape: tuple[int, int, int]) -> keras.Model:
     "vgg16_face_fc7", pooling=None, resize_below=224, **_facts("rcmalli_vggface_tf_vgg16.h5", _VGGFACE_MEANS)
 )
 def vgg16_face_fc7(input_shape: tuple[int, int, int]) -> keras.Model:
-    """VGG16 up to and with `fc7`, pre-trained on VGGFace; features are its 4,096 outputs, the VGG-Face descriptor.
+    """VGG16 up to and including `fc7`, pre-trained on VGGFace; features are its 4,096 outputs, the VGG-Face descriptor.
 
     The published fully-connected layers take images of 224 x 224: give `resize_to=224` for larger ones.
     """

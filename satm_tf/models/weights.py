@@ -1,4 +1,4 @@
-"""Weights from files: fetched once, checked whole, recorded by their SHA-256."""
+"""Weights from files: downloaded once, checked completely, recorded by their SHA-256."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PublishedWeights:
         url: Address of the file; its last part is the name of the file.
         folder: Folder below Keras's own (`~/.keras`, or `$KERAS_HOME`) in which the file is kept.
         checksum: MD5 or SHA-256 of the file, if its publishers give one.
-        beside: Files that belong to this one and are kept in the same folder.
+        beside: Files that belong to this one and are stored in the same folder.
     """
 
     url: str
@@ -33,7 +33,7 @@ class PublishedWeights:
 
     @property
     def cached(self) -> Path:
-        """Where the file is kept once it has been downloaded."""
+        """Where the downloaded file is stored."""
         home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
         return home / self.folder / self.url.rsplit("/", 1)[-1]
 
@@ -57,7 +57,7 @@ def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedW
         return path
     known = ", ".join(repr(name) for name in published) or "none"
     raise ValueError(
-        f"No weights for backbone {backbone!r}: neither a file nor published weights of it (published: {known}). Give "
+        f"`weights` of backbone {backbone!r} must be a file or published weights (published: {known}). Give "
         f"the path of an HDF5 file, or None for random weights. Received: weights={weights!r}"
     )
 
@@ -80,16 +80,16 @@ def _download(weights: PublishedWeights) -> Path:
 
 
 def weights_record(weights: str, path: Path) -> dict[str, str]:
-    """What a run notes of the weights that it started from: as asked for, the file's name, and its SHA-256."""
+    """A run's record of its starting weights: the requested ones, the file's name, and its SHA-256."""
     return {"weights": weights, "file": path.name, "sha256": sha256(path)}
 
 
 def load_weights(backbone: keras.Model, path: Path) -> None:
-    """Loads a whole backbone from a weights file as Keras 2 or Keras 3 writes it, matching layers in order.
+    """Loads a whole backbone from a weights file written by Keras 2 or Keras 3, matching layers in order.
 
     Raises:
-        ValueError: If the file is damaged, is not that of this architecture, or holds what is no finite number. The
-            backbone then keeps the weights that it has.
+        ValueError: If the file is damaged, belongs to another architecture, or holds non-finite numbers. The backbone
+            then keeps its weights.
     """
     with open_weights(path):
         pass
@@ -98,7 +98,7 @@ def load_weights(backbone: keras.Model, path: Path) -> None:
         backbone.load_weights(path)
         for variable in backbone.weights:
             _check_finite(path, variable.path, np.asarray(variable))
-    except Exception as error:  # Keras and h5py raise many kinds for a damaged file
+    except Exception as error:  # Keras and h5py raise many types for a damaged file
         backbone.set_weights(kept)
         raise ValueError(
             f"{path} does not hold the weights of {backbone.name!r} without its classification layer: {error} "
@@ -117,17 +117,18 @@ def _check_finite(path: Path, name: str, values: np.ndarray) -> None:
 def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
     """Loads a whole backbone from a Keras 2 weights file, whose layer names may have "/" where Keras 3 has ".".
 
-    Every weighted layer of the backbone must be in the file, with the same shapes; more layers there, such as those of
-    a classification head, are left. Where the file shares no name with the backbone, layers are matched in order, as
-    Keras 2 did by default, and the counts must agree. Nothing is unpickled, and nothing is set before all is checked.
+    Every weighted layer of the backbone must be in the file, with the same shapes; extra layers, such as those of a
+    classification head, are ignored. If the file shares no name with the backbone, layers are matched in order, as
+    Keras 2 did by default, and their number must agree. Nothing is unpickled, and nothing is set before everything is
+    checked.
 
     Args:
         backbone: The model to load into.
         path: The HDF5 file. One that Keras 3 wrote is loaded too.
 
     Raises:
-        ValueError: If the file is damaged, a layer is missing, or a weight has another shape or is no finite number;
-            the first is named.
+        ValueError: If the file is damaged, a layer is missing, or a weight has another shape or is not finite; the
+            message names the first.
     """
     with open_weights(path) as file:
         group = file.get("model_weights", file)

@@ -1,4 +1,4 @@
-"""Takes a trained Keras classifier apart: the features, the head after them, and what its outputs are."""
+"""Splits a trained Keras classifier into its features, its head and its output activation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from satm_tf.configurable import unknown_name
 from satm_tf.models.runtimes import first_line
 
 _ADVICE = (
-    "Give a model that ends in a Dense layer with one output a class, with a softmax or without, or in one output with "
+    "Give a model that ends in a Dense layer with one output per class, with a softmax or without, or in one output "
+    "with "
     "a sigmoid; or name the layer before the head with features="
 )
 
@@ -23,7 +24,7 @@ class Parts(NamedTuple):
     Attributes:
         body: From images in the model's own range to its features.
         head: From features to logits; a Dense layer that is linear, or a model.
-        answers: What turns logits `[batch, classes]` into the model's own outputs.
+        answers: The function from logits `[batch, classes]` to the model's own outputs.
     """
 
     body: keras.Model
@@ -37,7 +38,7 @@ def take_apart(model: keras.Model, image_shape: tuple[int, ...], *, features: st
     Args:
         model: Any model whose `call` can be traced with a Keras tensor.
         image_shape: `(height, width, channels)` of its images.
-        features: Name of the layer whose output goes to the head; None takes what feeds the last Dense layer.
+        features: Name of the layer whose output goes to the head; None takes the input of the last Dense layer.
         binary: Whether a single output without activation is the logit of the second of two classes.
 
     Raises:
@@ -95,9 +96,9 @@ def _last(model: keras.Model) -> Any:
 
 
 def _rebuilt(model: keras.Model, change: Callable[..., Any], outputs: dict[str, Any] | None = None) -> keras.Model:
-    """The same graph of the same layers, with something else in place of the last one; `outputs` receives each output.
+    """The same graph of the same layers with the last one replaced; `outputs` receives each output.
 
-    A layer's own `output` will not do: shared by several graphs, it has one in each.
+    A layer's `output` is ambiguous here: a layer in several graphs has one in each.
     """
     last = _last(model)
 
@@ -111,7 +112,7 @@ def _rebuilt(model: keras.Model, change: Callable[..., Any], outputs: dict[str, 
 
 
 def _without_activation(model: keras.Model) -> tuple[keras.Model, str]:
-    """The model without a softmax or sigmoid that stands as a layer at its end, and the name of what was there."""
+    """The model without a final softmax or sigmoid layer, and the name of what was removed."""
     last = _last(model)
     activation = getattr(last, "activation", None)
     if isinstance(last, keras.layers.Dense):

@@ -24,10 +24,10 @@ class Repeat:
     """One fold and seed of an experiment, measured.
 
     Attributes:
-        fold: The fold tested on; None where the data set has none.
+        fold: The fold tested on; None if the data set has none.
         seed: The seed.
-        predictions: What every network made of every image.
-        ordered: Whether the classes are ordered; if not there is no one-off accuracy.
+        predictions: Every network's prediction for every image.
+        ordered: Whether the classes are ordered; if not, there is no one-off accuracy.
     """
 
     fold: int | None
@@ -48,12 +48,12 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
     Returns:
         A frame with the columns `reading`, `target`, `examples_of`, `epsilon`, `scheme`; `rate`, `rate_sd`, `rate_low`,
         `rate_high` (the mean over repeats, the standard deviation and the ends of the 95 % interval: Student's over
-        repeats, Wilson's of one), `paper_rate` and `rate_difference` (ours minus the paper's), the same for `one_off`;
-        for each scheme compared with, and for clean images where the table has them, `over_<scheme>` or
+        repeats, Wilson's for one), `paper_rate` and `rate_difference` (ours minus the paper's), the same for `one_off`;
+        for each scheme to compare with, and for clean images if the table has them, `over_<scheme>` or
         `over_clean_images`, with `_low` and `_high` (the paired difference with its 95 % interval, over repeats, or
-        over the images of one) and `paper_over_...`; `leaks`, by the rule of `satm_tf.evaluation.label_leaking`, where
-        the table asks for it; `repeats` and `images`, of all of them. All
-        rates and differences are in percent and points; error rates where the table has them.
+        over the images of one) and `paper_over_...`; `leaks`, by the rule of `satm_tf.evaluation.label_leaking`, if the
+        table shows it; `repeats` and `images`, their total numbers. All rates are in percent and differences in points;
+        error rates if the table shows errors.
     """
     entries = {(entry.place, entry.scheme): entry for entry in table.entries}
     hits = {
@@ -90,7 +90,7 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
 
 @dataclass(frozen=True)
 class _Hits:
-    """Whether each image was hit, for each of the cells that make an entry."""
+    """Whether each image counts, for each of the cells of an entry."""
 
     rate: list[np.ndarray]
     one_off: list[np.ndarray]
@@ -107,7 +107,7 @@ _Key = tuple[tuple[str, tuple[str, ...], float], str]
 
 
 def _leaks(entries: Mapping[_Key, Entry], hits: Mapping[_Key, Sequence[_Hits]]) -> dict[_Key, bool]:
-    """Which entries leak labels; each is of one cell, and the images of all repeats are tested together."""
+    """Which entries leak labels; each has one cell, and the images of all repeats are tested together."""
 
     def pooled(key: _Key) -> np.ndarray:
         return np.concatenate([each.rate[0] for each in hits[key]])
@@ -130,7 +130,7 @@ def _summary(value: str, repeats: Sequence[list[np.ndarray]], printed: float | N
     if len(means) > 1:
         spread, (low, high) = float(np.std(means, ddof=1)), mean_interval(means)
     else:
-        # The mean of their intervals, which is none too narrow: several cells are of the same images.
+        # The mean of their intervals, which is not too narrow, because the cells share their images.
         ends = [wilson_interval(cell.sum(), cell.size) for cell in repeats[0]]
         spread, (low, high) = math.nan, 100 * np.mean(ends, axis=0) if ends else (math.nan, math.nan)
     mean = float(np.mean(means))
@@ -146,7 +146,7 @@ def _summary(value: str, repeats: Sequence[list[np.ndarray]], printed: float | N
 
 def _difference(first: _Hits, second: _Hits) -> tuple[float, float, float]:
     """The second's rate minus the first's in one repeat, in points, with the ends of its interval."""
-    # The clean images are one cell, against which each of several is held.
+    # Clean images are one cell, which is compared with each of several.
     firsts = first.rate * len(second.rate) if len(first.rate) == 1 else first.rate
     pairs = [compare_paired(*pair) for pair in zip(firsts, second.rate, strict=True)]
     difference, low, high = 100 * np.mean([(x.difference, x.low, x.high) for x in pairs], axis=0)
@@ -178,12 +178,12 @@ def _target(entry: Entry) -> str:
 
 
 def markdown(number: int, table: Table, rows: pd.DataFrame, account: str) -> str:
-    """A table as Markdown, with what it rests on.
+    """A table as Markdown, with the points that it depends on.
 
     Args:
         number: Its number in the paper.
         table: The table.
-        rows: `compare`'s frames of the readings, one below the other.
+        rows: The frames of `compare` for the readings, concatenated.
         account: What was measured, and on what.
     """
     parts = [f"# Table {number}: {table.title}", account]
@@ -195,7 +195,7 @@ def markdown(number: int, table: Table, rows: pd.DataFrame, account: str) -> str
             parts.append(f"Adversarial images classified better than clean ones: {'; '.join(leaking) or 'none'}.")
     if table.quoted:
         parts.append(table.quoted)
-    parts.append("Points settled, on which this rests:")
+    parts.append("Open points of the paper, and how they are settled here:")
     parts.append("\n".join(f"- {SETTLED[name]}" for name in table.settled))
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from our runs: each a PNG with its numbers as CSV beside it."""
+"""The paper's figures, drawn from our runs: each a PNG with its numbers as CSV next to it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[RunFolder], re
         full = resolve(config, name, reading)
         scheme, network = NetworkName.parse(name)
         metrics = pd.concat([read_csv(folder.metrics) for folder in folders])
-        # After so many epochs: Keras counts from 0.
+        # Keras counts epochs from 0.
         rows = metrics[metrics.stage == str(stage_of(full))]
         epochs = rows.assign(epoch=rows.epoch + 1).groupby("epoch")
         for kind, middle in (("clean", ""), ("adversarial", "_adversarial")):
@@ -59,7 +59,7 @@ def draw_curves(figure: Figure, config: Config, folders: Sequence[RunFolder], re
 def draw_gallery(
     figure: Figure, config: Config, images: data.ImageData, folder: RunFolder, reading: str, path: Path
 ) -> None:
-    """Figure 1: at each epsilon a test image that is classified correctly, next to its adversarial example that is not.
+    """Figure 1: for each epsilon, a correctly classified test image and its misclassified adversarial example.
 
     Args:
         figure: The figure.
@@ -67,9 +67,9 @@ def draw_gallery(
         images: Its images.
         folder: The run, with the network.
         reading: One of `READINGS`.
-        path: The PNG. Where an epsilon fools the network on no image, its place stays empty.
+        path: The PNG. The panel of an epsilon that fools the network on no image stays empty.
     """
-    # Drawing is for those who ask for a picture.
+    # Imported here, because only pictures need it.
     from matplotlib.figure import Figure as Canvas
 
     name = resolve(config, figure.networks[0], reading)
@@ -96,11 +96,11 @@ def draw_gallery(
             }
         )
         part.suptitle(title, fontsize=10)
-        # As the paper has them: the adversarial image left, the clean one right.
+        # As in the paper: the adversarial image on the left, the clean one on the right.
         for axes, image, text in zip(
             part.subplots(1, 2),
             (adversarial, clean),
-            (f"taken for {images.class_names[predicted]}", f"clean: {images.class_names[label]}"),
+            (f"predicted: {images.class_names[predicted]}", f"clean: {images.class_names[label]}"),
             strict=True,
         ):
             axes.imshow(image, vmin=0, vmax=1)
@@ -115,7 +115,7 @@ def draw_gallery(
 def _fooled(
     network: ImageClassifier, attack: Attack, batches: tf.data.Dataset, epsilon: float, seed: int, used: set[int]
 ) -> tuple[int, np.ndarray, np.ndarray, int, int] | None:
-    """The first image, not used before, that is classified correctly and whose adversarial example is not."""
+    """The first unused image that is classified correctly while its adversarial example is not."""
     start = 0
     for number, (images, labels) in enumerate(batches):
         adversarial = attack(network, images, labels, epsilon=epsilon, seed=tf.constant([seed, number]))

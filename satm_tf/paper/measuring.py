@@ -23,7 +23,7 @@ _BEFORE = "before"
 
 
 def resolve(config: Config, name: str, reading: str) -> NetworkName:
-    """The network of a run that a name in a table means under a reading of the attack.
+    """The network of a run that a name in a table refers to under a reading of the attack.
 
     Args:
         config: The run's configuration.
@@ -45,12 +45,12 @@ def resolve(config: Config, name: str, reading: str) -> NetworkName:
 
 
 def stage_of(name: NetworkName) -> Stage:
-    """The stage that trains a network, given as `resolve` gives it."""
+    """The stage that trains a network, given as `resolve` returns it."""
     return Stage(FINE_TUNE, name.network) if name.scheme == _BEFORE else Stage.of(name)
 
 
 def cells_of(config: Config, table: Table, entry: Entry, reading: str) -> list[Cell]:
-    """The cells of which an entry is the mean."""
+    """The cells whose mean is an entry."""
     target = resolve(config, entry.target.format(scheme=entry.scheme), reading)
     if not entry.sources:
         return [Cell(CLEAN, 0.0, "", str(target))]
@@ -60,26 +60,26 @@ def cells_of(config: Config, table: Table, entry: Entry, reading: str) -> list[C
 
 
 def stages_of(cells: Iterable[Cell]) -> list[Stage]:
-    """The stages whose networks some cells are about, each once."""
+    """The stages that train the networks of some cells, each once."""
     names = (name for cell in cells for name in (cell.source, cell.target) if name)
     return list(dict.fromkeys(stage_of(NetworkName.parse(name)) for name in names))
 
 
 def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell]) -> Predictions:
-    """Measures those of some cells that have not been measured before, whatever table they were measured for.
+    """Measures the cells that have not been measured yet for any table.
 
     Args:
-        config: The run's configuration; in its folder are the networks of the stages they need, and `measured/`, where
-            what is measured is kept.
+        config: The run's configuration; its folder holds the networks of the stages they need, and `measured/`, where
+            the results are stored.
         images: Its images.
-        cells: The cells that are wanted.
+        cells: The cells to measure.
 
     Returns:
-        All that has been measured in this run.
+        Everything that has been measured in this run.
 
     Raises:
         ValueError: If there are no cells, or a file in `measured/` is damaged.
-        FloatingPointError: If a network's logits are not numbers.
+        FloatingPointError: If a network's logits are not finite.
     """
     folder = config.folder
     networks: dict[str, ImageClassifier] = {}
@@ -103,23 +103,23 @@ def measure_cells(config: Config, images: data.ImageData, cells: Iterable[Cell])
             clean=attack == CLEAN,
             seed=config.seed,
             folder=folder.measured,
-            stage=f"{attack} of {', '.join(sources) or 'no network'}",
+            stage=f"{attack} on {', '.join(sources) or 'no network'}",
         )
     return concatenate([Predictions.load(path) for path in folder.measurements()])
 
 
 def measured_cells(folder: RunFolder) -> list[Cell]:
-    """What has been measured in a run."""
+    """Everything that has been measured in a run."""
     frames = [Predictions.load(path).cells for path in folder.measurements()]
     return [Cell(*row) for row in pd.concat(frames)[list(Cell._fields)].itertuples(index=False)] if frames else []
 
 
 def _batches(missing: set[Cell]) -> dict[tuple[str, tuple[str, ...], tuple[float, ...]], list[str]]:
-    """Cells in the fewest calls of `measure`: sources by what they are shown to; nothing is measured twice."""
+    """Groups cells into the fewest calls of `measure`: sources by their targets; nothing is measured twice."""
     if not missing:
         return {}
     frame = pd.DataFrame(sorted(missing), columns=list(Cell._fields))
-    # Clean images have one source, which is none.
+    # Clean images count as one source, the empty one.
     shown = frame.groupby(["attack", "source", "epsilon"]).target.agg(tuple).reset_index()
     radii = shown.groupby(["attack", "source", "target"]).epsilon.agg(tuple).reset_index()
     calls = radii.groupby(["attack", "target", "epsilon"]).source.agg(list)

@@ -1,4 +1,4 @@
-"""Tables and figures asked for, runs done, tables and figures written."""
+"""Runs the experiments for the requested tables and figures, and writes them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ EXPERIMENTS = ("faces", "digits")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to reproduce.
+    """The requested tables and figures.
 
     Attributes:
         tables: Numbers of the paper's tables, 1 to 7.
         figures: Numbers of its figures: 1, 3, 4.
-        configs: The configuration of each experiment, "faces" and "digits", that they need.
-        out: The folder of everything.
+        configs: The configurations of the experiments that they need, "faces" and "digits".
+        out: The output folder.
         folds: The folds of the faces; the digits have one split.
         seeds: The seeds of both.
-        readings: Of R+Step-LL, some of `READINGS`.
-        printed_only: Whether to leave out all entries that the paper has no figure for, our controls.
+        readings: Readings of R+Step-LL, from `READINGS`.
+        printed_only: Whether to leave out our controls, the entries for which the paper has no figure.
     """
 
     tables: Sequence[int]
@@ -49,7 +49,7 @@ class Request:
     printed_only: bool = False
 
     def chosen(self, experiment: str) -> dict[int, Table]:
-        """The tables of an experiment, with the entries that are wanted."""
+        """The tables of an experiment, with the requested entries."""
         found = {number: TABLES[number] for number in self.tables if TABLES[number].experiment == experiment}
         if not self.printed_only:
             return found
@@ -59,11 +59,11 @@ class Request:
         }
 
     def drawn(self, experiment: str) -> dict[int, Figure]:
-        """The figures of an experiment: all are of the faces."""
+        """The figures of an experiment: all show the faces."""
         return {number: FIGURES[number] for number in self.figures} if experiment == EXPERIMENTS[0] else {}
 
     def cells(self, experiment: str) -> list[Cell]:
-        """The cells that the tables of an experiment are made of, each once."""
+        """The cells of an experiment's tables, each once."""
         config = self.configs[experiment]
         return list(
             dict.fromkeys(
@@ -87,11 +87,11 @@ class Request:
         return config.needed_stages([*stages_of(self.cells(experiment)), *drawn])
 
     def experiments(self) -> list[str]:
-        """The experiments of which something is wanted."""
+        """The requested experiments."""
         return [name for name in EXPERIMENTS if self.chosen(name) or self.drawn(name)]
 
     def repeats(self, experiment: str) -> list[Config]:
-        """The runs of an experiment: its configuration for each seed and fold, each with a folder of its own."""
+        """The runs of an experiment: its configuration for each seed and fold, each with its own folder."""
         config = self.configs[experiment]
         configs = []
         for seed in self.seeds:
@@ -107,7 +107,7 @@ class Request:
 
 
 def describe_cost(request: Request) -> str:
-    """What is still to be done and about what it takes, in words and columns; builds and times each network once."""
+    """Describes the remaining work and its approximate cost; builds and times each network once."""
     lines, wholes = [], []
     for experiment in request.experiments():
         config, cells = request.configs[experiment], request.cells(experiment)
@@ -129,15 +129,15 @@ def describe_cost(request: Request) -> str:
 
 
 def reproduce(request: Request, account: str) -> None:
-    """Trains, measures and writes; the same call resumes what was stopped.
+    """Trains, measures and writes; the same call resumes after an interruption.
 
     Writes `tables/table_<n>.md` and `.csv`, `figures/figure_<n>_<reading>.png` and `.csv`, and for each experiment
-    `results_<experiment>.csv` (a row for each cell, fold and seed), anew after each run, and prints the tables at the
+    `results_<experiment>.csv` (a row for each cell, fold and seed), again after each run, and prints the tables at the
     end.
 
     Args:
-        request: What to reproduce.
-        account: What stands above every table: the command, and what it ran on.
+        request: The requested tables and figures.
+        account: The text above every table: the command and the machine.
 
     Raises:
         ValueError: As `experiment.train` does.
@@ -206,7 +206,7 @@ def _write_tables(request: Request, experiment: str, done: Sequence[Repeat], acc
 
 
 def _data(config: Config) -> str:
-    """The format and the folder's own name: MNIST and Fashion-MNIST are of one format."""
+    """The format and the folder's name: MNIST and Fashion-MNIST have the same format."""
     root = config.data.root
     return config.data.format if root is None else f"{config.data.format} ({Path(root).resolve().name})"
 

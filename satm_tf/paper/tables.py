@@ -1,7 +1,7 @@
 """The paper's seven tables as data: the networks, examples, epsilons and printed figures of every entry.
 
 Names are those of the presets `paper` and `small`: `<scheme>/<network>`, where the scheme "before" is a network that
-was fine-tuned and nothing else, and "holdout" one that no scheme meets. "{scheme}" stands for the entry's own.
+was only fine-tuned, and "holdout" an unseen model. "{scheme}" stands for the entry's scheme.
 
 Source:
     Tables 1 to 7 of Liao (SATM).
@@ -17,9 +17,9 @@ VGG, RESNET = "vgg16_face", "resnet50_face"
 PARTNER = {VGG: RESNET, RESNET: VGG}
 
 READINGS = {"least_likely": "r+step_ll", "true": "r+fgsm"}
-"""The two readings of R+Step-LL by the label that its gradient uses, and the attack of the presets for each.
+"""The two readings of R+Step-LL by the label that its gradient uses, and the presets' attack for each.
 
-A scheme that trains with R+Step-LL is there once for each, as `<scheme>_<reading>`.
+A scheme that trains with R+Step-LL exists once for each, as `<scheme>_<reading>`.
 """
 
 
@@ -30,9 +30,9 @@ class Entry:
     Attributes:
         scheme: How the networks were trained.
         target: The network that is measured.
-        sources: The networks whose examples it is shown, the mean over them; none are clean images.
+        sources: The networks whose examples it is shown, averaged; none means clean images.
         epsilon: In units of the table's epsilon; 0 for clean images.
-        rate: The accuracy as printed, in percent; None where the paper has no such entry.
+        rate: The accuracy as printed, in percent; None if the paper has no such entry.
         one_off: The one-off accuracy as printed.
     """
 
@@ -45,7 +45,7 @@ class Entry:
 
     @property
     def place(self) -> tuple[str, tuple[str, ...], float]:
-        """What entries that differ only in their scheme have in common."""
+        """The common part of entries that differ only in their scheme."""
         return self.target, self.sources, self.epsilon
 
 
@@ -54,14 +54,14 @@ class Table:
     """One table.
 
     Attributes:
-        title: What it is about.
+        title: The title.
         entries: Its figures.
         experiment: Which of a scale's two configurations it belongs to: "faces" or "digits".
-        epsilon: What the entries' epsilon is a multiple of; None is that of the attack in training.
+        epsilon: The unit of the entries' epsilon; None is that of the attack in training.
         against: The schemes that every other one is compared with.
-        settled: Which of the points that the paper leaves open it rests on, by their names in `settled.SETTLED`.
+        settled: The open points of the paper that it depends on, by their names in `settled.SETTLED`.
         error: Whether errors are shown instead of accuracies, as printed.
-        quoted: What is only quoted of it, in words.
+        quoted: The part of it that is only quoted, in words.
     """
 
     title: str
@@ -117,7 +117,8 @@ def _partners(printed: _Printed, clean: Mapping[tuple[str, str], float]) -> tupl
     )
 
 
-# The paper took twice the epsilon for InceptionResNetV2, as the usual one hardly harmed anybody; both are measured.
+# The paper used twice the epsilon for InceptionResNetV2, because the usual one hardly harmed any network; both are
+# measured.
 _HOLDOUTS = {"resnet101_img": 1.0, "inception_resnet_v2": 2.0}
 
 
@@ -251,7 +252,7 @@ class Figure:
 
     Attributes:
         title: What it shows.
-        networks: The networks, as `<scheme>/<network>`, that it takes.
+        networks: The networks that it shows, as `<scheme>/<network>`.
         split: "" for curves on the training images, "val_" on the validation images; None for no curves.
         epsilons: The epsilons of the pictures.
     """

@@ -1,4 +1,4 @@
-"""Export for TF Serving and into other formats, and asking a server or an export."""
+"""Export for TF Serving and to other formats, and clients of a server or an export."""
 
 from satm_tf.serving.answers import ServingError
 from satm_tf.serving.client import Client

@@ -1,4 +1,4 @@
-"""What a model may answer: names, kinds, shapes and ranges, checked wherever an answer comes from."""
+"""Checks of a model's answers from any source: names, kinds, shapes and ranges."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from satm_tf.serving.signatures import OUTPUTS
 
 
 class ServingError(RuntimeError):
-    """A server that cannot be reached, refuses, or answers what is no answer."""
+    """A server cannot be reached, refuses, or sends an invalid answer."""
 
 
 class UnavailableError(ServingError):
-    """A server that could not be reached, broke off, or was too busy: asking again may help.
+    """A server could not be reached, broke off, or was too busy: another attempt may succeed.
 
     Attributes:
-        wait: How many seconds to wait before.
+        wait: How many seconds to wait first.
     """
 
     def __init__(self, message: str, wait: float):
@@ -42,22 +42,22 @@ _KINDS = {
     "label": _Kind("strings [images]", (str,), "O", 1),
     "valid": _Kind("true or false [images]", (bool,), "b", 1),
 }
-# float32 sums of thousands of probabilities, and a model that was quantised.
+# The tolerance for float32 sums of thousands of probabilities, and for quantised models.
 _SLACK = 1e-2
 _SHORT = reprlib.Repr()
 
 
 def from_json(body: bytes) -> dict[str, Any]:
-    """The object in an answer; empty if there is none.
+    """The JSON object in an answer; empty if there is none.
 
     Raises:
-        ServingError: If it holds NaN or infinity, which are no JSON, or is nested too deeply.
+        ServingError: If it holds NaN or infinity, which JSON does not allow, or is nested too deeply.
     """
     try:
         answer = json.loads(body, parse_constant=_refuse)
     except RecursionError as error:
         raise ServingError(f"The server's answer is nested too deeply. Received: {shown(body)}") from error
-    except ValueError:  # no JSON, no text, or a number of more digits than Python reads
+    except ValueError:  # not JSON, not text, or a number with more digits than Python reads
         return {}
     return answer if isinstance(answer, dict) else {}
 
@@ -67,10 +67,10 @@ def _refuse(constant: str) -> float:
 
 
 def from_lists(outputs: Any) -> dict[str, np.ndarray]:
-    """The outputs of an answer in JSON as arrays, those that we know.
+    """The known outputs of a JSON answer as arrays.
 
     Raises:
-        ServingError: If they are no object of lists, or a list is ragged or mixes kinds of values.
+        ServingError: If they are not an object of lists, or a list is ragged or mixes kinds of values.
     """
     if not isinstance(outputs, dict):
         raise ServingError(f"The outputs must be an object with a list for each. Received: {shown(outputs)}")
@@ -85,18 +85,18 @@ def _array(name: str, value: Any) -> np.ndarray:
         values = None if ragged else [each for row in rows for each in row]
     else:
         values = rows
-    # By type and not by isinstance: Python's true is an int.
+    # By type, not by isinstance: Python's bool is an int.
     if rows is None or values is None or any(type(each) not in kind.json for each in values):
         raise ServingError(f"{name} must be {kind.what}. Received: {shown(value)}")
     try:
-        # Texts as objects: of one width, all would take the memory of the longest.
+        # Strings as objects: with a fixed width, each would take the memory of the longest.
         return np.array(rows, {"f": np.float64, "i": np.int64, "O": object, "b": bool}[kind.numpy])
     except OverflowError as error:
         raise ServingError(f"{name} must be {kind.what}. Received: {shown(value)}") from error
 
 
 def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
-    """The outputs of a signature, once they are what a model of ours gives for so many images.
+    """Checks that the outputs of a signature are valid for this number of images, and returns them.
 
     Args:
         signature: The signature that was asked.
@@ -104,10 +104,10 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
         images: How many images were sent.
 
     Returns:
-        Those outputs that the signature has, texts as `str`.
+        The outputs of the signature, strings as `str`.
 
     Raises:
-        ServingError: If one is missing, or of another kind, shape or range.
+        ServingError: If one is missing, or has the wrong kind, shape or range.
 
     Example:
         >>> check("features", {"features": np.zeros((2, 8), "float32"), "valid": np.array([True, True])}, images=2)
@@ -154,13 +154,13 @@ def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.nd
 def _texts(name: str, values: np.ndarray) -> np.ndarray:
     try:
         texts = [value.decode() if isinstance(value, bytes) else str(value).encode().decode() for value in values]
-    except UnicodeError as error:  # also half of a pair of surrogates, which JSON can write
+    except UnicodeError as error:  # also half of a surrogate pair, which JSON can encode
         raise ServingError(f"{name} must be strings in UTF-8. Received: {shown(list(values))}") from error
     return np.array(texts, object)
 
 
 def shown(value: Any, most: int = 200) -> str:
-    """What came, as one line for a message: short, however large or deep, and without a terminal's commands."""
+    """A received value as one short line for a message, without terminal escape sequences."""
     text = value[: most + 1].decode(errors="replace") if isinstance(value, bytes) else value
     text = text if isinstance(text, str) else _SHORT.repr(text)
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:most])

@@ -1,4 +1,4 @@
-"""What a model is, how it was made and what it is worth, as facts and as a page."""
+"""The model card: what a model is, how it was made and how it performs, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = (
 )
 
 INTENDED_USE = (
-    "Research on adversarial robustness, and applications whose owner has measured the model on images of the kind "
+    "Research on adversarial robustness, and applications whose owner has measured the model on the kind of images "
     "that it will see. It assigns one of its classes to every image, even to one that shows none of them."
 )
 LIMITS = (
@@ -29,7 +29,7 @@ LIMITS = (
     "Where the classes are attributes of people, such as age group or gender: the model judges how a face looks in one "
     "image, not who the person is. Data sets of faces favour some ages, skin tones and countries, and error rates "
     "differ between groups that the figures above do not separate. Measure them before any use that affects people. "
-    "Not for identifying persons, nor for decisions about work, credit, law, borders or access.",
+    "Do not use it to identify people, or for decisions about work, credit, law, borders or access.",
     "The probabilities are not calibrated.",
 )
 
@@ -41,7 +41,7 @@ def write_card(folder: str | Path, facts: Mapping[str, Any]) -> None:
         folder: The folder.
         facts: As `export_saved_model` gathers them; see `render`.
     """
-    # JSON has no NaN; one here is a mistake where the facts were gathered.
+    # JSON has no NaN; a NaN here is a bug in gathering the facts.
     text = json.dumps(facts, indent=2, allow_nan=False, default=_plain)
     write_text(Path(folder) / "model_card.json", text + "\n")
     write_text(Path(folder) / "model_card.md", render(json.loads(text)))

@@ -1,4 +1,4 @@
-"""Asking a server, or an export on disk, about images; a table comes back."""
+"""A client that queries a server, or an export on disk, and returns a table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Client:
         timeout: Seconds for a request of at most `batch_size` images: all attempts, the waits between them, and the
             whole answer; only the look-up of the host's name can take longer. At most a day.
         retries: Number of further attempts if the server cannot be reached, breaks off the connection, or is too busy.
-            The wait doubles before each one. Everything else is an error immediately.
+            The wait doubles before each one. Any other failure is an error immediately.
         batch_size: Maximum number of images in one request.
 
     Raises:
@@ -68,11 +68,11 @@ class Client:
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, batch_size: int = 32) -> Client:
-        """A client of an export on disk, which gives what a server of it would give.
+        """Creates a client of an export on disk, which answers as a server would.
 
         Args:
             folder: The folder of a version, or of a model, whose newest version is taken.
-            batch_size: Maximum number of images at once.
+            batch_size: Maximum number of images in a batch.
 
         Raises:
             FileNotFoundError: If there is no export.
@@ -94,12 +94,12 @@ class Client:
         Returns:
             A row for each image, in order: `file` (the path; only if there are paths), `valid` (whether it was an
             image; if not, the rest is empty), `label`, `class_id`, `probability` (of that class), and
-            `probability_0` and so on, one for each class. Of no images, a frame without rows.
+            `probability_0` and so on, one for each class. For no images, a frame without rows.
 
         Raises:
-            ValueError: If the images are of the wrong kind or shape, or hold what is no number and go over REST.
+            ValueError: If the images are of the wrong kind or shape, or hold NaN or infinity and go over REST.
             FileNotFoundError: If a file does not exist.
-            ServingError: If the server cannot be reached, refuses, or answers what is no answer to these images.
+            ServingError: If the server cannot be reached, refuses, or sends an invalid answer.
         """
         signature, images = _request(images)
         found = self._in_batches(signature, images)
@@ -121,7 +121,7 @@ class Client:
         """The features of images: float32 `[images, feature_size]`; rows of NaN where an image was not valid.
 
         Args:
-            images: As for `predict`, but no files.
+            images: As for `predict`, but not files.
 
         Raises:
             ValueError: If the images are files, or as for `predict`.

@@ -1,4 +1,4 @@
-"""What another format costs: size, speed, and the accuracy under attack that the model was trained for."""
+"""Compares formats: size, speed, and accuracy on clean images and under attack."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ORIGINAL = "original"
 
 
 class Classified(NamedTuple):
-    """What a network made of some images.
+    """A network's predictions for some images.
 
     Attributes:
         correct: bool `[images]`, whether each was classified correctly.
@@ -48,9 +48,9 @@ def compare(
 ) -> pd.DataFrame:
     """Compares converted models with the original model, on clean and on adversarial images.
 
-    The attack's examples are crafted on the model and shown to every network: a converted one has no gradient to
-    follow, and quantising must not silently undo the defence. Losing the gradient does not make a network robust, so an
-    attack that needs none is also run on each network separately.
+    The attack's examples are crafted on the model and shown to every network, because a converted one has no gradient.
+    This shows whether quantisation weakens the defence. Losing the gradient does not make a network robust, so a
+    gradient-free attack is also run on each network separately.
 
     Args:
         model: The classifier.
@@ -146,8 +146,8 @@ def convert_and_compare(
     Args:
         model: The classifier.
         folder: The folder to write, which must not exist.
-        formats: Of `FORMATS`.
-        name: What the names of the files start with.
+        formats: Names from `FORMATS`.
+        name: The prefix of the file names.
         images: float32 `[images, *model.image_shape]` in [0, 1], to compare on; the first eight verify each conversion.
         labels: int `[images]`.
         calibration: Images for the formats that need some.
@@ -158,8 +158,8 @@ def convert_and_compare(
 
     Raises:
         FileExistsError: If the folder exists.
-        ValueError: If a format is unknown, or as `compare` raises it.
-        VerificationError: If a conversion does not answer as the model does.
+        ValueError: If a format is unknown, or as `compare` does.
+        VerificationError: If a conversion's answers differ from the model's.
     """
     with atomic_folder(folder) as temporary:
         files = {}
@@ -177,7 +177,7 @@ def _predict(network: Run, images: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _milliseconds(network: Run, images: np.ndarray, repeats: int = 10) -> float:
-    """For one image, the median of some calls after a first that is not counted."""
+    """Time per image, the median of several calls after a first one that is not counted."""
     network(images)
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""From the bytes of image files to a batch of pixels, inside the graph that is served."""
+"""From the bytes of image files to a batch of pixels, inside the served graph."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def decode_batch(contents: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor,
         size: Height and width of the result.
 
     Returns:
-        The pixels, uint8 `[batch, *size, 3]`, and whether each file decoded, bool `[batch]`. Where one did not, the
-        pixels are zeros.
+        The pixels, uint8 `[batch, *size, 3]`, and whether each file decoded, bool `[batch]`. The pixels of a file that
+        did not decode are zeros.
 
     Example:
         >>> pixels, decoded = decode_batch(tf.constant([jpeg, b"not an image"]), (48, 48))
@@ -32,7 +32,7 @@ def decode_batch(contents: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor,
     decoded = files.map(
         lambda place, file: (place, decode(file, size)), num_parallel_calls=tf.data.AUTOTUNE
     ).ignore_errors()
-    # One place more than there are files, so that a batch can be made of whatever is left, even of nothing.
+    # One more element than there are files, so that a batch is never empty, even if no file decodes.
     last = tf.data.Dataset.from_tensors((count, tf.zeros([*size, 3], tf.uint8)))
     places, pixels = decoded.concatenate(last).batch(count + 1).get_single_element()
     shape = tf.stack([count + 1, *size, 3])
@@ -41,7 +41,7 @@ def decode_batch(contents: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor,
 
 
 def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Decodes a JPEG or PNG as `satm_tf.data` does for training: turned upright, RGB, 8 bits, resized, first frame.
+    """Decodes a JPEG or PNG as `satm_tf.data` does for training: upright, RGB, 8 bits, resized, first frame.
 
     GIF and BMP, which TensorFlow would decode too, are refused: the header of an animation does not say
     how large it unpacks, and bitmaps are not worth the risk.
@@ -54,9 +54,10 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         uint8 `[*size, 3]`.
 
     Raises:
-        tf.errors.InvalidArgumentError: when executed, if it is no JPEG or PNG, does not decode, or exceeds a bound of
-            `image_headers`: `MAX_PIXELS`, or of a JPEG `MAX_SCANNED` or `MAX_SEGMENTS`. All are found before anything
-            is decoded. Scans are counted by their marker, wherever it is: a thumbnail in the metadata counts too.
+        tf.errors.InvalidArgumentError: when executed, if it is not a JPEG or PNG, does not decode, or exceeds a limit
+            of `image_headers`: `MAX_PIXELS`, or for a JPEG `MAX_SCANNED` or `MAX_SEGMENTS`. Limits are checked before
+            anything is decoded. Scans are counted by their marker anywhere in the file: a thumbnail in the metadata
+            counts too.
     """
     jpeg, png = (tf.equal(tf.strings.substr(contents, 0, len(magic)), magic) for magic in (_JPEG, _PNG))
     with tf.control_dependencies([tf.debugging.Assert(jpeg | png, ["Neither a JPEG nor a PNG."])]):
@@ -87,13 +88,13 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
 
 def jpeg_orientation(contents: tf.Tensor) -> tf.Tensor:
-    """Reads a JPEG's EXIF orientation with string ops, for TensorFlow has none for it.
+    """Reads a JPEG's EXIF orientation with string ops, because TensorFlow has no op for it.
 
     Args:
         contents: The bytes of a JPEG, str scalar.
 
     Returns:
-        int64 scalar, 1 (upright) to 8; 1 where there is none or its block is broken.
+        int64 scalar, 1 (upright) to 8; 1 if there is none or its block is broken.
 
     Raises:
         tf.errors.InvalidArgumentError: when executed, if more than `image_headers.MAX_SEGMENTS` precede the pixels.
@@ -114,7 +115,7 @@ def jpeg_orientation(contents: tf.Tensor) -> tf.Tensor:
         marker, size = segment(position)
         code = marker & 0xFF
         bare = (code == 0x01) | ((code >= 0xD0) & (code <= 0xD7))
-        # Start of a frame (C4, C8 and CC are tables among its numbers) or of a scan: what follows is pixels.
+        # Start of a frame (except C4, C8 and CC, which are tables) or of a scan: pixels follow.
         over = ((code >= 0xC0) & (code <= 0xCF) & ~((code == 0xC4) | (code == 0xC8) | (code == 0xCC))) | (code == 0xDA)
         over |= (marker < 0xFF00) | (~bare & (size < 2) & (code != 0xFF))
         found = tf.cond(
@@ -176,6 +177,6 @@ def _tiff_orientation(tiff: tf.Tensor, little: bool) -> tf.Tensor:
 def _numbers(
     contents: tf.Tensor, position: tf.Tensor | int, count: int, kind: tf.DType, little: bool = False
 ) -> tf.Tensor:
-    """`count` whole numbers of some kind from a place in a string, int64 `[count]`."""
+    """`count` integers of some type from a position in a string, int64 `[count]`."""
     raw = tf.strings.substr(contents, position, count * kind.size)
     return tf.ensure_shape(tf.cast(tf.io.decode_raw(raw, kind, little_endian=little), tf.int64), [count])

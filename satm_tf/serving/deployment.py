@@ -10,7 +10,7 @@ from satm_tf.storage import atomic_file, write_text
 _HEADER = "# Every model of this folder. Rewritten by every export; a server that polls it loads what is new.\n"
 
 _BATCHING = """\
-# How requests that arrive together become one batch. Written once; edit it as you like.
+# How the server groups requests into batches. Written once; edit it as you like.
 max_batch_size { value: 32 }
 batch_timeout_micros { value: 2000 }
 max_enqueued_batches { value: 100 }
@@ -29,7 +29,7 @@ def write_configuration(folder: str | Path) -> None:
     """Writes `models.config`, `batching.config` and `serve.sh`, a `docker run` line, into a folder of models.
 
     `models.config` names every sub-folder that holds a version; inside the server's container the folder is
-    `/models`. The other two are written only where they are missing. Each file appears whole.
+    `/models`. The other two are written only if they are missing. Each file is written atomically.
 
     Args:
         folder: The folder that holds a folder for each model.
@@ -43,7 +43,7 @@ def write_configuration(folder: str | Path) -> None:
             with atomic_file(folder / name, mode=mode) as temporary:
                 temporary.write_text(text)
     models = None
-    # Another export may end between the look at the folder and the writing: then the file is behind, so look again.
+    # Another export may finish between listing the folder and writing the file, so list it again.
     while models != (models := exported_models(folder)):
         write_text(folder / "models.config", _HEADER + _model_configurations(models))
 

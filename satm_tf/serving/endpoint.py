@@ -1,4 +1,4 @@
-"""A deployed model as a target of an evaluation: only asked, every request counted, every answer kept."""
+"""A deployed model as a target of an evaluation: only queried, with every request counted and answer stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from satm_tf.serving.answers import ServingError, UnavailableError
 from satm_tf.serving.client import Client
 
 _ADDRESS = re.compile(r"(?:(https?://.+)|grpc://([^/]+))/v1/models/([^/:?#]+)(?:/versions/(\d+))?")
-# As answers.check allows: sums of many float32 numbers, and a model that was quantised.
+# As in answers.check: the tolerance for sums of many float32 numbers, and for quantised models.
 _SLACK = 1e-2
 
 
@@ -28,8 +28,8 @@ class Endpoint:
     """A model on a TensorFlow Serving server, for `satm_tf.assess` to measure without its weights.
 
     It can only be a target: a server returns no gradients, so the attacker's models are the sources. Every request that
-    is sent counts, including retries, and no more are sent than allowed. An image that was answered is not sent again.
-    With a journal, this is true across processes, and so is the count of requests.
+    is sent counts, including retries, and no more are sent than allowed. Answered images are not sent again. With a
+    journal, this and the count of requests hold across processes.
 
     Args:
         address: `http://host:8501/v1/models/NAME` (or `https://`) for REST, `grpc://host:8500/v1/models/NAME` for gRPC.
@@ -82,7 +82,7 @@ class Endpoint:
                 f"Received: requests={requests}, pause={pause}, retries={retries}"
             )
         rest, grpc, model, version = parts.groups()
-        # Its own retries would not be counted here.
+        # The client's own retries would not be counted.
         self._client = Client(
             rest or grpc,
             unquote(model),
@@ -106,8 +106,8 @@ class Endpoint:
         """The float32 probabilities `[batch, classes]` of images `[batch, height, width, 3]` in [0, 1].
 
         Raises:
-            ServingError: If the server does not answer, or answers what is no answer, or no request is left.
-            ValueError: If it is called inside a graph, or the journal is another address's, or in use.
+            ServingError: If the server does not answer, sends an invalid answer, or no request is left.
+            ValueError: If it is called inside a graph, or the journal belongs to another address or is in use.
         """
         if isinstance(images, tf.Tensor) and tf.is_symbolic_tensor(images):
             raise ValueError(f"A server can only be queried outside tf.function. Received: {images} for {self.address}")
@@ -142,7 +142,7 @@ class Endpoint:
         raise AssertionError("The last attempt returns or raises.")
 
     def _count(self, images: int) -> None:
-        """Counts a request that is about to be sent, once it may be."""
+        """Waits until the next request may be sent, and counts it."""
         if self.sent >= self.requests:
             raise ServingError(
                 f"{self.address} has been sent all requests that were allowed. Re-run with a larger number to resume: "
@@ -153,11 +153,11 @@ class Endpoint:
         self._write({"sent": images})
 
     def _checked(self, table: Any) -> np.ndarray:
-        """The probabilities of an answer, once it contradicts neither itself nor those before."""
+        """Checks that an answer is consistent with itself and with earlier ones, and returns its probabilities."""
         if not table.valid.all():
             raise ServingError(
                 f"{self.address} must take images in [0, 1]. Received: {(~table.valid).sum()} of {len(table)} images "
-                "called invalid"
+                "rejected as invalid"
             )
         found = table.filter(regex=r"^probability_\d+$").to_numpy(np.float32)
         before = next(iter(self._known.values()), found[0])
@@ -176,7 +176,7 @@ class Endpoint:
         return found
 
     def _recall(self, journal: Path) -> TextIO:
-        """Takes up what a journal holds, and keeps it open and from other processes."""
+        """Reads the journal, and keeps it open and locked."""
         journal.parent.mkdir(parents=True, exist_ok=True)
         file = journal.open("a+", encoding="utf-8", errors="replace")
         with contextlib.suppress(ImportError):  # on systems that cannot lock
@@ -193,7 +193,7 @@ class Endpoint:
         for line in filter(None, lines):
             try:
                 record = json.loads(line)
-            except ValueError:  # A process was killed while it wrote. That counts as sent, to be on the safe side.
+            except ValueError:  # A process was killed while writing. Count the request as sent, to be safe.
                 record = {"sent": 0}
             if record.get("address", self.address) != self.address:
                 raise ValueError(f"{journal} is the journal of {record['address']}. Received: {self.address}")
@@ -204,9 +204,9 @@ class Endpoint:
         return file
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Adds a line to the journal, on the disk before anything else happens."""
+        """Appends a line to the journal and syncs it to disk."""
         if self._file is not None:
-            # The line's end in front, so that one that was cut off spoils no other.
+            # The line break comes first, so that a truncated line does not damage the next.
             self._file.write(f"\n{json.dumps(record)}")
             self._file.flush()
             os.fsync(self._file.fileno())

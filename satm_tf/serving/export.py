@@ -1,4 +1,4 @@
-"""SavedModels in the folders that TF Serving polls."""
+"""SavedModels in the folder layout that TF Serving polls."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def export_saved_model(
     """Writes `<folder>/<version>/`, a self-contained SavedModel, complete or not at all.
 
     Its signatures are `serving_default` (images), `serving_bytes` (JPEG and PNG files) and `features`; `signatures.py`
-    says what each takes and gives. The labels are its asset `labels.txt`. In `assets.extra` are warm-up requests for
-    TensorFlow Serving and a model card, `model_card.md` and `model_card.json`.
+    describes their inputs and outputs. The labels are the asset `labels.txt`. In `assets.extra` are warm-up requests
+    for TensorFlow Serving and a model card, `model_card.md` and `model_card.json`.
 
     Before the version appears under its name, it is loaded again, every signature is compared with the model, and its
     operations with those of TensorFlow 2.15. Then `models.config`, which lists all models next to this one, is written
@@ -45,9 +45,9 @@ def export_saved_model(
 
     Args:
         model: The classifier.
-        folder: Folder of the model, which TF Serving calls its base path; its name is the model's.
+        folder: Folder of the model, its base path in TF Serving; its name is the model's name.
         labels: A name for each class, in the order of the logits; each is one line of text.
-        version: A positive number; None takes one more than the highest there is.
+        version: A positive number; None takes one more than the highest existing one.
         samples: Images to compare on and to warm up with, floats `[samples, *model.image_shape]` in [0, 1]; the first
             four are used, at 8 bits. They are stored with the model, so do not use images that you may not share. None
             uses random ones.
@@ -59,8 +59,9 @@ def export_saved_model(
     Raises:
         ValueError: If the labels do not match the classes, the samples do not match the model, or the version is not
             positive.
-        FileExistsError: If the version exists, or another process wrote it meanwhile: a server may have it loaded.
-        VerificationError: If the exported model does not give the same answers as the model. No version appears then.
+        FileExistsError: If the version exists, or another process wrote it meanwhile, because a server may have loaded
+            it.
+        VerificationError: If the exported model's answers differ from the model's. The version is then not written.
 
     Example:
         >>> export_saved_model(network, "exported_models/vgg", labels=["young", "old"])
@@ -111,7 +112,7 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
 
 def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     if samples is None:
-        # From dark to light and from flat to busy, so that the classes differ.
+        # From dark to light and from flat to detailed, so that the predicted classes differ.
         random = np.random.default_rng(0)
         coarse = random.uniform(size=(_SAMPLES, 4, 4, 3)) * np.linspace(0.4, 1, _SAMPLES)[:, None, None, None]
         samples = tf.clip_by_value(tf.image.resize(coarse, shape[:2], "bicubic"), 0, 1).numpy()
@@ -121,7 +122,7 @@ def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
             f"Samples must be at least one image of shape {shape} in [0, 1]. Received: shape {samples.shape}, values "
             f"from {samples.min(initial=np.inf)} to {samples.max(initial=-np.inf)}"
         )
-    # Divided as serving_bytes divides what it decodes.
+    # Divided in the same way as serving_bytes divides decoded pixels.
     return np.round(samples[:_SAMPLES] * 255) / np.float32(255)
 
 
@@ -168,6 +169,6 @@ def _facts(
 
 
 def _own_version() -> str:
-    import satm_tf  # once it is whole: it imports this room
+    import satm_tf  # imported late, because it imports this package
 
     return satm_tf.__version__

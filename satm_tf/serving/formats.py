@@ -1,8 +1,8 @@
 """Other formats than the SavedModel: LiteRT for small devices, ONNX for other runtimes.
 
-Both take `images`, float32 `[batch, height, width, 3]` in [0, 1], and give `probabilities`, float32
-`[batch, classes]`; the SavedModel alone decodes files, names classes and marks invalid images. The extras `lite` and
-`onnx` install what converts and runs them. `models.load_model` loads the files.
+Both take `images`, float32 `[batch, height, width, 3]` in [0, 1], and return `probabilities`, float32 `[batch,
+classes]`; only the SavedModel decodes files, names classes and marks invalid images. The extras `lite` and `onnx`
+install the converters and runtimes. `models.load_model` loads the files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Format:
     """A format.
 
     Attributes:
-        suffix: How its files end.
+        suffix: The suffix of its files.
         tolerance: How much a probability may differ from the model's, on the samples that a conversion is verified on.
         convert: Writes a file from the model and calibration images.
-        calibrated: Whether the conversion needs images to find the range of every value.
+        calibrated: Whether the conversion needs calibration images to find the range of every value.
     """
 
     suffix: str
@@ -57,13 +57,14 @@ def convert(
         format: One of `FORMATS`: "litert_float32", "litert_float16" (weights in half precision), "litert_int8" (weights
             and activations in eight bits, input and output in float32), "onnx".
         samples: Images on which the file is compared with the model, float32 `[samples, *model.image_shape]` in [0, 1].
-        calibration: A few hundred images like those that the model will see; only "litert_int8" needs them.
+        calibration: A few hundred images like those in use; only "litert_int8" needs them.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If the format is unknown, or calibration images are missing, or given to a format that uses none.
+        ValueError: If the format is unknown, or calibration images are missing, or given for a format that does not use
+            them.
         VerificationError: If a probability differs by more than the format's tolerance. Nothing is written then.
 
     Example:
@@ -80,7 +81,7 @@ def convert(
         written.write_bytes(kind.convert(model, calibration))
         expected = tf.nn.softmax(model(tf.constant(samples), training=False)).numpy()
         difference = float(np.abs(RuntimeModel(written).run(samples) - expected).max())
-        # A NaN is not below the tolerance either.
+        # This also refuses NaN.
         if not difference <= kind.tolerance:
             raise VerificationError(
                 f"In {format}, a probability may differ by at most {kind.tolerance:g} from the model's. Received: "
@@ -105,8 +106,8 @@ def _probabilities(model: ImageClassifier) -> tuple[Callable[..., Any], list[tf.
 
 
 def _litert(model: ImageClassifier, calibration: np.ndarray | None, precision: Any = None) -> bytes:
-    # By way of a SavedModel: from a concrete function of a Keras model the converter keeps variables in the graph and
-    # loses their values, without an error.
+    # Through a SavedModel: from a concrete function of a Keras model, the converter keeps variables in the graph and
+    # silently loses their values.
     with tempfile.TemporaryDirectory() as folder:
         function, signature = _probabilities(model)
         archive = keras.export.ExportArchive()
@@ -139,11 +140,11 @@ def _onnx(model: ImageClassifier, calibration: np.ndarray | None) -> bytes:
 
 
 FORMATS = {
-    # Other kernels, the same numbers: as close as the SavedModel has to be.
+    # Other kernels, the same numbers: the SavedModel's tolerance.
     "litert_float32": Format(".tflite", 1e-5, _litert),
     # A weight keeps 11 of its 24 bits.
     "litert_float16": Format(".tflite", 1e-2, lambda model, _: _litert(model, None, tf.float16)),
-    # Every value keeps eight bits. A conversion gone wrong is off by far more; what it costs, `compare` measures.
+    # Every value keeps eight bits. A broken conversion is off by far more; `compare` measures the cost.
     "litert_int8": Format(".tflite", 0.25, lambda model, images: _litert(model, images, tf.int8), calibrated=True),
     "onnx": Format(".onnx", 1e-5, _onnx),
 }

@@ -1,4 +1,4 @@
-"""One HTTP request whose time and size have a bound, whatever the server does."""
+"""One HTTP request with a limit on time and size, whatever the server does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 
 class Answer(NamedTuple):
-    """What a server answered.
+    """The answer of a server.
 
     Attributes:
         status: The HTTP status.
@@ -27,34 +27,34 @@ class Answer(NamedTuple):
 
 
 class BrokenAnswerError(ConnectionError):
-    """An answer that ended before it was whole."""
+    """An answer that ended before it was complete."""
 
 
 class TooLargeError(Exception):
-    """An answer of more bytes than allowed; no ValueError, which http.client would take for a bad number."""
+    """An answer with more bytes than allowed; not a ValueError, which http.client would treat as a bad number."""
 
 
 def post(url: str, body: bytes, *, deadline: float, limit: int) -> Answer:
-    """Posts JSON and reads the answer, compressed or redirected or not, as it comes.
+    """Posts JSON and reads the answer as it is, without decompressing it or following redirects.
 
-    The time-out of an HTTP library applies to each read, so a server that sends a byte now and then is never too late.
-    Here the time left until the deadline is the time-out of each operation of the socket, from connecting and the TLS
-    handshake to the last read, and every byte received counts. Where a host has several addresses, each gets an equal
-    share of the time left. Only the look-up of the host's name has no bound but the system's own: Python cannot
+    The time-out of an HTTP library applies to each read, so a server that sends a byte now and then never times out.
+    Here the time left until the deadline is the time-out of every socket operation, from connecting and the TLS
+    handshake to the last read, and every received byte counts. If a host has several addresses, each gets an equal
+    share of the time left. Only the look-up of the host's name is limited by the system alone, because Python cannot
     interrupt it. Proxies in environment variables are not used.
 
     Args:
         url: An `http://` or `https://` address.
         body: What to send.
-        deadline: The moment, on `time.monotonic`'s clock, at which it is too late.
+        deadline: The deadline on the clock of `time.monotonic`.
         limit: The most bytes to receive, headers included.
 
     Raises:
         TimeoutError: If the deadline passes.
-        TooLargeError: If more bytes come.
-        BrokenAnswerError: If the connection ends before the answer does, or the length of a part is no length.
+        TooLargeError: If the answer is larger.
+        BrokenAnswerError: If the connection ends before the answer does, or the length of a part is not valid.
         OSError: If the server cannot be reached.
-        http.client.HTTPException: If what comes is no HTTP.
+        http.client.HTTPException: If the answer is not HTTP.
     """
     parts = urlsplit(url)
     secure = parts.scheme == "https"
@@ -74,7 +74,7 @@ def post(url: str, body: bytes, *, deadline: float, limit: int) -> Answer:
 
 
 def _connect(host: str, port: int, deadline: float) -> socket.socket:
-    """A connection to the first of a host's addresses that takes one."""
+    """A connection to the first of a host's addresses that accepts one."""
     failure = OSError(f"{host} has no address.")
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
@@ -84,7 +84,8 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
                 connecting = on_failure.enter_context(socket.socket(family, kind, protocol))
                 connecting.settimeout(share)
                 connecting.connect(address)
-                # http.client sends headers and body apart: the second must not wait for the first to be acknowledged.
+                # http.client sends headers and body separately: the second must not wait for an acknowledgement of the
+                # first.
                 connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 on_failure.pop_all()
                 return connecting
@@ -110,12 +111,12 @@ def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("The time is over.")
+        raise TimeoutError("The deadline has passed.")
     return left
 
 
 class _Bounded:
-    """A connected socket, as far as `http.client` uses one."""
+    """The part of a connected socket that `http.client` uses."""
 
     def __init__(self, connected: socket.socket, deadline: float, limit: int):
         self._socket: Any = connected
@@ -123,17 +124,17 @@ class _Bounded:
 
     def encrypt(self, context: ssl.SSLContext, host: str) -> None:
         self._socket = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
-        self._socket.settimeout(_left(self._deadline))  # which Python applies to the whole handshake
+        self._socket.settimeout(_left(self._deadline))  # Python applies it to the whole handshake
         self._socket.do_handshake()
 
     def sendall(self, data: bytes) -> None:
         unsent = memoryview(data)
-        while unsent:  # and not the socket's own sendall, which over TLS applies its time-out to each record
+        while unsent:  # not the socket's own sendall, which over TLS applies the time-out to each record
             self._socket.settimeout(_left(self._deadline))
             unsent = unsent[self._socket.send(unsent) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        received = self._socket.makefile("rb", buffering=0)  # which keeps the socket open until it is closed itself
+        received = self._socket.makefile("rb", buffering=0)  # the file keeps the socket open until it is closed itself
         return io.BufferedReader(_Received(self._socket, received, self._deadline, self._limit))
 
     def close(self) -> None:

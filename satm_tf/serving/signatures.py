@@ -1,4 +1,4 @@
-"""The three questions that an exported classifier answers, as functions in its graph."""
+"""The three signatures of an exported classifier, as functions in its graph."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OUTPUTS = {
     "serving_bytes": ANSWERS,
     "features": ("features", "valid"),
 }
-"""The signatures, and what each gives."""
+"""The signatures and their outputs."""
 
 INPUTS = {"serving_default": "images", "serving_bytes": "image_bytes", "features": "images"}
-"""What each takes."""
+"""The input of each signature."""
 
-# Above rounding in the code that made the pixels, below anything that could be meant as another range.
+# A tolerance above rounding errors in the caller's pixels, and below any other plausible range.
 _SLACK = 1e-3
 
 
@@ -29,8 +29,8 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
     """Writes a SavedModel with three signatures.
 
     `serving_default` takes `images`, float32 `[batch, height, width, 3]` in [0, 1]; `serving_bytes` takes
-    `image_bytes`, str `[batch]`, JPEG or PNG files of any size. Both give `probabilities` float32 `[batch, classes]`,
-    `class_id` int64 `[batch]`, `label` str `[batch]` and `valid` bool `[batch]`. `features` takes `images` and gives
+    `image_bytes`, str `[batch]`, JPEG or PNG files of any size. Both return `probabilities` float32 `[batch, classes]`,
+    `class_id` int64 `[batch]`, `label` str `[batch]` and `valid` bool `[batch]`. `features` takes `images` and returns
     `features` float32 `[batch, feature_size]` and `valid`.
 
     An image that does not decode, or has a pixel that is not a number or is outside [0, 1], does not affect the others:
@@ -42,7 +42,7 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
         label_file: A text file with a line for each class, which becomes an asset of the SavedModel.
         folder: The folder to write, which must not exist.
     """
-    # A table and not a constant: its file travels with the model, and class -1 has the empty label.
+    # A table, not a constant: its file is part of the export, and class -1 has the empty label.
     place = tf.lookup.TextFileIndex
     lines = tf.lookup.TextFileInitializer(str(label_file), tf.int64, place.LINE_NUMBER, tf.string, place.WHOLE_LINE)
     labels = tf.lookup.StaticHashTable(lines, default_value="")
@@ -72,7 +72,7 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
 
     images = tf.TensorSpec(shape, tf.float32, name="images")
     specifications = {"images": images, "image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
-    # Not keras.export.ExportArchive: that of Keras 3.8 loses the table even if it tracks it.
+    # Not keras.export.ExportArchive, which in Keras 3.8 loses the table even if it is tracked.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.labels = labels
@@ -86,17 +86,17 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
 
 
 def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The images, with zeros for the invalid ones, and which are valid."""
+    """The images, with zeros for invalid ones, and whether each is valid."""
     # The signature alone does not enforce height and width at run time.
     images = tf.ensure_shape(images, shape)
-    # A comparison with NaN is false.
+    # Comparisons with NaN are false.
     valid = tf.reduce_all((images >= -_SLACK) & (images <= 1 + _SLACK), [1, 2, 3])
     return tf.where(valid[:, None, None, None], images, 0.0), valid
 
 
 def _run(network: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
-    # An empty batch fails within convolutions and batch normalisation where oneDNN is on, so it gets one image, whose
-    # row is cut off. By a concatenation: a pad is merged with the convolution behind it, and loses what it adds here.
+    # With oneDNN, an empty batch fails in convolutions and batch normalisation, so it gets one image, whose row is
+    # removed. By concatenation: a pad would be merged into the following convolution and lost.
     shape = tf.shape(images)
     blank = tf.zeros(tf.concat([tf.cast(shape[:1] == 0, tf.int32), shape[1:]], 0))
     return network(tf.concat([images, blank], 0))[: shape[0]]

@@ -1,4 +1,4 @@
-"""How a question reaches a model: REST, gRPC, or a folder on this disk. Each is a function of signature and inputs."""
+"""How a request reaches a model: REST, gRPC, or a local folder. Each is a function of signature and inputs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from satm_tf.serving.answers import ServingError, UnavailableError
 from satm_tf.serving.post import Answer, TooLargeError, post
 
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""A signature and its inputs by name, in; its outputs by name, out."""
+"""A function from a signature and its inputs by name to its outputs by name."""
 
 _BUSY = (429, 502, 503, 504)
 _GRPC_BUSY = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 _FIRST_WAIT = 0.2
-# Bytes: of an answer, and of its share for each image, which thousands of numbers fit in.
+# The most bytes of an answer, and of its share for each image, enough for thousands of numbers.
 _ANSWER, _ANSWER_OF_AN_IMAGE = 2**20, 2**18
 _GRPC_ANSWER = 2**26
 
@@ -36,8 +36,9 @@ _GRPC_ANSWER = 2**26
 class RestTransport:
     """The REST interface of TensorFlow Serving, in its column format.
 
-    Where a connection broke, also in the middle of an answer, or a server is busy, it is asked again while time is
-    left: a prediction changes nothing. Redirects are not followed, for they would send the images to another host.
+    If a connection breaks, even in the middle of an answer, or a server is busy, the request is repeated while time is
+    left, because a prediction has no side effects. Redirects are not followed, because they would send the images to
+    another host.
 
     Args:
         host: `host:port`, or a URL.
@@ -45,7 +46,7 @@ class RestTransport:
         version: Its version; None for the newest.
         timeout: Seconds for a request: all attempts, the waits between them, and the whole answer; only the look-up of
             the host's name can take longer.
-        retries: How many more attempts.
+        retries: Number of further attempts.
 
     Source:
         https://www.tensorflow.org/tfx/serving/api_rest
@@ -56,7 +57,7 @@ class RestTransport:
         parts = urlsplit(base)
         try:
             known = parts.scheme in ("http", "https") and (parts.hostname or "").encode("idna") and parts.port != 0
-        except ValueError:  # a port that is no number, or a name that is none
+        except ValueError:  # an invalid port or host name
             known = False
         if not known or "@" in parts.netloc or parts.query or parts.fragment or not re.fullmatch("[!-~]*", parts.path):
             raise ValueError(
@@ -99,7 +100,7 @@ class RestTransport:
             try:
                 response = post(self._url, body, deadline=began + self._timeout, limit=limit)
             except TooLargeError as error:
-                raise ServingError(f"{self._url} answers with more than {limit} bytes.") from error
+                raise ServingError(f"The answer of {self._url} has more than {limit} bytes.") from error
             except (OSError, HTTPException) as error:
                 received, cause = f"{type(error).__name__}: {answers.shown(str(error))}", error
             else:
@@ -134,8 +135,8 @@ class GrpcTransport:
         host: `host:port`.
         model: Name of the model.
         version: Its version; None for the newest.
-        timeout: Seconds for all attempts together, as gRPC counts.
-        retries: How many more attempts, at most four.
+        timeout: Seconds for all attempts together, as counted by gRPC.
+        retries: Number of further attempts, at most four.
 
     Source:
         https://github.com/tensorflow/serving, apis/prediction_service.proto; https://grpc.io/docs/guides/retry
@@ -163,11 +164,11 @@ class GrpcTransport:
         if retries < 1:
             del method["retryPolicy"]
         options = {
-            # Or the channel would send again what it takes for unseen.
+            # Otherwise the channel would resend requests that it considers unseen by the server.
             "grpc.enable_retries": int(retries > 0),
             "grpc.service_config": json.dumps({"methodConfig": [method]}),
             "grpc.max_receive_message_length": _GRPC_ANSWER,
-            # The default, 4 MB, is six images of 224 x 224.
+            # The default, 4 MB, holds six images of 224 x 224.
             "grpc.max_send_message_length": -1,
         }
         self._grpc, self._request = grpc, predict_pb2.PredictRequest
@@ -195,7 +196,7 @@ class GrpcTransport:
 
 def _from_proto(name: str, value: Any) -> np.ndarray:
     shape = [dimension.size for dimension in value.tensor_shape.dim]
-    # A proto of one number may claim any shape, which it is then repeated to.
+    # A proto with one number may claim any shape, and the number is then repeated.
     if any(size < 0 for size in shape) or math.prod(shape) > _GRPC_ANSWER // 4:
         raise ServingError(f"{name} is larger than a model's answer can be. Received: {shape}")
     try:
@@ -205,7 +206,7 @@ def _from_proto(name: str, value: Any) -> np.ndarray:
 
 
 def local(folder: str | Path) -> Ask:
-    """An export on this disk, loaded.
+    """An export on disk, loaded.
 
     Args:
         folder: The folder of a version, or of a model, whose newest version is taken.
@@ -217,10 +218,10 @@ def local(folder: str | Path) -> Ask:
     version = newest_version(folder)
     if version is None:
         raise FileNotFoundError(
-            f"An export is a folder with a saved_model.pb, or a folder of numbered versions of one. Received: {folder}"
+            f"An export must be a folder with a saved_model.pb, or a folder of numbered versions. Received: {folder}"
         )
     with loading(version):
-        # The signatures live as long as what was loaded.
+        # The signatures live as long as the loaded object.
         loaded: Any = tf.saved_model.load(str(version))
 
     def ask(signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Whether a written SavedModel answers as the model does, and whether an older server can run it."""
+"""Checks that a written SavedModel answers as the model does, and that an older server can run it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from satm_tf.serving.signatures import OUTPUTS
 TOLERANCES = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The largest difference of a probability, and of a feature: a relative one if it is above 1 in size.
 
-A network that computes in half precision rounds anew for every size of batch, so that it equals itself to one unit of
-its last digit only.
+A network that computes in half precision rounds differently for every batch size, so its answers agree only to one unit
+of the last digit.
 """
 
 
 class VerificationError(RuntimeError):
-    """What was written is not what was meant."""
+    """The written model differs from the original."""
 
 
 def tolerance(model: ImageClassifier) -> float:
-    """What a served network may be off by: 1e-5, or one last digit of the half precision that it computes in."""
+    """The tolerance of a served network: 1e-5, or one last digit if it computes in half precision."""
     return max(TOLERANCES.get(layer.compute_dtype, 0.0) for layer in [model, *model.backbone.layers])
 
 
 def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], samples: np.ndarray) -> dict[str, float]:
-    """Loads a SavedModel again and compares it with the model it was made of, through every signature.
+    """Loads a SavedModel and compares it with the original model, through every signature.
 
-    Through `serving_bytes` go the samples as PNGs, one at two and a half times its size as a JPEG, which is to come out
-    as `satm_tf.data` decodes it for training, and one file that is no image. Each signature is also asked about a
-    single image and about none.
+    `serving_bytes` gets the samples as PNGs, one of them enlarged two and a half times as a JPEG, which must decode as
+    `satm_tf.data` decodes it for training, and one file that is not an image. Each signature is also called with a
+    single image and with none.
 
     Args:
         folder: The SavedModel.
@@ -57,7 +57,7 @@ def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], sa
     newer = newer_operations(folder)
     if newer:
         raise VerificationError(f"TensorFlow 2.15 does not know these operations of the graph: {', '.join(newer)}")
-    # The signatures live as long as what was loaded.
+    # The signatures live as long as the loaded object.
     loaded: Any = tf.saved_model.load(str(folder))
     served = loaded.signatures
     _check_names({name: list(function.structured_outputs) for name, function in served.items()})
@@ -105,7 +105,7 @@ def _compare(
     labels: Sequence[str],
     allowed: float,
 ) -> float:
-    """The largest difference; raises where it is too large, or where the other outputs do not follow from it."""
+    """The largest difference; raises if it is too large, or if the other outputs do not match the probabilities."""
     values = {key: value.numpy() for key, value in answer.items()}
     largest = 0.0
     for key, wanted in expected.items():
@@ -113,10 +113,10 @@ def _compare(
             raise VerificationError(f"{name!r} must give {key} of shape {wanted.shape}. Received: {values[key].shape}")
         difference = np.abs(values[key] - wanted) / np.maximum(1, np.abs(wanted))
         largest = max(largest, float(difference.max(initial=0)))
-        # A NaN is no difference below the tolerance either.
+        # This also refuses NaN.
         if not (difference <= allowed).all():
             raise VerificationError(
-                f"{key} of {name!r} may differ by {allowed:g} from what the model gives. Received: {largest:g}"
+                f"{key} of {name!r} may differ by at most {allowed:g} from the model's. Received: {largest:g}"
             )
     if "probabilities" in values:
         valid = expected["probabilities"].any(-1)
@@ -138,7 +138,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _jpeg(image: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """A file two and a half times as large as served, and the pixels that training would see of it."""
+    """A file two and a half times the served size, and the pixels that training would read from it."""
     height, width, _ = image.shape
     larger = tf.image.resize(image, [5 * height // 2, 5 * width // 2])
     contents = tf.io.encode_jpeg(_levels(larger), quality=90).numpy()
@@ -155,8 +155,8 @@ def _levels(image: np.ndarray | tf.Tensor) -> tf.Tensor:
 def newer_operations(folder: str | Path) -> list[str]:
     """The operations of a SavedModel, or attributes of them, that TensorFlow 2.15 does not know.
 
-    `tf_2_15_ops.txt` beside this file has a line for each operation of TensorFlow 2.15.1, its name and attributes, as
-    `TF_GetAllOpList` of its wheel gives them; those for TPUs, XLA and MKL are left out.
+    `tf_2_15_ops.txt` next to this file has a line for each operation of TensorFlow 2.15.1, with its name and
+    attributes, as returned by `TF_GetAllOpList` of its wheel; those for TPUs, XLA and MKL are left out.
 
     Args:
         folder: The SavedModel.
@@ -176,7 +176,7 @@ def newer_operations(folder: str | Path) -> list[str]:
             if node.op not in known:
                 newer.add(node.op)
                 continue
-            # Attributes that start with an underscore are notes, which every version passes over.
+            # Attributes that start with an underscore are annotations, which every version ignores.
             unknown = {name for name in node.attr if not name.startswith("_")} - known[node.op]
             newer |= {f"{node.op}.{name}" for name in unknown}
     return sorted(newer)

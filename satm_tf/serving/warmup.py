@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving sends a model before the first user does."""
+"""Requests that TensorFlow Serving sends to a model when it loads it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_warmup(folder: str | Path, model: str, requests: Iterable[tuple[str, M
 
 
 def _prediction_log(model: str, signature: str, inputs: Mapping[str, np.ndarray]) -> bytes:
-    # Its protos are a package that an export needs nothing else of; four of its fields do, by their numbers in
+    # The protos are in a package that an export does not need otherwise; four fields are enough, by their numbers in
     # prediction_log.proto, predict.proto and model.proto. The tests read the file with the official protos.
     specification = _field(1, model.encode()) + _field(3, signature.encode())
     request = _field(1, specification)

@@ -1,4 +1,4 @@
-"""What to watch while a stage runs."""
+"""Progress and pictures of a running stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from satm_tf.bars import Bar, shortened
 
 _SECONDS_BETWEEN_FIGURES = 2.0
 _LINE = 80
-# What is left of a line beside the other parts of the bar.
+# The width left in a line by the other parts of the bar.
 _STAGE = 24
 
 
@@ -25,9 +25,8 @@ class Progress(keras.callbacks.Callback):
     Without a terminal, as in a log, it prints a line for each epoch. Up to three figures fit into 80 columns.
 
     Args:
-        stage: What the bar is called.
-        figures: Short name to key of Keras's logs, or to several, of which the mean is shown; of the keys that the logs
-            have.
+        stage: The label of the bar.
+        figures: A key of Keras's logs for each short name, or several, whose mean is shown; missing keys are ignored.
 
     Example:
         >>> network.fit(train, epochs=3, verbose=0, callbacks=[Progress("fine-tune", {"loss": "val_loss"})])
@@ -84,15 +83,15 @@ class Progress(keras.callbacks.Callback):
 
 
 def _brief(value: float) -> str:
-    """Two decimals, without the zero before them."""
+    """Two decimals, without the leading zero."""
     return f"{value:.2f}".removeprefix("0") if value < 100 else f"{value:.3g}"
 
 
 class Pictures(keras.callbacks.Callback):
-    """After each epoch, clean images over their adversarial twins, of each network that crafts, for TensorBoard.
+    """Shows clean and adversarial images of each source in TensorBoard after each epoch.
 
     Each column of the strip shows a clean image, the source's adversarial image of it, and their difference around
-    grey, magnified until the largest change is black or white.
+    grey, magnified so that the largest change is black or white.
 
     Args:
         folder: Folder of event files.

@@ -19,7 +19,7 @@ from satm_tf.training.private_keras import all_layers
 from satm_tf.training.robust_validation import RobustValidation
 from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, remove_unfinished, write
 
-# What Keras's callbacks carry from epoch to epoch; the best weights of `EarlyStopping` are saved as arrays.
+# The state of Keras's callbacks between epochs; the best weights of `EarlyStopping` are saved as arrays.
 _CALLBACK_STATE = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
@@ -43,7 +43,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything a training depends on, and lets `CoTraining.fit` resume from there, bit for bit on a CPU.
+    """Saves everything that a training depends on, and lets `CoTraining.fit` resume from there, bit for bit on a CPU.
 
     It saves the networks, optimizers, counters, metrics, dropout's seeds, the position in the data, the metrics of each
     epoch, and the state of the callbacks `RobustValidation`, `EarlyStopping` and `ReduceLROnPlateau`. The state of
@@ -52,10 +52,10 @@ class Checkpoint(keras.callbacks.Callback):
     of the epoch with the lowest monitored metric.
 
     Call `fit` with the same networks, scheme, optimizer, metrics, callbacks and data as the first time. If several
-    workers train together, one of them writes and all read, so the folder must be on a file system that they share.
+    workers train together, one of them writes and all read, so the folder must be on a shared file system.
 
     Args:
-        folder: The folder for this training and no other; it is created.
+        folder: The folder of this training only; it is created.
         every_seconds: Seconds between checkpoints within an epoch.
         monitor: The metric that decides which epoch is best; lower is better.
 
@@ -82,7 +82,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._handlers: dict[int, Any] = {}
 
     def restore(self, model: Any, callbacks: Sequence[Any]) -> Position:
-        """Puts a model into the state of the last whole checkpoint; `fit` does so automatically.
+        """Restores a model from the last whole checkpoint; `fit` does so automatically.
 
         Args:
             model: A compiled `CoTraining`.
@@ -96,7 +96,7 @@ class Checkpoint(keras.callbacks.Callback):
         """
         self._stateful = [callback for callback in callbacks if isinstance(callback, tuple(_CALLBACK_STATE))]
         found, broken = read_first_whole([self.folder / name for name in ("last.ckpt", "previous.ckpt")])
-        instead = "There is no other, so training starts anew" if found is None else "The one before it is used"
+        instead = "There is no other, so training restarts" if found is None else "The one before it is used"
         for message in broken:
             warnings.warn(f"{message}. {instead}.", stacklevel=2)
         if found is None:
@@ -162,7 +162,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._step = batch + 1
         if self._epoch == self._position.epoch and self._step <= self._position.step:
-            return  # Done before the interruption.
+            return  # Already done before the interruption.
         late = int(time.monotonic() - self._saved_at >= self.every_seconds)
         late, received = greatest(self.model.distribute_strategy, [late, self._received or 0])
         self._received = received or None
@@ -171,11 +171,11 @@ class Checkpoint(keras.callbacks.Callback):
         self._leave_if_asked()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        # Keras resets them next, and a checkpoint in the midst of a validation has to hold those of the epoch.
+        # Keras resets them next, but a checkpoint during validation must hold those of the epoch.
         self._metric_values = _values(_metric_variables(self.model))
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        # Several workers leave together, at the end of the epoch.
+        # Several workers stop together, at the end of the epoch.
         if self._received is not None and not several_workers(self.model.distribute_strategy):
             self._put_metrics_back()
             self._save(Position(self._epoch, self._step))
@@ -192,7 +192,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._leave_if_asked()
 
     def release(self) -> None:
-        """Restores the handlers that the signals had before; `fit` does so however it ends."""
+        """Restores the previous signal handlers; `fit` does so however it ends."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -185,7 +185,7 @@ class CoTraining(Fitting):
         }
         given = {field: value for field, value in fields.items() if value is not None}
         self.scheme = Scheme.get(scheme, **given).by_name(networks)
-        # Proxies, because Keras would take what is in a dict for parts of this model.
+        # Proxies, because Keras would treat the values of a dict as parts of this model.
         self.frozen = MappingProxyType(dict(frozen or {}))
         check_networks(networks, self.frozen, sparring or {}, null_class=self.scheme.null_share > 0)
         self.sources = MappingProxyType(
@@ -249,7 +249,7 @@ class CoTraining(Fitting):
         return partners
 
     def _recall(self) -> dict[str, Recalled]:
-        """The networks as they were that are among the sources."""
+        """The earlier states of networks that are among the sources."""
         recalled = {}
         needed = itertools.chain(*self.sources.values(), *self.teachers.values())
         for source in dict.fromkeys(needed):
@@ -340,13 +340,14 @@ class CoTraining(Fitting):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The metrics behind the figures that `fit` reports."""
+        """The metrics that `fit` reports."""
         return self._figures.all
 
     def state(self) -> list[keras.Variable]:
         """All variables on which the rest of a training depends, in a fixed order.
 
-        Weights, counters, metrics, dropout's seeds and the optimizers' own; not those of frozen networks, which stay.
+        Weights, counters, metrics, dropout's seeds and optimizer state, but not those of frozen networks, which do not
+        change.
         """
         optimizers = [self.optimizer, *(each.optimizer for each in self.optimizers.values())]
         slots = [variable for each in optimizers for variable in each.variables]
@@ -381,10 +382,10 @@ class CoTraining(Fitting):
                 self._report(name, labels, evaluated)
             updates[name] = evaluated.updates
             checked = {part: [values] for part, values in {**evaluated.parts, "loss": evaluated.loss}.items()}
-            if not optimizer.scales:  # which else leaves out steps whose gradient overflows
+            if not optimizer.scales:  # which otherwise skips steps whose gradient overflows
                 checked["gradient"] = [each for each in gradients[name] if each is not None]
             for part, values in checked.items():
-                with tf.control_dependencies(finite):  # so that the first cause is named
+                with tf.control_dependencies(finite):  # so that the message names the first cause
                     finite.append(check_finite(name, part, values, tf.convert_to_tensor(self.step.value)))
             total += evaluated.loss if name in self.networks else 0.0
         with tf.control_dependencies(finite):
@@ -444,7 +445,7 @@ class CoTraining(Fitting):
             self._figures.update_answers(f"{name}_adversarial", labels, evaluated.logits[1:])
 
     def _progress(self) -> tf.Tensor:
-        """The share of the planned steps that is done, in [0, 1]; 1 where nothing was planned."""
+        """The share of the planned steps that is done, in [0, 1]; 1 if none are planned."""
         planned = tf.cast(self.planned_steps, tf.float32)
         return tf.where(planned > 0, tf.minimum(tf.cast(self.step, tf.float32) / tf.maximum(planned, 1.0), 1.0), 1.0)
 

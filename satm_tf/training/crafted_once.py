@@ -22,7 +22,7 @@ from satm_tf.storage import atomic_file, lock, sha256, write_text
 from satm_tf.training.private_keras import all_layers
 from satm_tf.training.recall import Recalled
 
-# Differences are whole numbers of steps of epsilon / 127, so that the ball's edge is kept to the bit.
+# Differences are multiples of epsilon / 127, so that the ball's edge is exact.
 _LEVELS = 127
 _fold_in = tf.random.experimental.stateless_fold_in
 
@@ -40,18 +40,18 @@ class Crafter(NamedTuple):
 
 
 class CraftedOnce:
-    """Crafts the examples of each source, attack and copy once, into a file; gives those of any images.
+    """Crafts the examples of each source, attack and copy once, into a file, and returns those of any images.
 
     A file holds int8 `[images, height, width, 3]`, the differences from the images in steps of `epsilon / 127`: an
-    example is inside its ball, and differs from what the attack gave by at most `epsilon / 254`. Its name is a digest
-    of all that its content follows from: the source's layers and weights, the attack, images and labels in their
-    batches, the seed and the copy. A file that is there, from a run that was killed or from another scheme, is used
-    again. Beside it lies its SHA-256; a file that does not match it is made again.
+    example is inside its ball, and differs from the attack's result by at most `epsilon / 254`. Its name is a digest of
+    all that its content depends on: the source's layers and weights, the attack, images and labels in their batches,
+    the seed and the copy. An existing file, from a killed run or another scheme, is reused. Next to it is its SHA-256;
+    a file that does not match is crafted again.
 
-    On disk that is `3 * height * width * images * copies` bytes for each source and attack.
+    It takes `3 * height * width * images * copies` bytes on disk for each source and attack.
 
     Args:
-        folder: Where the files are; None takes a temporary folder, which goes with this object.
+        folder: The folder of the files; None takes a temporary folder, which is deleted with this object.
         seed: Seed of the attacks. Copy k has the seed `fold_in([seed, k], batch)` in each batch of images.
     """
 
@@ -70,18 +70,18 @@ class CraftedOnce:
         *,
         quiet: bool = True,
     ) -> None:
-        """Crafts what is not there yet.
+        """Crafts the missing files.
 
         Args:
-            split: What `read` will call these images.
+            split: The name of these images for `read`.
             batches: `((images, rows), labels)`, every image once and in the order of `rows`.
             crafters: The network of each source and attack.
             copies: How many copies of each image.
-            quiet: Whether to show no progress bar, which else a terminal does.
+            quiet: Whether to hide the progress bar, which is shown on a terminal.
 
         Raises:
-            ValueError: If the disk has too little room; if another process is at work in the folder; or if a source is
-                neither a Keras model nor loaded from a file, and so may change unseen.
+            ValueError: If the disk has too little space; if another process uses the folder; or if a source is neither
+                a Keras model nor loaded from a file, so that changes could not be detected.
 
         Warns:
             UserWarning: If a file is damaged.
@@ -131,15 +131,15 @@ class CraftedOnce:
     def read(
         self, split: str, source: str, attack: Attack, images: tf.Tensor, rows: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The adversarial images that are kept, one of the copies at random of each; traceable.
+        """Reads one random copy of each image's stored adversarial examples; traceable.
 
         Args:
-            split: As `prepare` was told.
+            split: As given to `prepare`.
             source: Name of the source.
-            attack: What it crafted with.
+            attack: The attack that it crafted with.
             images: float32 `[batch, height, width, 3]`.
             rows: Their numbers, int64 `[batch]`.
-            seed: What the copies are drawn with, int32 `[2]`.
+            seed: Seed for drawing the copies, int32 `[2]`.
         """
         copies = len(self._files[split, Crafter(source, attack)])
         drawn = tf.random.stateless_uniform([tf.shape(images)[0]], seed, maxval=copies, dtype=tf.int32)
@@ -157,11 +157,11 @@ class CraftedOnce:
 
 
 def fingerprint(network: Any, name: str) -> str:
-    """A digest of what a source computes: of its layers, but for their names, and of its weights; or of its file.
+    """A digest of what a source computes: its layers without their names, and its weights; or its file.
 
     Args:
         network: The source.
-        name: What an error calls it.
+        name: Its name in errors.
 
     Raises:
         ValueError: If it is neither a Keras model nor loaded from a file.
@@ -171,12 +171,13 @@ def fingerprint(network: Any, name: str) -> str:
     model = network.network if isinstance(network, Recalled) else network
     if not isinstance(model, keras.Model):
         raise ValueError(
-            "crafted_once needs sources that are known not to change: a Keras model, or what models.load_model loads "
+            "crafted_once needs sources that are known not to change: a Keras model, or a model that "
+            "models.load_model loads "
             f"from a file. Received: {type(model).__name__} for {name!r}"
         )
     digest = hashlib.sha256()
     for layer in all_layers(model):
-        # A model's own configuration is that of its layers.
+        # A model's configuration consists of its layers'.
         config = {} if isinstance(layer, keras.Model) else {**layer.get_config(), "name": None}
         digest.update(json.dumps([type(layer).__name__, config], default=str, sort_keys=True).encode())
     for weight in network.weights_at(0) if isinstance(network, Recalled) else model.weights:
@@ -222,7 +223,7 @@ def _checksum(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there and as it was written; one that is not is removed."""
+    """Whether a file exists and is as it was written; a damaged file is removed."""
     if not path.exists():
         return False
     if _checksum(path).exists():

@@ -23,12 +23,12 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 
 class Batch(NamedTuple):
-    """What a step crafts from.
+    """The batch that a step crafts from.
 
     Attributes:
         images: float32 `[batch, height, width, 3]`.
         labels: int32 `[batch]`.
-        rows: The images' numbers in their data, int64 `[batch]`; None where these are not known.
+        rows: The images' numbers in their data, int64 `[batch]`; None if unknown.
     """
 
     images: tf.Tensor
@@ -36,18 +36,18 @@ class Batch(NamedTuple):
     rows: tf.Tensor | None = None
 
     def take(self, places: tf.Tensor) -> Batch:
-        """The images at some places of the batch."""
+        """The images at some positions of the batch."""
         return Batch(*(None if each is None else tf.gather(each, places) for each in self))
 
 
 class Crafted(NamedTuple):
-    """What a step gives a network to learn from.
+    """The adversarial batches from which a network learns in a step.
 
     Attributes:
         batches: k adversarial batches `[batch, height, width, 3]`.
         sources: Which of the network's sources made each of them, int32 `[k]`, or `[k, batch]` if several did.
         peers: Logits of the network's peers on them, as constants, `[peers, k, batch, classes]`; empty if unused.
-        weights: How much each of them counts, float32 `[k]`, of sum 1; None where all count alike.
+        weights: How much each of them counts, float32 `[k]`, with sum 1; None if all count equally.
     """
 
     batches: Sequence[tf.Tensor] = ()
@@ -65,11 +65,11 @@ class Crafting:
         networks: The networks that train, by name.
         frozen: The networks that only craft, by name.
         sparring: The sparring partners, by name.
-        recalled: Networks as they were, by the source's name.
-        devices: Devices that networks have to themselves.
+        recalled: Earlier states of networks, by the source's name.
+        devices: The devices of networks that have their own.
         seed: Seed of the random numbers.
-        progress: Gives the share of the planned steps that is done.
-        kept: The examples that are crafted once, if the scheme's are.
+        progress: Returns the share of the planned steps that is done.
+        kept: The examples that are crafted once, if the scheme has any.
 
     Attributes:
         learners: The networks that have any sources.
@@ -97,7 +97,7 @@ class Crafting:
         self.progress = progress
         self.kept = kept
         self.learners = [name for name, its in sources.items() if its]
-        # A source's random numbers follow from its place here.
+        # A source's random numbers depend on its position here.
         self._crafters: dict[str, Any] = {**networks, **frozen, **sparring, **recalled}
         self._in_training = {*networks, *sparring}
         pairs = [(name, source) for name in self.learners for source in sources[name]]
@@ -107,12 +107,12 @@ class Crafting:
         self._period = math.lcm(*counts)
 
     def craft_once(self, split: str, batches: tf.data.Dataset, *, quiet: bool) -> None:
-        """Crafts what all steps will take from `kept`: of "training" as many copies as the scheme says, else one.
+        """Crafts the examples that steps will read from `kept`: the scheme's number of copies, or one for validation.
 
         Args:
             split: "training" or "validation".
             batches: As `CraftedOnce.prepare` takes them.
-            quiet: Whether to show no progress bar.
+            quiet: Whether to hide the progress bar.
         """
         if self.kept is not None:
             crafters = {
@@ -122,7 +122,7 @@ class Crafting:
             self.kept.prepare(split, batches, crafters, copies, quiet=quiet)
 
     def for_training(self, batch: Batch, step: tf.Tensor) -> dict[str, Crafted]:
-        """What a training step gives each network that learns, as the scheme's `mixing` says."""
+        """The examples of a training step for each network that learns, according to the scheme's `mixing`."""
         if self.kept is not None and batch.rows is None:
             raise ValueError(
                 "With crafted_once, a step looks up examples by image number, which only `fit` provides; use `fit`, "
@@ -143,7 +143,7 @@ class Crafting:
         return turns[0]() if self._period == 1 else tf.switch_case(tf.cast(step % self._period, tf.int32), turns)
 
     def for_validation(self, batch: Batch) -> dict[str, Crafted]:
-        """What validation gives each network that learns: batches of all its sources, with the same noise each time."""
+        """The validation examples for each network that learns: batches of all its sources, with fixed noise."""
         return self._for_learners(self._all(), batch, tf.constant(-1, tf.int64), training=False)
 
     def _all(self) -> dict[str, list[int]]:
@@ -172,7 +172,7 @@ class Crafting:
     def craft(
         self, pairs: Iterable[tuple[str, str]], batch: Batch, step: tf.Tensor, training: bool
     ) -> dict[tuple[str, str], tf.Tensor]:
-        """Adversarial images for each pair of learner and source; what two learners share is crafted once."""
+        """Adversarial images for each pair of learner and source; shared ones are crafted once."""
         seed = self._seed(step, training)
         made: dict[tuple[str, Attack], tf.Tensor] = {}
         crafted = {}
@@ -202,7 +202,7 @@ class Crafting:
             epsilon *= schedule.share(self.progress(), tf.shape(batch.images)[0], _fold_in(own, -1))
         network = self._crafters[source]
         if isinstance(network, Recalled):
-            # One after the other, however many turns there are. Validation has a step of -1, and so always the last.
+            # Each source in turn. Validation has step -1, and so always the last.
             network = network.at(tf.cast(step // self._period % network.slots, tf.int32))
         elif training and self.scheme.crafting_mode == "training" and source in self._in_training:
             network = in_training_mode(network)
@@ -210,10 +210,10 @@ class Crafting:
             return attack(network, batch.images, batch.labels, epsilon=epsilon, seed=own)
 
     def _by_image(self, batch: Batch, step: tf.Tensor) -> dict[str, Crafted]:
-        """One batch for each network, of which each of its sources makes a share.
+        """One batch for each network, of which each of its sources crafts a share.
 
-        Networks whose sources, attacks and weights are the same share the batch. Images that a source crafts for a
-        network that has no other are taken from there.
+        Networks with the same sources, attacks and weights share the batch. If a source crafts the whole batch for a
+        network without other sources, its images are taken from there.
         """
         seed, count = self._seed(step, training=True), tf.shape(batch.images)[0]
         single = [(name, self.sources[name][0]) for name in self.learners if len(self.sources[name]) == 1]
@@ -246,10 +246,10 @@ class Crafting:
         order: tf.Tensor,
         rounding: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """A batch of which each source makes its share, and the place in `key` of each image's source, int32 `[batch]`.
+        """A batch of which each source crafts its share, and each image's source, an index into `key`, int32 `[batch]`.
 
-        A source's share is one stretch of `order`. `rounding`, in [0, 1), lets it have the whole image that is left of
-        it as often as it is due.
+        A source's share is a contiguous part of `order`. `rounding`, in [0, 1), decides whether a fraction of an image
+        is rounded up, so that shares are correct on average.
         """
         weights = np.array([weight for *_, weight in key])
         count = tf.shape(order)[0]
@@ -263,7 +263,7 @@ class Crafting:
             if (source, attack) in whole:
                 parts.append(tf.gather(whole[source, attack], order[begin:end]))
                 continue
-            # An image at least: TensorFlow's convolutions may fail on none.
+            # At least one image: TensorFlow's convolutions may fail on an empty batch.
             first = tf.minimum(begin, count - 1)
             places = order[first : tf.maximum(end, first + 1)]
             made = self._craft(source, attack, batch.take(places), step, seed, training=True)

@@ -5,8 +5,8 @@ variable TF_CONFIG, and with a run folder on a shared file system, under the sam
 
     export TF_CONFIG='{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 
-and then, on both, `python -m satm_tf.train --strategy multi_worker ...`, or a program that makes the strategy before
-anything else of TensorFlow, and all else in its scope:
+and then, on both, `python -m satm_tf.train --strategy multi_worker ...`, or a program that creates the strategy before
+it uses TensorFlow in any other way, and everything else in its scope:
 
     with get_strategy("multi_worker").scope():
         trainer = CoTraining(make_networks(), "satm")
@@ -14,8 +14,8 @@ anything else of TensorFlow, and all else in its scope:
     trainer.fit(batches(data.train, image_size=224, batch_size=64, shuffle=True), epochs=30,
                 callbacks=[Checkpoint("/shared/run")])
 
-The ports have to be open between the machines, both need the same versions, data and code, and the batch size is that
-of all workers together. Each waits until the others have connected. A machine with several GPUs starts a worker for
+The ports must be open between the machines, both need the same versions, data and code, and the batch size is the total
+over all workers. Each worker waits until the others have connected. On a machine with several GPUs, start a worker for
 each, with its own CUDA_VISIBLE_DEVICES and port. The first worker, or the "chief", writes the checkpoints. If a worker
 dies, `fit` ends with a `ConnectionError` on the others: re-run the same command on all of them to resume from the last
 checkpoint.
@@ -40,7 +40,7 @@ STRATEGIES = ("none", "mirrored", "multi_worker", "network_per_device")
 
 
 class Position(NamedTuple):
-    """How far a training has come: epochs done, steps done in the one after, and whether it was stopped early."""
+    """The progress of a training: epochs done, steps done in the next one, and whether it was stopped early."""
 
     epoch: int = 0
     step: int = 0
@@ -48,7 +48,7 @@ class Position(NamedTuple):
 
 
 def get_strategy(name: str) -> tf.distribute.Strategy:
-    """The `tf.distribute` strategy of that name, to be made before anything else of TensorFlow.
+    """The `tf.distribute` strategy of that name; create it before you use TensorFlow in any other way.
 
     Args:
         name: "none" and "network_per_device" (TensorFlow's default strategy, one replica), "mirrored" (all GPUs of this
@@ -56,8 +56,8 @@ def get_strategy(name: str) -> tf.distribute.Strategy:
             TF_CONFIG names, each started with the same command; see this module's description).
 
     Raises:
-        ValueError: If the name is unknown; if TF_CONFIG is missing, names no other worker or not this one; or if a
-            worker has more than one GPU.
+        ValueError: If the name is unknown; if TF_CONFIG is missing, names no other worker or leaves out this one; or if
+            a worker has more than one GPU.
 
     Example:
         >>> with get_strategy("mirrored").scope():
@@ -68,7 +68,7 @@ def get_strategy(name: str) -> tf.distribute.Strategy:
         raise unknown_name("strategy", name, STRATEGIES)
     if name == "mirrored":
         devices = [device.name for device in _devices()]
-        # The CPUs of one process have no collectives to speak of.
+        # The CPUs of one process need no fast collectives.
         on_cpu = not tf.config.list_logical_devices("GPU")
         return tf.distribute.MirroredStrategy(
             devices, cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None
@@ -98,8 +98,8 @@ def devices_for(networks: Sequence[str]) -> dict[str, str]:
 
 
 def on_device(devices: Mapping[str, str], name: str) -> AbstractContextManager[Any]:
-    """Within, TensorFlow works on the device of that name's network, if it has one to itself."""
-    # Not `tf.device(None)`, which would bring the work of all replicas back to the first device.
+    """Places TensorFlow's operations on the named network's own device, if it has one."""
+    # Not `tf.device(None)`, which would move the work of all replicas to the first device.
     return tf.device(devices[name]) if name in devices else contextlib.nullcontext()
 
 
@@ -119,18 +119,18 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Returns once every worker has called this; at once where there is only one.
+    """Returns when every worker has called this; immediately if there is only one.
 
     Raises:
-        ConnectionError: If another worker has gone.
+        ConnectionError: If another worker has stopped.
     """
     greatest(strategy, [0])
 
 
 def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[int]:
-    """The greatest of each of these numbers over all workers, who have to ask at the same moment.
+    """The maximum of each of these numbers over all workers, which must all call this together.
 
-    What one worker decides by its clock, or on a signal, the others have to do too, or all of them wait for ever.
+    If one worker decides something by its clock or on a signal, the others must do the same, or all wait forever.
     """
     if not several_workers(strategy):
         return list(numbers)
@@ -140,9 +140,9 @@ def greatest(strategy: tf.distribute.Strategy, numbers: Sequence[int]) -> list[i
 
 @functools.cache
 def _greatest(strategy: tf.distribute.Strategy) -> Any:
-    # Traced once: `strategy.gather` traces anew whenever it is called, and this is, after every step.
+    # Traced once: `strategy.gather` traces at every call, and this is called after every step.
     def gather(own: tf.Tensor) -> tf.Tensor:
-        # Only the copy has a device, which the collective asks for.
+        # The collective needs a device, which only the copy has.
         return tf.reduce_max(tf.distribute.get_replica_context().all_gather(tf.identity(own), axis=0), axis=0)
 
     return tf.function(lambda own: strategy.run(gather, args=(own,)))
@@ -150,7 +150,7 @@ def _greatest(strategy: tf.distribute.Strategy) -> Any:
 
 @contextlib.contextmanager
 def naming_lost_workers() -> Iterator[None]:
-    """Within, that another worker has gone is a `ConnectionError`, which says what to do."""
+    """Turns the loss of another worker into a `ConnectionError` that says what to do."""
     try:
         yield
     except tf.errors.UnavailableError as error:
@@ -161,20 +161,20 @@ def naming_lost_workers() -> Iterator[None]:
 
 
 class DistributedFit(BuiltBeforehand):
-    """What Keras 3's `fit` lacks for several replicas, for several workers, and for data that begins in the middle.
+    """What Keras 3's `fit` lacks for several replicas or workers, and for data that starts in the middle.
 
-    For `MultiWorkerMirroredStrategy`, Keras reduces logs over an axis that scalars lack. Here the logs of a step are
-    this worker's own, and those of an epoch are of all.
+    For `MultiWorkerMirroredStrategy`, Keras reduces logs over an axis that scalars lack. Here, the logs of a step are
+    this worker's, and those of an epoch cover all workers.
     """
 
     train_function: Any
     test_function: Any
 
     def check_compiled(self) -> None:
-        """Refuses what several replicas cannot do together.
+        """Refuses options that do not work on several replicas.
 
         Raises:
-            ValueError: If it was asked for in `compile`.
+            ValueError: If `compile` received one.
         """
         if self.distribute_strategy.num_replicas_in_sync == 1:
             return
@@ -182,7 +182,7 @@ class DistributedFit(BuiltBeforehand):
         refusals = {
             "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
             "steps_per_execution above 1": self._several_workers() and self.steps_per_execution > 1,
-            "an optimizer made outside the strategy's scope": not all(
+            "an optimizer created outside the strategy's scope": not all(
                 isinstance(variable.value, tf.distribute.DistributedValues) for variable in optimizer.variables
             ),
         }
@@ -191,13 +191,13 @@ class DistributedFit(BuiltBeforehand):
             raise ValueError(f"Training on several replicas works without {found[0]}. Received: {found[0]}")
 
     def distributed(self, dataset: Any, position: Position | None) -> Any:
-        """The part of the training data that this process reads, from a position on; None is wherever the data is.
+        """The part of the training data that this process reads, from a position on; None keeps the data's position.
 
         Raises:
-            ValueError: If the data cannot begin there, or cannot be shared out.
+            ValueError: If the data cannot start there, or cannot be distributed.
         """
         movable = hasattr(dataset, "from_position")
-        # Data that was looked at is past its first epoch, so that also the beginning is a position.
+        # Data that was iterated over is past its first epoch, so the start needs a position too.
         positioned = position is not None and movable
         epoch, step = (0, 0) if position is None else (position.epoch, position.step)
         if step + epoch and not movable:
@@ -214,10 +214,10 @@ class DistributedFit(BuiltBeforehand):
 
         def begin(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
             if step >= len(dataset):
-                # Nothing is asked of the data any more in this epoch: the next one is the first to begin.
+                # This epoch needs no more data, so reading starts with the next one.
                 return dataset.from_position(epoch + 1, 0, context)
             begun = dataset.from_position(epoch, step, context)
-            # Keras counts the steps of every epoch by the first, and `train_function` leaves out those done before.
+            # Keras takes the first epoch's number of steps for all, and `train_function` skips those done before.
             return begun.apply(tf.data.experimental.assert_cardinality(len(dataset))) if step else begun
 
         if self._several_workers():
@@ -225,7 +225,7 @@ class DistributedFit(BuiltBeforehand):
         return begin() if positioned else dataset
 
     def distributed_validation(self, dataset: Any) -> Any:
-        """Validation data, of which each worker reads all: it is small, and the mean over the workers is the same."""
+        """Validation data, which each worker reads completely: it is small, and the mean over workers is the same."""
         if dataset is None:
             return None
         if self._several_workers():
@@ -237,7 +237,7 @@ class DistributedFit(BuiltBeforehand):
         return data_adapter(self.distribute_strategy.distribute_datasets_from_function(begin))
 
     def _check_last_batch(self, dataset: Any) -> None:
-        """No replica may be without images: on processors with oneDNN, TensorFlow's convolutions fail on none."""
+        """Every replica needs an image: with oneDNN, TensorFlow's convolutions fail on an empty batch."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == 1 or not hasattr(dataset, "from_position"):
             return
@@ -294,6 +294,6 @@ def _check_cluster() -> None:
         present = False
     if not present or sum(map(len, workers.values())) < 2:
         raise ValueError(
-            "Strategy 'multi_worker' needs TF_CONFIG in the environment, with two workers or more and this one's place "
-            f"among them, {hint}. Received: {text!r}"
+            "Strategy 'multi_worker' needs TF_CONFIG in the environment, with at least two workers and this one's "
+            f"index, {hint}. Received: {text!r}"
         )

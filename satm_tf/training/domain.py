@@ -1,4 +1,4 @@
-"""Domain adaptation: making a network's features of clean and of adversarial images alike."""
+"""Domain adaptation: making a network's features of clean and adversarial images similar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from satm_tf.layers import GradientReversal
 
 @dataclass(frozen=True, kw_only=True)
 class DomainAdaptation(Configurable, kind="domain adaptation"):
-    """One more part of a network's loss, on its features: those that feed the classification layer.
+    """An additional part of a network's loss, on the features that feed the classification layer.
 
     Attributes:
         weight: r_da, the weight of this part in the network's loss. Non-negative.
@@ -33,11 +33,11 @@ class DomainAdaptation(Configurable, kind="domain adaptation"):
 
     @property
     def ramps(self) -> bool:
-        """Whether what this adds follows from how much of the training is done."""
+        """Whether this part of the loss depends on the progress of the training."""
         return False
 
     def head(self, num_sources: int, name: str) -> keras.layers.Layer | None:
-        """The domain classifier of a network that has this number of sources, if it needs one."""
+        """The domain classifier of a network with this number of sources, if it needs one."""
         return None
 
     def losses(
@@ -48,10 +48,10 @@ class DomainAdaptation(Configurable, kind="domain adaptation"):
         sources: tf.Tensor,
         progress: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """What this adds to the loss of each image of a batch, and the values to log.
+        """The additional loss of each image of a batch, and the values to log.
 
         Args:
-            head: What `head` gave.
+            head: The result of `head`.
             clean: Features of the clean images, float32 `[batch, size]`.
             adversarial: Features of their adversarial twins, float32 `[k, batch, size]`.
             sources: Which of the network's sources made each of the k batches, int32 `[k]`.
@@ -60,7 +60,7 @@ class DomainAdaptation(Configurable, kind="domain adaptation"):
         Returns:
             The weighted loss `[batch]`, and for each of `metrics` its values `[batch]`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define what it adds to the loss: implement `losses`.")
+        raise NotImplementedError(f"{type(self).__name__} must define its part of the loss: implement `losses`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class DomainAdversarial(DomainAdaptation, name="domain_adversarial"):
     """Domain-adversarial adaptation: a classifier of clean against adversarial, behind a gradient reversal.
 
     Attributes:
-        weight: At 1.0 without a schedule a network without batch normalisation was seen to collapse.
+        weight: At 1.0 without a schedule, a network without batch normalisation collapsed.
         strength: Strength of the gradient reversal: a constant, or "ganin" for `2 / (1 + exp(-10 p)) - 1` with p the
             share of the training that is done.
         hidden: Width of the first of the two fully-connected layers.
@@ -123,11 +123,11 @@ class DomainAdversarial(DomainAdaptation, name="domain_adversarial"):
 
 @dataclass(frozen=True, kw_only=True)
 class DomainDiscriminative(DomainAdaptation, name="domain_discriminative"):
-    """Adversarial discriminative adaptation, as of ADDA: a discriminator, and features that learn to pass as clean.
+    """Adversarial discriminative adaptation, as in ADDA: a discriminator, and features that learn to look clean.
 
-    The discriminator learns to tell clean from adversarial features, and its gradient ends at the features. The network
-    learns from the inverted label: that its adversarial features be taken for clean ones. Clean features are left where
-    they are, as ADDA leaves its source encoder; unlike there, one network has both.
+    The discriminator learns to distinguish clean from adversarial features, and its gradient stops at the features. The
+    network learns from the inverted label, so that the discriminator takes its adversarial features for clean ones.
+    Clean features receive no gradient, as ADDA's source encoder; unlike there, one network produces both.
 
     Attributes:
         hidden: Width of the first of the discriminator's two fully-connected layers.
@@ -160,7 +160,7 @@ class DomainDiscriminative(DomainAdaptation, name="domain_discriminative"):
         discriminator, hits = _classified(
             head, tf.stop_gradient(clean), tf.stop_gradient(adversarial), tf.ones_like(sources), tf.constant(1.0)
         )
-        # As constants: the discriminator must not learn to be deceived.
+        # As constants: the discriminator must not learn from the inverted labels.
         fixed = [(variable, tf.stop_gradient(variable.value)) for variable in head.trainable_variables]
         with keras.StatelessScope(state_mapping=fixed):
             logits = head.classify(adversarial)
@@ -185,7 +185,7 @@ class UnifiedEmbedding(DomainAdaptation, name="unified_embedding"):
 
     Source:
         Na et al., "Cascade Adversarial Machine Learning Regularized with a Unified Embedding", ICLR 2018, Section 3;
-        there the embedding is what the softmax takes, here the features before the classification layer.
+        there the embedding is the input of the softmax, here the features before the classification layer.
     """
 
     weight: float = 1e-4

@@ -1,4 +1,4 @@
-"""How large the perturbations are that a network trains on."""
+"""Schedules for the size of the perturbations in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from satm_tf.configurable import Configurable
 class EpsilonSchedule(Configurable, kind="epsilon schedule"):
     """Which share of its full epsilon an attack uses in a training step; validation uses all of it."""
 
-    ramps: ClassVar[bool] = False  # whether the shares follow from how much of the training is done
+    ramps: ClassVar[bool] = False  # whether the shares depend on the progress of the training
 
     def share(self, progress: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The shares of a batch of `count` images: a float32 scalar or `[count]`, in [0, 1].

@@ -1,4 +1,4 @@
-"""The figures that a training reports: losses, accuracies, and metrics of the caller's own, for each network."""
+"""The figures that a training reports for each network: losses, accuracies, and your own metrics."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Figures:
 
     Args:
         losses: For each network the parts of its loss, such as "clean_loss".
-        learners: The networks that learn from adversarial examples, whose answers to these are measured too.
+        learners: The networks that learn from adversarial examples, which are also measured on them.
         ordered: Whether the classes are in a meaningful order, so that one-off accuracies have a meaning.
-        metrics: The caller's own, as `resolve_metrics` gives them.
+        metrics: Your own metrics, as `resolve_metrics` returns them.
 
     Raises:
         ValueError: If a metric has the name of another figure.
@@ -46,7 +46,7 @@ class Figures:
         names = [metric.name for metric in self.all]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"Two figures would be called {name!r}; give the metric another name.")
+                raise ValueError(f"{name!r} is already the name of a figure; give the metric another name.")
         for metric in self.all:
             sum_over_replicas(metric)
 
@@ -56,7 +56,7 @@ class Figures:
 
     def update_answers(self, which: str, labels: tf.Tensor, logits: tf.Tensor) -> None:
         """Adds the logits `[k, batch, classes]` for labels `[batch]` to the metrics of a network's answers."""
-        # In one row: Keras takes a metric's means over all axes but the first, and a small batch counts less.
+        # Flattened: Keras averages a metric over all axes but the first, and a small batch counts less.
         labels, logits = tf.tile(labels, [logits.shape[0]]), tf.reshape(logits, [-1, logits.shape[-1]])
         for metric in self._answers[which]:
             metric.update_state(labels, logits)
@@ -65,7 +65,7 @@ class Figures:
 def resolve_metrics(
     metrics: MetricLike | Sequence[MetricLike] | None,
 ) -> dict[str, keras.metrics.Metric | Callable[..., Any]]:
-    """Metrics by name, from what `compile` takes. "accuracy" is left out: it is among the figures already.
+    """Metrics by name, from the argument of `compile`, without "accuracy", which is always reported.
 
     Raises:
         ValueError: If one is unknown, two have one name, or there are metrics for each output.

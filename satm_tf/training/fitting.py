@@ -1,4 +1,4 @@
-"""The side of the trainer that Keras users know: `compile`, `fit`, `evaluate`, and what they refuse."""
+"""The Keras interface of the trainer: `compile`, `fit`, `evaluate`, and what they refuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from satm_tf.training.robust_validation import RobustValidation
 class Fitting(DistributedFit):
     """A model of several networks, each with its own optimizer and objective.
 
-    A subclass sets what is declared here, and writes the steps.
+    A subclass sets the attributes declared here and defines the steps.
     """
 
     devices: Mapping[str, str]
@@ -42,16 +42,16 @@ class Fitting(DistributedFit):
         raise NotImplementedError
 
     def ramps(self) -> bool:
-        """Whether a step depends on how much of the planned training is done."""
+        """Whether a step depends on the progress of the planned training."""
         raise NotImplementedError
 
     def crafts_once(self, data: Any, split: str, *, quiet: bool) -> Any:
-        """Data as the steps take it, once what is crafted before training has been, if anything is.
+        """Prepares data for the steps, and crafts the examples that are crafted before training.
 
         Args:
             data: As `fit` takes it.
             split: "training" or "validation".
-            quiet: Whether to show no progress bar.
+            quiet: Whether to hide the progress bar.
         """
         raise NotImplementedError
 
@@ -66,31 +66,31 @@ class Fitting(DistributedFit):
         steps_per_execution: int = 1,
         jit_compile: bool | str = False,
     ) -> None:
-        """As Keras's, without a loss: that is the scheme's.
+        """As Keras's `compile`, without a loss, which the scheme defines.
 
         Each network gets a copy of the optimizer, with its own state (`optimizers`), and scales its loss if it computes
-        in float16. `optimizer` itself holds the learning rate that all follow, for callbacks to change.
+        in float16. `optimizer` itself holds the learning rate of all, which callbacks can change.
 
         Args:
-            optimizer: Any but a `LossScaleOptimizer`.
+            optimizer: Any except a `LossScaleOptimizer`.
             loss: Refused.
             loss_weights: Refused.
             metrics: Metrics of integer labels `[n]` and logits `[n, classes]`, without sample weights. Each network
                 gets a copy for its answers to clean images, `<network>_<metric>`, and, if it learns from adversarial
-                examples, one for its answers to these, `<network>_adversarial_<metric>`. "accuracy" is there anyway.
+                examples, one for its answers to these, `<network>_adversarial_<metric>`. "accuracy" is always reported.
             weighted_metrics: Refused.
             run_eagerly: Whether to run steps without compiling them, for debugging.
             steps_per_execution: How many steps run between two calls of the callbacks.
             jit_compile: True is refused; "auto" is off.
 
         Raises:
-            ValueError: If something is asked for that would have no effect or cannot work; or, where there are several
-                replicas, that they cannot do together.
+            ValueError: If an option would have no effect or cannot work, or does not work on several replicas when
+                there are several.
         """
         refused = {
-            "loss": (loss, "The scheme is the loss; give `loss` to the constructor for that on a network's answers"),
+            "loss": (loss, "The scheme defines the loss; give the classification loss to the constructor as `loss`"),
             "loss_weights": (loss_weights, "Give `clean_weight`, `adversarial_weight` and so on to the constructor"),
-            "weighted_metrics": (weighted_metrics, "Sample weights scale the losses alone; give `metrics`"),
+            "weighted_metrics": (weighted_metrics, "Sample weights scale only the losses; give `metrics`"),
             "jit_compile": (
                 jit_compile is True or None,
                 "XLA drops the checks of images, labels and losses, and draws other random numbers; leave it off",
@@ -148,24 +148,24 @@ class Fitting(DistributedFit):
         validation_batch_size: int | None = None,
         validation_freq: int = 1,
     ) -> keras.callbacks.History:
-        """As Keras's. With a `Checkpoint` among the callbacks it resumes where the last one was written.
+        """As Keras's `fit`. With a `Checkpoint` among the callbacks, it resumes from the last checkpoint.
 
-        To resume, the data has to begin in the middle, as that of `satm_tf.data.batches` can. `shuffle` is on for
-        arrays unless it is False; a data set has its own order.
+        To resume, the data must be able to start in the middle, as data of `satm_tf.data.batches` can. Arrays are
+        shuffled unless `shuffle` is False; a data set keeps its order.
 
         Raises:
-            ValueError: If images or labels are of another type, shape or range than training takes; if a callback
-                cannot work here; or if the data cannot begin where the checkpoint does.
+            ValueError: If images or labels have the wrong type, shape or range; if a callback does not work with
+                `CoTraining`; or if the data cannot start at the checkpoint's position.
             FloatingPointError: If a part of a loss, or its gradient, is not a finite number; the message gives step,
-                network and part. No weight has been changed in that step, nor batch statistics or dropout's seeds.
-            ConnectionError: If another worker has gone.
+                network and part. That step changed no weights, batch statistics or dropout seeds.
+            ConnectionError: If another worker has stopped.
 
         Warns:
-            UserWarning: If what ramps up over a training cannot: the length of the data is unknown, or the steps of
-                earlier calls leave nothing of it.
+            UserWarning: If a schedule over the training cannot work: the length of the data is unknown, or earlier
+                calls have taken all planned steps.
         """
-        # What adds figures goes before what looks at them, and a checkpoint last, so that it saves what the other
-        # callbacks have made of an epoch.
+        # Callbacks that add figures come before those that read them, and a checkpoint last, so that it saves the
+        # effects of all other callbacks.
         given = sorted(
             keras.tree.flatten(callbacks or []),
             key=lambda callback: isinstance(callback, Checkpoint) - isinstance(callback, RobustValidation),
@@ -180,7 +180,7 @@ class Fitting(DistributedFit):
         if ordered != self.ordered:
             self.ordered = ordered
             self._figures = self._make_figures()
-            self.train_function = self.test_function = None  # which hold the figures that were
+            self.train_function = self.test_function = None  # which hold the earlier figures
         checkpoint = given[-1] if given and isinstance(given[-1], Checkpoint) else None
         position = Position()
         if checkpoint is not None:
@@ -195,7 +195,7 @@ class Fitting(DistributedFit):
         try:
             with naming_lost_workers(), naming_bad_values():
                 if initial_epoch < epochs:
-                    # `before` is what the checkpoint has.
+                    # `before` holds the checkpoint's figures.
                     x = self.crafts_once(x, "training", quiet=not verbose)
                     validation_data = self.crafts_once(validation_data, "validation", quiet=not verbose)
                 return super().fit(
@@ -222,16 +222,16 @@ class Fitting(DistributedFit):
                 checkpoint.release()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras's; refuses the images and labels that `fit` refuses.
+        """As Keras's `evaluate`; refuses the images and labels that `fit` refuses.
 
         Raises:
-            ValueError: If images or labels are of another type, shape or range than training takes.
+            ValueError: If images or labels have the wrong type, shape or range.
         """
         with naming_bad_values():
             return super().evaluate(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """As Keras's, but that the steps which a checkpoint had behind it are not taken again."""
+        """As Keras's, but skips the steps that a checkpoint already includes."""
         if self.train_function is not None and not force:
             return
         super().make_train_function(force)
@@ -279,9 +279,9 @@ class Fitting(DistributedFit):
 
 
 class _Plan(keras.callbacks.Callback):
-    """Tells the model how many steps `fit` is going to take in all, and shows the optimizers' moving averages.
+    """Tells the model the total number of steps of `fit`, and applies the optimizers' moving averages.
 
-    From a validation to the next epoch the networks have these, and for good at the end.
+    The networks use these from a validation to the next epoch, and permanently at the end.
     """
 
     def __init__(self, initial_epoch: int):

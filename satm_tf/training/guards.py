@@ -1,4 +1,4 @@
-"""What is refused before training and within a step, and the errors that `fit` makes of a failed step."""
+"""Checks before training and in each step, and the errors that `fit` raises for a failed step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from satm_tf.models import ImageClassifier
 
-# What float32 rounding, such as that of a resize, may add to an image's range.
+# The tolerance for float32 rounding, such as that of a resize.
 _ROUNDING = 1e-6
 # TensorFlow quotes a message in brackets or quotation marks.
 _OUT_OF_RANGE = r"(?:Images|Labels) must be .+? Received values from \S+ to [^\s\]'\"]+"
@@ -22,7 +22,8 @@ _OTHER_RANK = r"Shape of tensor \S+ (\[[\d,]*\]) is not compatible with expected
 _ONE_LABEL_EACH = "Labels must be one integer for each image, of shape [batch], neither one-hot nor [batch, 1]."
 _NOT_FINITE = "is not a finite number at step"
 _SAVE_AT_THE_END = "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end"
-# By package and class, because MLflow is no dependency. What its callback raises within `fit`, MLflow only logs.
+# By package and class, because MLflow is not a dependency, and MLflow only logs errors that its callback raises in
+# `fit`.
 _INSTEAD = {
     "keras.ModelCheckpoint": _SAVE_AT_THE_END,
     "keras.BackupAndRestore": "Add satm_tf.Checkpoint to resume",
@@ -41,13 +42,14 @@ def check_networks(
     """Refuses networks that cannot train together.
 
     Args:
-        networks: Those that train.
-        frozen: Those that only craft.
+        networks: The networks that train.
+        frozen: The networks that only craft.
         sparring: Sparring partners.
         null_class: Whether those that train need a null class.
 
     Raises:
-        ValueError: If there is none, one has two names, shapes or numbers of classes differ, or one lacks a null class.
+        ValueError: If there are no networks, one has two names, shapes or numbers of classes differ, or a null class
+            is missing.
 
     Warns:
         UserWarning: If two networks start from equal weights.
@@ -108,7 +110,7 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
 
 
 def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """A batch as a step computes with it, float32 images and int32 labels, once it is found to be valid.
+    """Checks a batch and returns it as float32 images and int32 labels.
 
     Args:
         images: Floats `[batch, height, width, 3]` in [0, 1].
@@ -116,7 +118,7 @@ def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor
         num_classes: Number of classes.
 
     Raises:
-        ValueError: While the step is traced, if a type or shape is another.
+        ValueError: While the step is traced, if a type or shape is wrong.
         tf.errors.InvalidArgumentError: In the step, if a value is out of range; see `naming_bad_values`.
     """
     images = tf.convert_to_tensor(images)
@@ -131,7 +133,7 @@ def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor
             f"{_ONE_LABEL_EACH} "
             f"Received: {'none' if labels is None else f'{labels.dtype.name} of shape {labels.shape}'}"
         )
-    # Where Keras traces a step again, for labels of another shape, it leaves their rank open.
+    # If Keras traces a step again for labels of another shape, it leaves their rank open.
     images, labels = tf.cast(images, tf.float32), tf.ensure_shape(tf.cast(labels, tf.int32), [None])
     # NaN fails both comparisons.
     in_range = tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
@@ -159,7 +161,7 @@ def check_finite(name: str, part: str, values: Sequence[tf.Tensor], step: tf.Ten
 
 @contextlib.contextmanager
 def naming_bad_values() -> Iterator[None]:
-    """Within, a step that a check has stopped raises an error that says what to do.
+    """Turns the error of a failed check in a step into one that says what to do.
 
     Raises:
         ValueError: If images or labels were out of range.

@@ -1,4 +1,4 @@
-"""What a network loses on its answers."""
+"""The classification loss."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ClassificationLoss:
 
 
 def balanced_class_weights(counts: Sequence[int]) -> list[float]:
-    """Weights that make every class count alike, 1 on average over the images; a class without images weighs 1.
+    """Weights that make every class count equally, 1 on average over the images; a class without images weighs 1.
 
     Example:
         >>> balanced_class_weights([30, 10])

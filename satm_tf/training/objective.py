@@ -1,4 +1,4 @@
-"""What one network minimises in a step, under any scheme."""
+"""The loss that one network minimises in a step, under any scheme."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from satm_tf.training.scheme import Terms
 
 
 class Evaluated(NamedTuple):
-    """A network's loss on a batch, and what else a step needs of it.
+    """A network's loss on a batch, and the other results that a step needs.
 
     Attributes:
         loss: The loss of each image, `[batch]`.
         parts: The parts of the loss before weighting, and what the domain adaptation logs, `[batch]` each.
         logits: `[1 + k, batch, classes]`, the clean images' first.
-        updates: Variables, such as moving statistics and dropout's seeds, with the values that the step gives them.
+        updates: Variables, such as moving statistics and dropout's seeds, with their new values.
     """
 
     loss: tf.Tensor
@@ -34,11 +34,11 @@ class Evaluated(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a network minimises.
+    """The loss that a network minimises.
 
     Attributes:
         network: The network.
-        terms: The weights that the parts of the loss have.
+        terms: The weights of the parts of the loss.
         classification_loss: The loss on the network's answers.
         batch_norm: How clean and adversarial images share batch normalisation.
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
@@ -63,13 +63,13 @@ class Objective(NamedTuple):
     null_epsilon: float = 0.0
 
     def trainable_variables(self) -> list[keras.Variable]:
-        """All that the loss has a gradient for: the network's variables and those that it needs only for training."""
+        """All variables that the loss trains: the network's, and those needed only for training."""
         auxiliary = [copy for own, copy in self.auxiliary if own.trainable]
         head = self.head.trainable_variables if self.head else ()
         return [*self.network.trainable_variables, *head, *auxiliary]
 
     def parts(self, learns: bool) -> list[str]:
-        """Names of the loss and of its parts, for a network that learns from adversarial examples or does not."""
+        """Names of the loss and its parts, for a network with or without adversarial examples."""
         optional = {"pairing_loss": self.terms.pairing_weight, "peer_loss": self.terms.peer_weight}
         adversarial = ["adversarial_loss", *(part for part, weight in optional.items() if weight)] if learns else []
         clean = {"gradient_loss": self.terms.gradient_penalty, "teacher_loss": self.terms.teacher_weight}
@@ -99,7 +99,7 @@ class Objective(NamedTuple):
         parts = {"clean_loss": importance * losses}
         loss = terms.clean_weight * parts["clean_loss"]
         if terms.gradient_penalty:
-            # Of the sum over the batch: a mean would underflow in float16.
+            # The gradient of the sum over the batch: a mean would underflow in float16.
             parts["gradient_loss"] = importance * tf.reduce_sum(tf.abs(tape.gradient(losses, images)), axis=[1, 2, 3])
             loss += terms.gradient_penalty * parts["gradient_loss"]
         if terms.teacher_weight:
@@ -152,5 +152,5 @@ class Objective(NamedTuple):
 
 
 def _over_sources(losses: tf.Tensor, shares: tf.Tensor | None) -> tf.Tensor:
-    """The mean `[batch]` of losses `[k, batch]`, in which each source has its share."""
+    """The weighted mean `[batch]` of losses `[k, batch]` over the sources."""
     return tf.reduce_mean(losses, axis=0) if shares is None else tf.tensordot(shares, losses, 1)

@@ -13,23 +13,23 @@ from satm_tf.training.private_keras import all_layers, copy_weight_decay_exclusi
 
 
 class NetworkOptimizer:
-    """A copy of an optimizer for one network: it scales losses where the network computes in float16.
+    """A copy of an optimizer for one network, which scales the loss if the network computes in float16.
 
-    The copy follows the learning rate of the original, whose `iterations` count the steps taken, also those that loss
-    scaling skips here. Its clipping thresholds are those of the whole gradient, however many replicas share it.
+    The copy uses the learning rate of the original, whose `iterations` count all steps, including those that loss
+    scaling skips here. Its clipping thresholds apply to the whole gradient, whatever the number of replicas.
 
     Args:
-        original: Optimizer to copy.
-        variables: What it updates.
+        original: The optimizer to copy.
+        variables: The variables that it updates.
         half_precision: Whether to scale the loss.
-        name: What the copy is called.
+        name: The name of the copy.
     """
 
     def __init__(self, original: keras.optimizers.Optimizer, variables: Sequence[Any], half_precision: bool, name: str):
         self.replicas = tf.distribute.get_strategy().num_replicas_in_sync
         config = {**original.get_config(), "name": name, "learning_rate": lambda: original.learning_rate}
         clips = [key for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key) is not None]
-        # Keras clips a replica's share of the gradient and then sums: equal shares, equally clipped, make the whole.
+        # Keras clips each replica's share of the gradient and then sums, so that equally clipped equal shares add up.
         config.update({key: config[key] / self.replicas for key in clips})
         self.optimizer = type(original).from_config(config)
         copy_weight_decay_exclusions(original, self.optimizer)
@@ -38,7 +38,7 @@ class NetworkOptimizer:
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer, name=f"{name}_loss_scale")
         self.variables = list(variables)
         self.optimizer.build(self.variables)
-        # Neither clipping nor the search for infinities may look at one replica's share alone.
+        # Clipping and the check for infinities need the whole gradient, not one replica's share.
         self._reduce_first = self.replicas > 1 and bool(clips or half_precision)
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
@@ -54,15 +54,15 @@ class NetworkOptimizer:
         self.optimizer.apply(gradients, self.variables)
 
     def finalize(self) -> None:
-        """Puts moving averages of the weights in their place, where the optimizer keeps any."""
+        """Replaces the weights by their moving averages, if the optimizer keeps any."""
         self.optimizer.finalize_variable_values(self.variables)
 
 
 class AveragedWeights:
-    """Replaces weights by their moving averages, for as long as somebody looks at the networks.
+    """Replaces weights by their moving averages while the networks are evaluated.
 
     Args:
-        optimizers: Those that may keep averages.
+        optimizers: The optimizers that may keep averages.
     """
 
     def __init__(self, optimizers: Sequence[NetworkOptimizer]):
@@ -70,7 +70,7 @@ class AveragedWeights:
         self._weights: list[np.ndarray] = []
 
     def put_in(self) -> None:
-        """Puts the averages in, unless they are."""
+        """Applies the averages, if they are not applied yet."""
         if not self._weights:
             # Copies: NumPy shares the memory of a variable on a CPU.
             self._weights = [np.array(keras.ops.convert_to_numpy(variable)) for variable, _ in self._pairs]
@@ -78,7 +78,7 @@ class AveragedWeights:
                 variable.assign(average)
 
     def take_out(self) -> None:
-        """Puts the weights back, to the bit, unless they are there."""
+        """Restores the weights, to the bit, if the averages are applied."""
         for (variable, _), weights in zip(self._pairs, self._weights, strict=False):
             variable.assign(weights)
         self._weights = []

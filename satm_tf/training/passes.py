@@ -13,19 +13,19 @@ from satm_tf.training.private_keras import all_layers
 
 BatchNormMode = Literal["shared", "separate", "frozen", "auxiliary"]
 
-# By its identity, each variable that is to change, and what to.
+# Each variable to change, by its identity, with its new value.
 Written = dict[int, tuple[keras.Variable, tf.Tensor]]
 
 
 class Passed(NamedTuple):
-    """What comes of passing batches through a network.
+    """The result of passing batches through a network.
 
     Attributes:
         features: `[k, batch, size]`.
         logits: `[k, batch, classes]`.
         null: The log-odds of the null class, `[k, batch]`; None if the network has none.
-        loss: A scalar, what layers add to the loss for their activity.
-        updates: Variables, such as moving statistics and dropout's seeds, with the values that are to be theirs.
+        loss: A scalar, the layers' activity losses.
+        updates: Variables, such as moving statistics and dropout's seeds, with their new values.
     """
 
     features: tf.Tensor
@@ -39,9 +39,9 @@ class Passed(NamedTuple):
 def _remembering(
     network: keras.Model, written: Written, counterparts: Sequence[tuple[keras.Variable, keras.Variable]]
 ) -> Iterator[keras.StatelessScope]:
-    """Within, a network's variables hold what passes before have written, and what is written is held back likewise.
+    """Makes a network's variables hold the values that earlier passes wrote, and defers new writes likewise.
 
-    A variable that has a counterpart is read from there, and written to there.
+    A variable with a counterpart is read and written there.
     """
     place = {id(own): other for own, other in counterparts}
     places = [(variable, place.get(id(variable), variable)) for variable in network.variables]
@@ -62,9 +62,9 @@ def _remembering(
 
 @contextlib.contextmanager
 def batch_statistics(network: keras.Model, *, frozen: bool) -> Iterator[None]:
-    """Within, batch normalisation takes its statistics from the batch; or uses the moving ones and leaves them.
+    """Makes batch normalisation use batch statistics; or moving statistics, without updating them.
 
-    Frozen or not, its scale and shift go on training.
+    In either case, its scale and shift remain trainable.
     """
     layers = [layer for layer in batch_normalizations(network) if layer.trainable]
     for layer in layers:
@@ -82,9 +82,10 @@ def batch_normalizations(network: keras.Model) -> list[keras.layers.BatchNormali
 
 
 def synchronize(network: keras.Model) -> None:
-    """Makes batch normalisation take its statistics from all replicas, where there are several.
+    """Makes batch normalisation compute its statistics over all replicas, if there are several.
 
-    For good: the replicas of a step are traced in turns, between which a setting of the moment would change.
+    The change is permanent, because the replicas of a step are traced in turns, and a temporary one would not reach
+    all.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         for layer in batch_normalizations(network):
@@ -97,7 +98,7 @@ def batch_norm_variables(network: keras.Model) -> list[keras.Variable]:
 
 
 def in_training_mode(network: keras.Model) -> Any:
-    """The network as an attack may see it in training mode: with dropout and batch statistics, but without a trace."""
+    """The network in training mode for an attack: with dropout and batch statistics, but without side effects."""
 
     def call(images: tf.Tensor, training: bool = False) -> tf.Tensor:
         written: Written = {}
@@ -107,7 +108,7 @@ def in_training_mode(network: keras.Model) -> Any:
     return call
 
 
-# How a step's batches, the clean one first, are put together into passes.
+# How a step's batches, the clean one first, are grouped into passes.
 _GROUPS: dict[str, Callable[[list[tf.Tensor]], list[list[tf.Tensor]]]] = {
     "shared": lambda batches: [batches],
     "frozen": lambda batches: [batches],
@@ -125,7 +126,7 @@ def forward(
     mode: str = "shared",
     auxiliary: Sequence[tuple[keras.Variable, keras.Variable]] = (),
 ) -> Passed:
-    """Passes k batches of equal size, the clean one first, through a network whose variables are left as they are.
+    """Passes k batches of equal size, the clean one first, through a network without changing its variables.
 
     Args:
         network: An `ImageClassifier`.
@@ -143,7 +144,7 @@ def forward(
             stack.enter_context(batch_statistics(network, frozen=mode == "frozen"))
             stack.enter_context(_distinct_dropout(network, written))
         for index, group in enumerate(groups):
-            # Only "auxiliary" has any, for its second pass.
+            # Only "auxiliary" has some, for its second pass.
             with _remembering(network, written, auxiliary if index else ()) as scope:
                 features = network.features(tf.concat(group, 0), training=training)
                 outputs.append((features, *network.answers(features, training=training)))
@@ -162,7 +163,7 @@ def forward(
 
 @contextlib.contextmanager
 def _distinct_dropout(network: keras.Model, written: Written) -> Iterator[None]:
-    """Within, dropout's seeds differ from replica to replica: they hold one state and would drop alike."""
+    """Makes dropout's seeds differ between replicas, which otherwise share one state and drop the same units."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         yield
         return

@@ -1,4 +1,4 @@
-"""In which number formats networks compute."""
+"""The number formats in which networks compute."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from satm_tf.configurable import unknown_name
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 
-# Processors' instructions that multiply bfloat16 matrices.
+# Processor instructions that multiply bfloat16 matrices.
 _MATRIX_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 def resolve_precision(precision: str) -> str:
-    """The Keras dtype policy that an option means on this machine.
+    """The Keras dtype policy for an option on this machine.
 
     Args:
-        precision: "float32", "mixed_bfloat16", "mixed_float16", or "auto": bfloat16 where the GPUs (compute capability
-            8.0 or more) or, without any, the processor multiply it in hardware, float16 on GPUs that do so only with
-            that (7.0 or more), and float32 elsewhere.
+        precision: "float32", "mixed_bfloat16", "mixed_float16", or "auto": bfloat16 if the GPUs (compute capability 8.0
+            or more) or, without a GPU, the processor support it in hardware, float16 on GPUs that support only that
+            (7.0 or more), and float32 otherwise.
 
     Raises:
         ValueError: If the option is unknown.
@@ -42,7 +42,7 @@ def resolve_precision(precision: str) -> str:
 
 
 def _processor_has(flags: tuple[str, ...], source: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor lists one of these features; False where the system does not say."""
+    """Whether the processor lists one of these features; False if the system does not say."""
     try:
         text = source.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Every use of private Keras in this package, each with its reason: what to look at when a new Keras fails."""
+"""Every use of private Keras APIs in this package, with its reason: check these when a new Keras fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BuiltBeforehand(keras.Model):
     """
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing is left to build."""
+        """Does nothing: the model is already built."""
 
 
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
@@ -27,7 +27,7 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def data_adapter(dataset: Any) -> Any:
-    """A distributed data set in the form that `fit` takes: Keras 3.8 knows it only in an adapter of its own."""
+    """A distributed data set in the form that `fit` takes: Keras 3.8 accepts it only in its own adapter."""
     return TFDatasetAdapter(dataset)
 
 
@@ -37,10 +37,10 @@ def count_step(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def sum_over_replicas(metric: keras.metrics.Metric) -> None:
-    """Lets each replica add to a metric's variables by itself, to be summed when they are read, as newer Keras does.
+    """Lets each replica update a metric's variables separately, to be summed on reading, as newer Keras does.
 
-    With Keras 3.8 the replicas add up at each step what they had counted until then, and old batches weigh ever more.
-    A Keras variable takes another TensorFlow variable only by its private attribute.
+    In Keras 3.8 the replicas sum their totals at each step, so that old batches count more and more. Only a private
+    attribute of a Keras variable can replace its TensorFlow variable.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return

@@ -1,4 +1,4 @@
-"""Networks as they were earlier in a training."""
+"""Earlier states of networks in a training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import tensorflow as tf
 
 
 class Recalled:
-    """Weights that a network had, and the network with these: a source that is no second network.
+    """Earlier weights of a network, and the network with them: a source without a second network.
 
     Args:
-        network: The network, which has its present weights.
+        network: The network, with its current weights.
         slots: How many sets of weights are remembered.
         new_weight: Makes a variable from its name, shape, dtype and value, as part of what is saved.
-        name: What the variables' names begin with.
+        name: Prefix of the variables' names.
     """
 
     def __init__(self, network: keras.Model, slots: int, new_weight: Callable[..., keras.Variable], name: str):
@@ -43,11 +43,11 @@ class Recalled:
         return call
 
     def remember(self, step: tf.Tensor, every: int) -> None:
-        """Once `every` steps, replaces the oldest weights by the present ones.
+        """Every `every` steps, replaces the oldest weights by the current ones.
 
         Args:
             step: The number of steps taken.
-            every: After how many of them.
+            every: Number of steps between replacements.
         """
 
         def replace() -> tf.Operation:

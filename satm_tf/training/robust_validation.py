@@ -14,19 +14,19 @@ import tensorflow as tf
 from satm_tf.attacks import FGSM, PGD, Attack
 from satm_tf.metrics import at_chance
 
-# A network overfits to single steps where many steps leave less than this share of what one leaves ...
+# A network overfits to single steps if its accuracy under many steps is below this share of that under one step ...
 _MANY_STEPS = 0.25
-# ... although one step leaves almost all that is right without an attack,
+# ... although accuracy under one step is almost as high as on clean images,
 _ONE_STEP = 0.75
-# ... or although many steps once left at least this, and then as much more than now as the first share says.
+# ... or although accuracy under many steps was once at least this, and higher than now by the first share.
 _ONCE_ROBUST = 0.1
-# With fewer images, a share says too little for an alarm.
+# With fewer images, a share is too uncertain for a warning.
 _ENOUGH = 50
 MONITOR = "val_robust_accuracy"
 
 
 class RobustValidation(keras.callbacks.Callback):
-    """After each epoch, the accuracy of every network under PGD of 10 steps, and under examples of given surrogates.
+    """Measures every network after each epoch under PGD with 10 steps, and under examples of given surrogates.
 
     Validation with the training attack does not reveal catastrophic overfitting: within one epoch, single-step
     adversarial training may become robust to single steps only. This callback warns of it, or stops the training.
@@ -55,11 +55,11 @@ class RobustValidation(keras.callbacks.Callback):
         ValueError: If an option is unknown, there are no images, or the model is not a `CoTraining`.
 
     Warns:
-        UserWarning: If a network has overfitted to single steps. Either a single step leaves at least three quarters of
-            its clean accuracy, and PGD less than a quarter of what a single step leaves; or PGD once left at least 10 %
-            of the images and now leaves less than a quarter of its best, while a single step leaves as much as before.
-            There is no warning for a network that is no better than chance or does not learn from its own examples,
-            nor with fewer than 50 images.
+        UserWarning: If a network has overfitted to single steps. Either its accuracy under a single step is at least
+            three quarters of its clean accuracy, and that under PGD less than a quarter of that under the single step;
+            or its accuracy under PGD was once at least 10 % and is now less than a quarter of its best, while that
+            under a single step has not fallen. There is no warning for a network that is no better than chance or does
+            not learn from its own examples, nor with fewer than 50 images.
 
     Example:
         >>> robust = RobustValidation(validation, sources={"densenet": densenet}, on_overfitting="stop")
@@ -151,7 +151,7 @@ class RobustValidation(keras.callbacks.Callback):
         figures[MONITOR] = float(np.mean(robust))
         count = sum(len(labels) for _, labels, _ in self._batches)
         if self.on_overfitting != "ignore" and "single_step" in right and count >= _ENOUGH:
-            # Only who learns from own examples can learn to make them weak.
+            # Only a network that learns from its own examples can learn to make them weak.
             for name in (each for each in self.model.networks if each in self.model.sources[each]):
                 self._look_at(name, epoch, float(right["clean"][name].mean()), figures)
         if logs is not None:
@@ -196,7 +196,7 @@ class RobustValidation(keras.callbacks.Callback):
         return max(epsilons)
 
     def _measure(self) -> dict[str, dict[str, np.ndarray]]:
-        """Which images each network classifies correctly, without an attack and under each."""
+        """The images that each network classifies correctly, without an attack and under each attack."""
         found: dict[str, list[np.ndarray]] = {}
         for index, (images, labels, key) in enumerate(self._batches):
             answers = dict(self._attacked(images, labels, key))
@@ -210,10 +210,10 @@ class RobustValidation(keras.callbacks.Callback):
         }
 
     def _look_at(self, name: str, epoch: int, clean: float, figures: Mapping[str, float]) -> None:
-        """Tells of a network that has overfitted to single steps."""
+        """Reports a network that has overfitted to single steps."""
         many, one = (f"val_{name}_{kind}_accuracy" for kind in ("pgd", "single_step"))
         now_many, now_one = figures[many], figures[one]
-        # The earlier epochs, also those from before an interruption.
+        # The earlier epochs, including those before an interruption.
         past = self.model.history.history
         best_many, then_one = max(zip(past.get(many, []), past.get(one, []), strict=True), default=(0.0, 0.0))
         classes = self.model.networks[name].num_classes
@@ -222,8 +222,8 @@ class RobustValidation(keras.callbacks.Callback):
         never_there = now_one >= _ONE_STEP * clean and now_many < _MANY_STEPS * now_one
         if (lost or never_there) and not at_chance(clean, classes):
             message = (
-                f"{name} has overfitted to single steps in epoch {epoch + 1}: one step leaves {now_one:.1%} of the "
-                f"images right, PGD {now_many:.1%}"
+                f"{name} has overfitted to single steps in epoch {epoch + 1}: accuracy is {now_one:.1%} under one step "
+                f"and {now_many:.1%} under PGD"
                 + (f", after {best_many:.1%} at its best" if best_many else "")
                 + ". Use a random start (rs_fgsm), a smaller epsilon or more steps."
             )

@@ -15,15 +15,15 @@ from satm_tf.training.epsilon import EpsilonSchedule
 from satm_tf.training.passes import BATCH_NORM_MODES, BatchNormMode
 from satm_tf.training.sources import WORDS, LearnsFrom, descriptions, resolve_sources, split
 
-# What is made into an attack, a schedule or an adaptation: itself, its name, or a mapping with its name and options.
-# Instead of one attack, adaptation or batch normalisation mode for all, there may be a mapping from names to them.
+# The description of an attack, schedule or adaptation: itself, its name, or a mapping with its name and options.
+# One attack, adaptation or batch normalisation mode for all, or a mapping from names to them.
 AttackLike = Attack | str | Mapping[str, Any] | Sequence[Any]
 EpsilonScheduleLike = EpsilonSchedule | str | Mapping[str, Any]
 DomainAdaptationLike = DomainAdaptation | str | Mapping[str, Any]
 BatchNormLike = BatchNormMode | Mapping[str, BatchNormMode]
 AdversarialLoss = Literal["cross_entropy", "divergence"]
 AdversarialLossLike = AdversarialLoss | Mapping[str, AdversarialLoss] | Sequence[AdversarialLoss]
-# A weight for all networks, by name, or one after the other in the networks' order.
+# A weight for all networks, a mapping by name, or a sequence in the networks' order.
 WeightLike = float | Mapping[str, float] | Sequence[float]
 CraftingMode = Literal["inference", "training"]
 Mixing = Literal["steps", "images", "all"]
@@ -42,7 +42,7 @@ WEIGHTS = (
 
 
 class Terms(NamedTuple):
-    """The fields of a scheme that weight and shape the loss, as one network has them; see `Scheme`."""
+    """The fields of a scheme that define the loss, for one network; see `Scheme`."""
 
     clean_weight: float
     adversarial_weight: float
@@ -217,11 +217,11 @@ class Scheme:
 
     @classmethod
     def get(cls, identifier: str | Mapping[str, Any] | Scheme | None, **fields: Any) -> Scheme:
-        """A scheme from the name of a preset, or from a mapping of fields, with or without a `preset` to start from.
+        """Builds a scheme from the name of a preset, or from a mapping of fields, with an optional `preset`.
 
         Args:
             identifier: Name, mapping or scheme to start from; None is the default scheme.
-            **fields: Fields that replace its own.
+            **fields: Fields that replace those of the identifier.
 
         Raises:
             ValueError: If the preset or a field is unknown; the message gives the nearest.
@@ -241,24 +241,24 @@ class Scheme:
         return dataclasses.replace(start or cls(), **fields)
 
     def by_name(self, networks: Collection[str]) -> Scheme:
-        """The same scheme, with what it gives in a sequence given by the networks' names, in their order.
+        """The same scheme, with sequences replaced by mappings from the networks' names, in order.
 
         Raises:
-            ValueError: If a sequence is of another length.
+            ValueError: If a sequence has another length.
         """
         named: dict[str, Any] = {}
         for field in (*WEIGHTS, "adversarial_loss", "attack"):
             value: Any = getattr(self, field)
             if isinstance(value, list | tuple):
                 if len(value) != len(networks):
-                    raise ValueError(f"{field} is for {len(value)} networks. Received: {', '.join(networks)}")
+                    raise ValueError(f"{field} has values for {len(value)} networks. Received: {', '.join(networks)}")
                 named[field] = dict(zip(networks, value, strict=True))
         return dataclasses.replace(self, **named)
 
     def sources(
         self, networks: Collection[str], frozen: Collection[str] = (), sparring: Collection[str] | None = None
     ) -> dict[str, tuple[str, ...]]:
-        """The sources of each network, as `resolve_sources` gives them, once all names in the scheme have been checked.
+        """Checks all names in the scheme, and returns the sources of each network as `resolve_sources` does.
 
         Args:
             networks: Names of the networks that train.
@@ -346,7 +346,7 @@ class Scheme:
         return max((attack.epsilon for attack in attacks), default=0.0)
 
     def terms_of(self, name: str) -> Terms:
-        """The weights and the kind of a network's loss.
+        """The weights and type of a network's loss.
 
         Raises:
             ValueError: If a mapping leaves the network out.
@@ -404,7 +404,7 @@ def _is_fixed(source: str, frozen: Collection[str]) -> bool:
 
 
 def _by_network(field: str, value: Any, names: Collection[str], which: str) -> dict[str, Any]:
-    """A field of the scheme by network, from one for all or a mapping of its own."""
+    """A field of the scheme by network, from one value for all or a mapping."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, value) if value else {}
     others = sorted(set(value) - set(names))
@@ -424,7 +424,7 @@ def _values(value: Any) -> Collection[Any]:
 
 
 def _made(family: type[Configurable], value: Any, **options: Any) -> Any:
-    """A member of the family from its description, or a mapping of members from one of descriptions."""
+    """A member of the family from its description, or a mapping of members from a mapping of descriptions."""
     if value is None or (value == "none" and family is not Attack):
         return None
     if isinstance(value, list | tuple):
@@ -465,8 +465,8 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "satm_white_box": Scheme(learns_from=("others", "itself"), domain_adaptation=DomainAdversarial()),
     "mutual": Scheme(learns_from=("itself", "others"), attack=_PGD, mixing="all", clean_weight=0.0, peer_weight=1.0),
-    # As the authors' code has it: TRADES for the one network; for the other half clean, half adversarial cross-entropy
-    # and logit pairing; 1 : 19 between these and the peer's answers.
+    # As in the authors' code: TRADES for one network; for the other, half clean and half adversarial cross-entropy and
+    # logit pairing; 1 : 19 between these and the peer's answers.
     "cat": Scheme(
         learns_from="itself",
         attack=(KLPGD(epsilon=_EPSILON), _PGD),

@@ -1,4 +1,4 @@
-"""Arrays and facts in one file, which is either whole or recognised as damaged."""
+"""Arrays and facts in one file, in which any damage is detected."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _DIGEST_LENGTH = len(hashlib.sha256().hexdigest())
 
 
 class Snapshot(NamedTuple):
-    """What a file holds: arrays in a fixed order, and facts as JSON has them."""
+    """The content of a file: arrays in a fixed order, and facts as JSON."""
 
     arrays: list[np.ndarray]
     facts: dict[str, Any]
 
 
 def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
-    """Writes a file as a whole or not at all: SHA-256 of the rest, a line break, a NumPy archive.
+    """Writes a file atomically: SHA-256 of the rest, a line break, a NumPy archive.
 
     Args:
-        path: The file; what it held is replaced.
-        snapshot: What to write.
-        previous: Where to keep what the file held.
+        path: The file, which is overwritten.
+        snapshot: The content.
+        previous: Where to keep the file's earlier content.
     """
     archive = io.BytesIO()
     facts = np.frombuffer(json.dumps(snapshot.facts).encode(), np.uint8)
@@ -45,13 +45,13 @@ def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Copies a file as a whole or not at all."""
+    """Copies a file atomically."""
     with atomic_file(target) as temporary:
         shutil.copyfile(path, temporary)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a process that was killed while writing left in a folder of snapshots."""
+    """Removes partial files that a killed process left in a folder of snapshots."""
     for path in folder.glob(".*.ckpt-*.ckpt"):
         path.unlink(missing_ok=True)
 
@@ -60,7 +60,7 @@ def read(path: Path) -> Snapshot:
     """Reads a file that `write` wrote.
 
     Raises:
-        ValueError: If the file is not what was written.
+        ValueError: If the file was changed after it was written.
     """
     content = path.read_bytes()
     digest, rest = content[:_DIGEST_LENGTH], memoryview(content)[_DIGEST_LENGTH + 1 :]
@@ -74,7 +74,7 @@ def read(path: Path) -> Snapshot:
 
 
 def read_first_whole(paths: Sequence[Path]) -> tuple[Snapshot | None, list[str]]:
-    """The first of these files that exists and is whole, or None; and what is wrong with those before it."""
+    """The first of these files that exists and is whole, or None; and the errors of those before it."""
     broken: list[str] = []
     for path in paths:
         try:

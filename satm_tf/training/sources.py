@@ -9,14 +9,14 @@ from satm_tf.configurable import unknown_name
 LearnsFrom = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
 KINDS = ("before", "past", "sparring")
-"""What a source may be beside a network that trains and a frozen one: see `resolve_sources`."""
+"""The kinds of sources other than networks that train and frozen ones: see `resolve_sources`."""
 _WHO = ("itself", "others")
 WORDS = ("nobody", *_WHO, "frozen", *KINDS, *(f"{kind}_{who}" for kind in KINDS for who in _WHO))
-"""The words that `resolve_sources` takes beside the names of networks."""
+"""The words that `resolve_sources` accepts in addition to the names of networks."""
 
 
 def split(source: str) -> tuple[str, str]:
-    """The kind of a source and what follows it: `("before", "a")` of "before_a", `("", "a")` of "a"."""
+    """The kind of a source and the rest of its name: `("before", "a")` of "before_a", `("", "a")` of "a"."""
     for kind in KINDS:
         if source == kind or source.startswith(f"{kind}_"):
             return kind, source[len(kind) + 1 :]
@@ -24,7 +24,7 @@ def split(source: str) -> tuple[str, str]:
 
 
 def descriptions(source: str, learner: str, trained: bool) -> tuple[str, ...]:
-    """The keys under which a mapping may describe a source to one of its learners, the most particular first.
+    """The keys under which a mapping may describe a source for one of its learners, the most specific first.
 
     Args:
         source: Name of the source.
@@ -49,19 +49,20 @@ def resolve_sources(
 ) -> dict[str, tuple[str, ...]]:
     """Names, for each network that trains, the networks whose adversarial examples (or answers) it learns from.
 
-    | | oneself | the others | both | one of them |
+    | | itself | the others | both | one of them |
     | --- | --- | --- | --- | --- |
     | as they are at each step | `itself` | `others` | | `b` |
     | as they were when training began | `before_itself` | `before_others` | `before` | `before_b` |
     | as they were at some of the last steps | `past_itself` | `past_others` | `past` | `past_b` |
     | robust partners that train alongside them | `sparring_itself` | `sparring_others` | `sparring` | `sparring_b` |
-    | given, never changed | | | `frozen` | `old` |
+    | other networks, never changed | | | `frozen` | `old` |
 
     `others` is SATM; `itself` standard adversarial training; `frozen` ensemble adversarial training, and PubDef;
-    `nobody` fine-tuning; `before` and `sparring` together the table of who (other, self) by what (undefended, robust).
+    `nobody` fine-tuning; `before` and `sparring` together combine who crafts (others, itself) with how robust it is
+    (undefended, robust).
 
     Args:
-        learns_from: A word of the table, a name, or several of these; or a mapping that gives each network its own.
+        learns_from: A word of the table, a name, or several of these; or a mapping with these for each network.
         networks: Names of the networks that train.
         frozen: Names of the networks that only craft.
         sparring: Names of the sparring partners, without `sparring_`; None means one for each network.
@@ -72,7 +73,7 @@ def resolve_sources(
         is among these: it learns from itself.
 
     Raises:
-        ValueError: If a name is unknown, a network is left out, or a word stands for nobody without saying so.
+        ValueError: If a name is unknown, a network is left out, or a word refers to no network.
 
     Example:
         >>> resolve_sources("others", ["a", "b", "c"])
@@ -87,7 +88,7 @@ def resolve_sources(
     reserved = sorted(name for name in {*networks, *frozen} if name in WORDS or split(name)[0])
     if reserved:
         raise ValueError(
-            f"No network may be called {', '.join(WORDS)}, or begin with {', '.join(f'{kind}_' for kind in KINDS)}: "
+            f"No network may be called {', '.join(WORDS)}, or start with {', '.join(f'{kind}_' for kind in KINDS)}: "
             f"these are reserved words. Received: {reserved[0]!r}"
         )
     if not isinstance(learns_from, Mapping):
@@ -110,7 +111,7 @@ def resolve_sources(
         if term not in WORDS:
             names = [*WORDS, *networks, *frozen, *(f"{kind}_{each}" for each in (*group, *snapshots) if kind)]
             raise unknown_name(f"source in {field}", term, names)
-        # Beginning after oneself: in turn, every network is then the source of exactly one other.
+        # Starting after itself: in each turn, every network is the source of exactly one other.
         index = group.index(name) if name in group else -1
         others, itself = group[index + 1 :] + group[: max(index, 0)], group[index : index + 1] if index >= 0 else []
         found = {"nobody": [], "frozen": frozen, "itself": itself, "others": others, "": [*others, *itself]}[who]

@@ -54,7 +54,7 @@ def test_a_model_that_gives_probabilities_is_known_by_its_answers(network, image
     probabilities = functools.partial(model, training=False)
     sources = [model, lambda x, training=False: probabilities(x), attacks.InTurn([network, model])]
     for source in [*sources, attacks.Ensemble([model], fuse="losses")]:
-        with pytest.raises(ValueError, match=r"gives probabilities. Wrap it: satm_tf.models.FromProbabilities"):
+        with pytest.raises(ValueError, match=r"returns probabilities. Wrap it: satm_tf.models.FromProbabilities"):
             entry(FGSM, source, images, labels)
     entry(FGSM, models.FromProbabilities(model), images, labels)
     model.gives_logits = True
@@ -63,7 +63,7 @@ def test_a_model_that_gives_probabilities_is_known_by_its_answers(network, image
 
 def test_a_half_precision_softmax_is_known_as_well(make_network, images, labels):
     half = make_network(1, dtype="mixed_bfloat16")
-    with pytest.raises(ValueError, match="gives probabilities"):
+    with pytest.raises(ValueError, match="returns probabilities"):
         FGSM(lambda x, training=False: tf.nn.softmax(tf.cast(half(x), tf.bfloat16)), images, labels)
 
 

@@ -51,7 +51,7 @@ def test_other_files_are_counted(root):
     (root / "cat" / "empty.png").touch()
     account = folder.load(root).account
     assert (account.rows, account.used) == (32, 30)
-    assert account.left_out == {"no image by its name": 1}
+    assert account.left_out == {"not an image by its name": 1}
     assert account.unreadable == {"cat/empty.png": "empty file"}
 
 

@@ -72,7 +72,7 @@ def test_images_without_labels(classes):
     assert (data.class_names, data.num_classes, len(data.train), len(data.validation)) == ((), 0, 0, 0)
     assert (data.account.rows, data.account.used) == (12, 10)
     assert data.account.unreadable == {"b/broken.png": "empty file"}
-    assert data.account.left_out == {"no image by its name": 1}
+    assert data.account.left_out == {"not an image by its name": 1}
     np.testing.assert_array_equal(data.test.labels, np.zeros(10))
     assert not FORMATS["images"].labelled
 

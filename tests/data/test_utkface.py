@@ -57,7 +57,7 @@ def test_other_ages_and_names_are_counted(root, write_image):
     assert account.left_out == {
         "an age between two groups": 6,
         "a name without age, gender, race and time": 5,
-        "no image by its name": 1,
+        "not an image by its name": 1,
     }
     assert account.unreadable == {"9_0_0_20170116174525125.jpg": "empty file"}
     assert (account.rows, account.used, account.mapped) == (45, 32, {})

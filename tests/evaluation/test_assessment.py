@@ -128,7 +128,7 @@ def test_what_it_prints(assessed):
     assert "one-off" not in printed, "classes without an order"
     assert "white box" in printed, "names are of schemes"
     assert "Label leaking (adversarial images classified better than clean ones): none found" in printed
-    assert "Gradient masking and the like: detected by 1 of 10 checks\n  satm/green, gradient: No gradient" in printed
+    assert "Gradient masking: detected by 1 of 10 checks\n  satm/green, gradient: No gradient" in printed
     assert f"\n\n{answer(assessed.predictions)[0]}\n" in printed
     lacking = assessed.results.assign(accuracy=assessed.results.accuracy.where(assessed.results.source != "satm/green"))
     assert "nan" not in str(dataclasses.replace(assessed, results=lacking)), "what was not measured is left blank"
@@ -209,7 +209,7 @@ def test_a_source_without_a_gradient_is_left_out_and_named(dataset):
         ({"undefended": ["holdout/blu"]}, "Did you mean 'holdout/blue'"),
         ({"checked": ["holdout/blue"]}, "Unknown network to check"),
         ({"before": {"satm/red": Channel(0)}}, "Unknown network to check"),
-        ({"sources": {"satm/red": Channel(1)}}, "must mean one network"),
+        ({"sources": {"satm/red": Channel(1)}}, "must refer to one network"),
         ({"effort": {"step": 3}}, "Did you mean 'steps'"),
         ({"attacks": [FGSM(epsilon=0.1), FGSM(epsilon=0.2)]}, "give a mapping"),
         ({"attacks": {"clean": FGSM(epsilon=0.1)}}, "is reserved for clean images"),

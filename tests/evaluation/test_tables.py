@@ -49,7 +49,7 @@ def test_one_of_several_epsilons_is_chosen(results):
     assert table.loc[("a", "satm"), "partners"] == 1 + cell(results, "x", "satm/b", "satm/a")
     with pytest.raises(ValueError, match="choose one"):
         robustness_table(doubled, "x")
-    with pytest.raises(ValueError, match=r"but at \[0\.1, 0\.2\]"):
+    with pytest.raises(ValueError, match=r"only at the epsilons \[0\.1, 0\.2\]"):
         robustness_table(doubled, "x", epsilon=0.3)
 
 

@@ -103,7 +103,7 @@ def test_sixty_images_and_a_broken_one_from_the_command_line_stopped_and_resumed
     assert summary in printed
     assert summary.startswith("Clean accuracy 100.0% -> ")
     assert [line.split("  ")[1] for line in summary.splitlines()[2:7]] == [
-        *("unseen models", "queries", "worst of all these", "same starting weights", "(white box, no promise)")
+        *("unseen models", "queries", "worst of all of these", "same starting weights", "(white box, no claim)")
     ]
 
     hardened = satm_tf.harden(mine, photos, output=output, **QUICK)
@@ -178,7 +178,7 @@ def test_epochs_and_partners_are_chosen_for_the_time(monkeypatch, capsys):
     assert plan(6, epochs=5) == {"epochs": 5, "partners": ["a"]}
     assert capsys.readouterr().out == ""
     assert plan(1) == {"epochs": 4, "partners": ["a"]}
-    assert "1 min are too few" in capsys.readouterr().out
+    assert "1 min is too short" in capsys.readouterr().out
 
 
 def predictions(clean, attacked):

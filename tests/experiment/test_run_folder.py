@@ -18,7 +18,7 @@ def test_a_stage_is_written_and_read(text):
 
 @pytest.mark.parametrize("text", ["a", "co_train/", "train/a", ""])
 def test_what_is_no_stage_is_refused(text):
-    with pytest.raises(ValueError, match="A stage is fine_tune/<network> or co_train/<scheme>"):
+    with pytest.raises(ValueError, match="A stage must be fine_tune/<network> or co_train/<scheme>"):
         Stage.parse(text)
 
 

@@ -106,7 +106,7 @@ def test_a_scheme_is_copied_onto_the_surrogates_names(with_surrogates):
         (SurrogateConfig("twin", {"a": NETWORK, "b": NETWORK}), "of models with a scheme"),
         (SurrogateConfig("unseen", {"d": NETWORK}, {"preset": "pgd"}), "of models with no scheme"),
         (SurrogateConfig("same_scheme", {"a": NETWORK, "d": NETWORK}, "same"), "its partners'"),
-        (SurrogateConfig("same_scheme", {"d": NETWORK}, "same"), "needs as many: 2"),
+        (SurrogateConfig("same_scheme", {"d": NETWORK}, "same"), "needs the same number: 2"),
         (SurrogateConfig("twin", {"a": NETWORK}, "same"), "a twin has the architectures"),
         (SurrogateConfig("defended", scheme={"preset": "pgd"}, images="share"), "networks and a start of their own"),
         (SurrogateConfig("unseen", {"d": NETWORK}, images="share"), "data.surrogate_share"),

@@ -75,4 +75,4 @@ def test_what_is_crafted_once_is_counted_once(tmp_path, monkeypatch, capsys):
     assert work.crafted_bytes(config, "pubdef", found) == 0
     monkeypatch.setattr(cost, "time_network", lambda *arguments: work.Network(1.0, 0.0, 1000))
     assert train.main(["--dry-run", *arguments, "--schemes.pubdef.crafted_once", "2"]) == 0
-    assert "pubdef: the examples that are crafted once take 1.7 MB at most" in capsys.readouterr().out
+    assert "pubdef: the examples that are crafted once take at most 1.7 MB" in capsys.readouterr().out

@@ -35,7 +35,7 @@ def test_a_heap_that_can_be_walked_in_for_ever_is_refused(tmp_path, size):
 
 
 @pytest.mark.parametrize(
-    ("start", "reason"), [(b"", "too short"), (b"\x89HDF\r\n\x1a\r" + bytes(99), "does not begin")]
+    ("start", "reason"), [(b"", "too short"), (b"\x89HDF\r\n\x1a\r" + bytes(99), "does not start")]
 )
 def test_what_is_no_hdf5(tmp_path, start, reason):
     (tmp_path / "a.h5").write_bytes(start)

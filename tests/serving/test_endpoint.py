@@ -74,7 +74,7 @@ def test_a_server_at_chance_is_warned_of(server, photos, tmp_path, capsys):
     turned = ["--data", '{"class_names": ["3", "0", "1", "2"]}', "--queries", "null", "--limit", "12"]
     address = f"http://{server.rest}/v1/models/faces"
     assert _audit(photos, tmp_path / "out", {"api": address}, 9, *turned) == 0
-    assert "api is right on 0% of 12 clean images, which is chance" in capsys.readouterr().err
+    assert "api classifies 0% of 12 clean images correctly, no better than chance" in capsys.readouterr().err
 
 
 def _rows(output, target):
@@ -202,7 +202,7 @@ TRUE = {"probabilities": [[0.1, 0.7, 0.2]], "class_id": [1], "label": ["b"], "va
     [
         ({"probabilities": [[0.1, 0.7, 0.9]]}, "must add up to 1"),
         ({"class_id": [0]}, "class_id be the most probable class"),
-        ({"valid": [False], "class_id": [-1]}, "1 of 1 images called invalid"),
+        ({"valid": [False], "class_id": [-1]}, "1 of 1 images rejected as invalid"),
         ({"probabilities": [[0.3, 0.7]]}, "Received: 3 and 2 classes"),
         ({"probabilities": [[0.1, 0.7, 0.2]] * 2}, "for 1 images"),
     ],

@@ -178,7 +178,7 @@ def test_a_signal_during_validation_saves_the_whole_epoch_that_came_before(unint
 
 def test_if_no_checkpoint_is_whole_training_begins_anew_and_says_so(uninterrupted, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*training starts anew"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*training restarts"):
         assert_equal(train(tmp_path), uninterrupted)
 
 

@@ -103,8 +103,8 @@ def test_metrics_of_ones_own_are_of_each_network_and_kind_of_image(networks, ima
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ([keras.metrics.SparseCategoricalAccuracy(name="accuracy")], "Two figures would be called 'a_accuracy'"),
-        ([keras.metrics.Mean(name="clean_loss")], "Two figures would be called 'a_clean_loss'"),
+        ([keras.metrics.SparseCategoricalAccuracy(name="accuracy")], "'a_accuracy' is already the name of a figure"),
+        ([keras.metrics.Mean(name="clean_loss")], "'a_clean_loss' is already the name of a figure"),
         ([near_misses, near_misses], "different names. Received: near_misses, near_misses"),
         ({"a": "accuracy"}, "one list, of which every network gets a copy. Received: {'a'"),
         ([["accuracy"]], "one list, of which every network gets a copy"),

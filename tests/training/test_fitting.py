@@ -69,10 +69,10 @@ def test_the_schedule_knows_how_many_steps_are_planned(make_network, images, lab
     [
         (
             {"loss": "sparse_categorical_crossentropy"},
-            r"takes no `loss`\. The scheme is .*Received: loss='sparse",
+            r"takes no `loss`\. The scheme defines .*Received: loss='sparse",
         ),
         ({"loss_weights": [1.0]}, r"takes no `loss_weights`\. Give `clean_weight`"),
-        ({"weighted_metrics": ["accuracy"]}, r"takes no `weighted_metrics`\. Sample weights scale the losses alone"),
+        ({"weighted_metrics": ["accuracy"]}, r"takes no `weighted_metrics`\. Sample weights scale only the losses"),
         ({"jit_compile": True}, r"takes no `jit_compile`\. XLA drops the checks"),
     ],
 )

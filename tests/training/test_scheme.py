@@ -112,7 +112,7 @@ def test_a_sequence_is_for_the_networks_in_their_order():
     assert scheme.adversarial_loss == {"a": "divergence", "b": "cross_entropy"}
     assert scheme.terms_of("b") == (1 / 40, 1 / 40, "cross_entropy", 1 / 20, 19 / 20, 0.0, 0.0)
     assert scheme.terms_of("sparring_a") == (1.0, 1.0, "cross_entropy", 0.0, 0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"clean_weight is for 2 networks. Received: a, b, c"):
+    with pytest.raises(ValueError, match=r"clean_weight has values for 2 networks. Received: a, b, c"):
         Scheme.get("cat").by_name(["a", "b", "c"])
 
 

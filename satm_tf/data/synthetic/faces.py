@@ -1,8 +1,9 @@
-"""Synthetic faces, written in Adience's own format: for demonstrations and tests that cannot have the real ones.
+"""Synthetic faces, written in Adience's own format: for demonstrations and tests without access to the real ones.
 
-The faces are described by `traits.py` and drawn by `renderer.py`, beside this file. Age shows in many cues at once,
-each of them noisy, so that a network confuses neighbouring groups and hardly ever distant ones: the one-off accuracy
-and the subject-exclusive folds mean here what they mean on Adience. What is learnt here says nothing about real people.
+The faces are described by `traits.py` and drawn by `renderer.py`, next to this file. Age shows in many cues at once,
+each of them noisy, so that a network often confuses neighbouring groups and hardly ever distant ones: one-off accuracy
+and subject-exclusive folds have the same meaning as on Adience. Networks trained on these faces say nothing about real
+people.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def render(
         age: Ages in years, `[n]`, 0 or more.
         gender: "m" or "f" for each face, `[n]`.
         identity: Subject number of each face, integers of 0 or more, `[n]`. Faces of one number are one person,
-            photographed anew: pose, light, expression and background differ. A number is the same person in every call
-            with the same seed, at any age. Without it every face is another person.
+            photographed again: pose, light, expression and background differ. A number is the same person in every call
+            with the same seed, at any age. Without it, every face is a different person.
         image_size: Side of the square images in pixels, 32 to 816.
         seed: Seed of everything drawn, 0 or more.
 
@@ -75,15 +76,15 @@ def write_adience(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Writes a data set of synthetic faces as Adience is published, or leaves the one that is there.
+    """Writes a data set of synthetic faces as Adience is published, or leaves an existing one unchanged.
 
     Under `root` it writes `fold_0_data.txt` to `fold_4_data.txt`, the JPEGs as
     `aligned/<user_id>/landmark_aligned_face.<face_id>.<original_image>`, and its own parameters as
     `synthetic_faces.json`. The folds share no subject and are as even in age groups and genders as the number of
-    subjects allows: exactly so for multiples of 80. `root` appears when it is complete, and not before.
+    subjects allows: exactly so for multiples of 80. `root` appears only when it is complete.
 
     Args:
-        root: The folder to write. Its parents are made.
+        root: The folder to write. Its parents are created.
         num_subjects: Subjects, 40 or more: one of each of the eight groups in each of the five folds.
         images_per_subject: Images of each subject, 1 or more.
         image_size: Side of the square images in pixels, 32 to 816. (The published ones have 816.)
@@ -95,7 +96,7 @@ def write_adience(
 
     Raises:
         ValueError: If an argument is out of its range.
-        FileExistsError: If `root` holds something else, or a set that is not whole or has other parameters.
+        FileExistsError: If `root` holds something else, or an incomplete set or one with other parameters.
 
     Example:
         >>> root = write_adience("data/synthetic_faces", num_subjects=80)
@@ -132,11 +133,11 @@ def _check_number(name: str, value: int, low: int, high: int | None = None) -> N
 
 
 def _check_same(root: Path, parameters: dict[str, int]) -> None:
-    advice = "Name another folder, or remove this one to have it written anew."
+    advice = "Choose another folder, or delete this one to write it again."
     record = root / PARAMETERS_FILE
     if not record.is_file():
         raise FileExistsError(
-            f"`root` holds other files than synthetic faces. {advice} If these are your images, give their format "
+            f"`root` holds files other than synthetic faces. {advice} If these are your images, give their format "
             f"instead of synthetic_faces (--data.format). Received: root={str(root)!r}"
         )
     found = storage.read_json(record)
@@ -160,7 +161,7 @@ def _write(root: Path, num_subjects: int, images_per_subject: int, image_size: i
     subject = np.arange(num_subjects)
     group, fold = subject % len(AGE_GROUPS), subject // len(AGE_GROUPS) % _FOLDS
     man = (subject // (_FOLDS * len(AGE_GROUPS)) + group + fold) % 2 == 0
-    # A little beyond the group's own years at either end, as the ages that people state are.
+    # A little beyond the group's years at either end, because stated ages are imprecise.
     age = age_of_stage(group + rng.uniform(-0.43, 0.43, num_subjects))
     users = [f"{number}@N{shard:02d}" for number, shard in _unique_numbers(rng, num_subjects)]
 
@@ -186,7 +187,7 @@ def _write(root: Path, num_subjects: int, images_per_subject: int, image_size: i
 
 
 def _unique_numbers(rng: np.random.Generator, count: int, high: int = 10) -> Iterator[tuple[int, int]]:
-    """Pairs of an ascending number of about ten digits, each another, and a number below `high`."""
+    """Pairs of a distinct, ascending number of about ten digits and a number below `high`."""
     ascending = 8_000_000_000 + np.cumsum(rng.integers(1, 4_000_000_000 // count, count))
     return zip(ascending.tolist(), rng.integers(0, high, count).tolist(), strict=True)
 

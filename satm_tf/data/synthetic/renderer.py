@@ -24,8 +24,8 @@ _SKIN = ((1.00, 0.86, 0.76), (0.94, 0.76, 0.62), (0.82, 0.61, 0.46), (0.64, 0.44
 _HAIR = ((0.86, 0.70, 0.42), (0.62, 0.42, 0.22), (0.40, 0.25, 0.14), (0.24, 0.15, 0.10), (0.09, 0.07, 0.07))
 _EYES = ((0.35, 0.55, 0.75), (0.38, 0.52, 0.36), (0.45, 0.30, 0.16), (0.30, 0.19, 0.10), (0.18, 0.11, 0.07))
 
-VERSION = 1  # Of the drawing: a data set of another version is not taken for one of this.
-_CHUNK = 8  # Faces painted together: more of them fall out of the processor's cache, and it takes longer.
+VERSION = 1  # Version of the drawing code, so that data sets of another version are recognised.
+_CHUNK = 8  # Faces painted together: more of them do not fit the processor's cache, which is slower.
 
 
 def draw_faces(traits: Traits, *, image_size: int = 96, seed: int | Sequence[int] = 0) -> npt.NDArray[np.uint8]:
@@ -90,7 +90,7 @@ def _between(x: Floats, low: Floats | float, high: Floats | float, ramp: float) 
 
 
 def _length(x: Floats, y: Floats) -> Floats:
-    """As `np.hypot`, which is several times slower for its care about overflow."""
+    """As `np.hypot`, which is several times slower because it guards against overflow."""
     return np.sqrt(x * x + y * y)
 
 

@@ -55,13 +55,13 @@ def masking_checks(
         queries: Queries of the query attacks.
         seed: Seed of all random numbers.
         folder: Where finished parts are kept, as `measure` keeps them.
-        stage: What progress bars are called.
+        stage: The label of progress bars.
 
     Returns:
         A frame with a row for each check and network, with the columns `check`, `network`, `verdict` ("masking not
         detected", "masking detected" or "not applicable"), `explanation` (a sentence) and `figures` (JSON: the figures
-        that the verdict rests on). To a network that is no better than chance no check applies, and those that compare
-        attacks do not to one of which following the gradient leaves nothing.
+        that the verdict rests on). No check applies to a network that is no better than chance. Checks that compare
+        attacks do not apply to a network that gradient attacks fool on nearly every image.
 
     Raises:
         ValueError: If a network is both defended and undefended, `before` names one that is not checked, or as
@@ -130,7 +130,7 @@ def masking_checks(
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Attack):
-    """Random signs of size epsilon; of several draws the first that fools the network.
+    """Random signs of size epsilon: the first of several draws that fools the network.
 
     It serves as a baseline, and is not registered.
 
@@ -143,7 +143,7 @@ class Noise(Attack):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Draw after draw, until every image is fooled."""
+        """Draws until the network is fooled on every image."""
 
         def draw(index: tf.Tensor, best: tf.Tensor, done: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             moved = images + epsilon * _random_signs(images, _fold_in(seed, index))
@@ -177,7 +177,7 @@ def loss_surface(
         network: The network.
         images: Floats `[batch, height, width, channels]` in [0, 1].
         labels: Integers `[batch]`.
-        epsilon: How far to go along each direction, to both sides, in units of images in [0, 1].
+        epsilon: How far to go in each direction, both ways, in units of images in [0, 1].
         points: Number of points along each.
         seed: Seed of the random signs.
 
@@ -265,11 +265,11 @@ def _facts(
     attackers: list[str],
     undefended: list[str],
 ) -> Facts:
-    """The measurements, by what they mean to one network."""
+    """The measurements, arranged by their role for one network."""
     has_gradient = name in losses
     before = f"{name} before"
     attacks = ("single step", "iterative")
-    # Without networks before their defence: such an attacker of the defended network would be half a white box.
+    # Networks before their defence do not attack: they would be nearly white-box attackers of the defended network.
     others = [other for other in attackers if other != name and other in losses]
 
     def under(attack: str, source: str, target: str = name) -> np.ndarray:

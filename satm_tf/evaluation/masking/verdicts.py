@@ -1,4 +1,4 @@
-"""Verdicts on a network's robustness: each check is a function of the facts, and gives its figures too.
+"""Verdicts on a network's robustness: each check is a function of the facts and returns its figures too.
 
 Two attacks are compared on the same images, with McNemar's exact test; a difference counts as `statistics.SIGNIFICANCE`
 says.
@@ -18,14 +18,14 @@ from satm_tf.evaluation.statistics import compare_paired, wilson_interval
 from satm_tf.metrics import at_chance
 
 NOT_DETECTED, DETECTED, NOT_APPLICABLE = "masking not detected", "masking detected", "not applicable"
-"""What a check says. None says that a network is robust: that is what the accuracies are for."""
+"""The verdicts of a check. None of them means that a network is robust: only accuracies show that."""
 
-# The share of images that may be exceptions: with a flat loss, or out of reach of any step.
+# The share of images that may be exceptions: their loss is flat, or no step fools the network.
 TOLERATED_SHARE = 0.05
-# Croce and Hein (2020) found what was published of honestly trained networks too high by a few points, and of those
-# that hide their gradients by tens. The whole interval of the difference must lie above this.
+# Croce and Hein (2020) found published accuracies too high by a few points for honestly trained networks, and by tens
+# for those that hide their gradients. The whole interval of the difference must lie above this.
 AUTO_ATTACK_MARGIN = 0.05
-# Of images, what an attack that has fooled a network on nearly all leaves: a gradient that does this hides nothing.
+# The accuracy at which an attack has fooled the network on nearly all images: its gradient hides nothing.
 NOTHING_LEFT = 0.02
 # Tramer et al. (2018, section 4) saw the ratio fall from 19 to 7 % and from 17 to 8 % in two networks that masked.
 RATIO_KEPT = 0.5
@@ -71,7 +71,7 @@ class Losses:
     zero_gradient: NDArray[np.bool_]
 
     def approximation_ratio(self) -> float:
-        """The loss that one step adds over what the iterative attack adds; NaN where that adds nothing."""
+        """The loss that one step adds, divided by what the iterative attack adds; NaN if that adds nothing."""
         whole = float(np.mean(self.iterative - self.clean))
         return float(np.mean(self.single_step - self.clean)) / whole if whole > 0 else math.nan
 
@@ -84,7 +84,7 @@ class Strength:
         clean: On clean images.
         noise: Under noise.
         own: Under single-step examples of the network that is checked.
-        before: Under those of that network as it was before its defence; None where it is not known.
+        before: Under those of that network as it was before its defence; None if unknown.
         others: Under those of other networks.
     """
 
@@ -106,7 +106,7 @@ class Facts:
         losses: None where no gradient reaches the images.
         single_step: Under one step on itself; None without a gradient.
         iterative: Under an iterative attack on itself; None without a gradient.
-        unbounded: Under one that may change every pixel as it likes; None without a gradient.
+        unbounded: Under one that may change every pixel freely; None without a gradient.
         noise: Under the worst of several draws of random noise.
         square: Under a query attack on itself.
         auto_attack: Under AutoAttack on itself; None without a gradient.
@@ -132,20 +132,20 @@ class Facts:
 
     @property
     def white_box(self) -> Correct:
-        """Under both attacks that follow its gradient; on clean images where there is no gradient."""
+        """Under both gradient attacks; on clean images if there is no gradient."""
         if self.single_step is None or self.iterative is None:
             return self.clean
         return self.single_step & self.iterative
 
     def verdict(self, detected: bool) -> str:
-        """Of a check that compares attacks: where following the gradient leaves nothing, nothing can be masked."""
+        """The verdict of a check that compares attacks: if gradient attacks leave nothing, nothing is masked."""
         if detected:
             return DETECTED
         return NOT_APPLICABLE if _accuracy(self.white_box) <= NOTHING_LEFT else NOT_DETECTED
 
 
 Judgement = tuple[str, dict[str, float], str]
-_NO_GRADIENT = "No gradient reaches the images, so no attack can follow it; see the check of the gradient."
+_NO_GRADIENT = "No gradient reaches the images, so no gradient attack works; see the gradient check."
 
 
 def gradient(facts: Facts) -> Judgement:
@@ -156,11 +156,11 @@ def gradient(facts: Facts) -> Judgement:
     low, high = wilson_interval(zero.sum(), zero.size)
     figures = {"zero_gradient": float(zero.mean()), "low": float(low), "high": float(high)}
     verdict = DETECTED if low > TOLERATED_SHARE else NOT_DETECTED
-    return verdict, figures, f"The loss has a zero gradient, or none, for {zero.mean():.1%} of the images."
+    return verdict, figures, f"The gradient of the loss is zero or not a number for {zero.mean():.1%} of the images."
 
 
 def iterative_against_single_step(facts: Facts) -> Judgement:
-    """Many steps must find at least what one finds."""
+    """Many steps must succeed at least as often as one."""
     if facts.single_step is None or facts.iterative is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     compared = compare_paired(facts.single_step, facts.iterative)
@@ -172,19 +172,19 @@ def iterative_against_single_step(facts: Facts) -> Judgement:
     return (
         facts.verdict(compared.rises()),
         figures,
-        f"One step leaves {figures['single_step']:.1%} correct, many steps {figures['iterative']:.1%}.",
+        f"Accuracy is {figures['single_step']:.1%} under one step, and {figures['iterative']:.1%} under many steps.",
     )
 
 
 def black_box_against_white_box(facts: Facts) -> Judgement:
     """An attacker who knows the network must do at least as well as one who does not."""
     attacks = {"square": facts.square} | {f"{name} from {source}": x for (name, source), x in facts.transferred.items()}
-    return _strongest_of(facts, attacks, "Without knowledge of the network, an attack")
+    return _strongest_of(facts, attacks, "an attack without access to the network")
 
 
 def noise_against_white_box(facts: Facts) -> Judgement:
-    """Random noise must not find what the gradient does not."""
-    return _strongest_of(facts, {"noise": facts.noise}, "Random noise of the same size")
+    """Random noise must not succeed where gradient attacks fail."""
+    return _strongest_of(facts, {"noise": facts.noise}, "random noise of the same size")
 
 
 def _strongest_of(facts: Facts, attacks: Mapping[str, Correct], attacker: str) -> Judgement:
@@ -197,8 +197,8 @@ def _strongest_of(facts: Facts, attacks: Mapping[str, Correct], attacker: str) -
     return (
         facts.verdict(any(found.falls(len(attacks)) for found in compared.values())),
         figures,
-        f"{attacker}{named} leaves {figures[strongest]:.1%} correct, following the gradient "
-        f"{figures['white_box']:.1%}.",
+        f"Accuracy is {figures[strongest]:.1%} under {attacker}{named}, and {figures['white_box']:.1%} under gradient "
+        "attacks.",
     )
 
 
@@ -211,7 +211,7 @@ def unbounded_reaches_zero(facts: Facts) -> Judgement:
     return (
         facts.verdict(low > TOLERATED_SHARE),
         figures,
-        f"With epsilon 1 the iterative attack leaves {figures['rate']:.1%} correct.",
+        f"Accuracy is {figures['rate']:.1%} under the iterative attack with epsilon 1.",
     )
 
 
@@ -232,18 +232,18 @@ def loss_along_the_gradient(facts: Facts) -> Judgement:
     return (
         NOT_DETECTED if low > 0.5 else DETECTED,
         figures,
-        f"Along the gradient the loss rises faster than along random signs for {faster.mean():.1%} of the images.",
+        f"For {faster.mean():.1%} of the images the loss rises faster along the gradient than along random signs.",
     )
 
 
 def approximation_ratio(facts: Facts) -> Judgement:
-    """One step must find about as much of the loss as it does on undefended networks."""
+    """One step must raise the loss by about the same share as on undefended networks."""
     if facts.losses is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     ratio = facts.losses.approximation_ratio()
     if math.isnan(ratio):
         return DETECTED, {}, "The iterative attack does not raise the loss at all."
-    found = f"One step raises the loss by {ratio:.0%} of what many steps do"
+    found = f"One step reaches {ratio:.0%} of the increase in loss that many steps reach"
     references = [value for value in facts.reference_ratios if not math.isnan(value)]
     if not references:
         return NOT_APPLICABLE, {"ratio": ratio}, f"{found}; there is no undefended network to compare with."
@@ -251,12 +251,12 @@ def approximation_ratio(facts: Facts) -> Judgement:
     return (
         DETECTED if ratio < RATIO_KEPT * reference else NOT_DETECTED,
         {"ratio": ratio, "undefended": reference},
-        f"{found}; on undefended networks by {reference:.0%}.",
+        f"{found}; on undefended networks it reaches {reference:.0%}.",
     )
 
 
 def strength_of_own_examples(facts: Facts) -> Judgement:
-    """Its own examples must harm undefended networks more than noise does, where those of its earlier self do.
+    """Its examples must harm undefended networks more than noise does, if those it made before its defence do.
 
     If the network before its defence is not known, other networks' examples are used instead.
 
@@ -264,7 +264,7 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
     it, and an honest network's examples lose as much when it relies on other features than the undefended ones.
     """
     if not facts.strength:
-        reason = _NO_GRADIENT if facts.losses is None else "There is no undefended network to show its examples to."
+        reason = _NO_GRADIENT if facts.losses is None else "There is no undefended network to test its examples on."
         return NOT_APPLICABLE, {}, reason
 
     def weaker(first: Correct, second: Correct) -> bool:
@@ -276,7 +276,7 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
 
     each = list(facts.strength.values())
     figures = {name: mean([getattr(x, name) for x in each]) for name in ("clean", "noise", "own")}
-    than = f"random noise {figures['noise']:.1%}"
+    than = f"{figures['noise']:.1%} under random noise"
     detected = any(
         not weaker(x.own, x.noise)
         and any(
@@ -287,11 +287,11 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
     known = [x.before for x in each if x.before is not None]
     if known:
         figures["before"] = mean(known)
-        than = f"those of the network before its defence {figures['before']:.1%}"
+        than = f"{figures['before']:.1%} under those of the network before its defence"
     return (
         DETECTED if detected else NOT_DETECTED,
         figures,
-        f"Undefended networks keep {figures['own']:.1%} correct under its examples, under {than}.",
+        f"Undefended networks have an accuracy of {figures['own']:.1%} under its examples, and {than}.",
     )
 
 
@@ -314,7 +314,7 @@ def label_leaking(facts: Facts) -> Judgement:
 
 
 def auto_attack(facts: Facts) -> Judgement:
-    """AutoAttack must not find far more than the iterative attack."""
+    """AutoAttack must not be far stronger than the iterative attack."""
     if facts.auto_attack is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     compared = compare_paired(facts.auto_attack, facts.white_box)
@@ -327,7 +327,8 @@ def auto_attack(facts: Facts) -> Judgement:
     return (
         facts.verdict(compared.low > AUTO_ATTACK_MARGIN),
         figures,
-        f"AutoAttack leaves {figures['auto_attack']:.1%} correct, following the gradient {figures['white_box']:.1%}.",
+        f"Accuracy is {figures['auto_attack']:.1%} under AutoAttack, and {figures['white_box']:.1%} under gradient "
+        "attacks.",
     )
 
 
@@ -352,7 +353,7 @@ def judge(facts: Facts) -> list[Verdict]:
         right = _accuracy(facts.clean)
         if at_chance(right, facts.num_classes):
             verdict, figures = NOT_APPLICABLE, {"clean": right}
-            explanation = f"Accuracy on clean images is {right:.1%}, no better than chance: there is nothing to defend."
+            explanation = f"Accuracy on clean images is {right:.1%}, no better than chance: nothing to defend."
         else:
             verdict, figures, explanation = check(facts)
         verdicts.append(

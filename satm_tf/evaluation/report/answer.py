@@ -1,4 +1,4 @@
-"""What a report says first: whether a defence helps, against whom, at what price, and what it leaves open."""
+"""The first sentences of a report: whether a defence helps, against whom, at what cost, and where it does not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from satm_tf.metrics import at_chance
 UNDEFENDED = ("undefended", "original")
 """The schemes that others are compared with, if they were measured."""
 
-# Of images, what is as good as nothing.
+# At or below this accuracy, a network is as good as defenceless.
 _LOST = 0.1
 _ATTACKERS = {
     UNSEEN_RUNG: "unseen models",
@@ -38,13 +38,13 @@ _ATTACKERS = {
     SAME_SCHEME: "models trained with the same scheme",
     TWIN: "a twin",
     QUERIES: "queries",
-    WHITE_BOX: "the white box",
+    WHITE_BOX: "white-box attacks",
 }
 LABELS = {**{name: rung.label for name, rung in {**BESIDE, **RUNGS}.items()}, WORST: "worst of all attackers"}
 
 
 def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """What each scheme keeps in each column of `ladder_table`; each target, where these have no scheme."""
+    """The accuracy of each scheme in each column of `ladder_table`; of each target, if targets have no scheme."""
     table: Any = ladder_table(predictions, by="scheme")
     if table.empty:  # All targets are unseen models.
         return {}
@@ -58,9 +58,9 @@ def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
 def answer(predictions: Predictions) -> list[str]:
     """A few sentences made from the figures.
 
-    The defence that they speak of is the one that the worst attacker leaves most, and on a tie all attackers on
-    average. It helps on a rung where the 95 % interval of its gain over the undefended networks, on the same images,
-    lies above zero: the mean over the networks of the intervals' ends.
+    They describe the defence with the highest accuracy under the worst attacker; on a tie, the highest mean over all
+    attackers. It helps on a rung if the 95 % interval of its gain over the undefended networks, on the same images,
+    lies above zero. The ends of the interval are means over the networks.
 
     Args:
         predictions: As `measure` gives them.
@@ -75,17 +75,17 @@ def answer(predictions: Predictions) -> list[str]:
     warnings = _warn_of_chance(kept, predictions.num_classes)
     rungs = [rung for rung in RUNGS if any(rung in own for own in kept.values())]
     if not rungs:
-        unknown = "No attacker without the weights was measured, so nothing here says what a network withstands."
+        unknown = "No attack without the weights was measured, so this page cannot say what a network withstands."
         return [*warnings, unknown]
     baseline = next((name for name in UNDEFENDED if name in kept), None)
-    # The mean decides between defences of which the worst attacker leaves as much.
+    # The mean decides between defences with equal accuracy under the worst attacker.
     ranked = sorted(
         (name for name in kept if name != baseline),
         key=lambda name: (kept[name].get(WORST, 0.0), np.mean([kept[name].get(rung, 0.0) for rung in rungs])),
         reverse=True,
     )
     if not ranked:
-        return [*warnings, f"Only {baseline} was measured: it keeps {_left(kept[str(baseline)], rungs)}."]
+        return [*warnings, f"Only {baseline} was measured. Its accuracy is {_left(kept[str(baseline)], rungs)}."]
     best = ranked[0]
     own = kept[best]
     measured = [rung for rung in (*rungs, WHITE_BOX) if rung in own]
@@ -93,7 +93,7 @@ def answer(predictions: Predictions) -> list[str]:
         helped: list[str] = []
         gained: list[str] = []
         sentences = [
-            f"{best} withstands most: it keeps {_left(own, rungs)}.",
+            f"{best} is the most robust. Its accuracy is {_left(own, rungs)}.",
             "No undefended network was measured for comparison, so this page cannot say what a defence gained.",
         ]
     else:
@@ -112,7 +112,7 @@ def answer(predictions: Predictions) -> list[str]:
 
 
 def _gains(predictions: Predictions, first: str, second: str) -> dict[str, dict[str, float]]:
-    """What the second has over the first in each column, means over networks: `difference`, `low`, `high`."""
+    """The second scheme's gain over the first in each column, means over networks: `difference`, `low`, `high`."""
     compared = compare_ladder(predictions, first, second).groupby("rung", sort=False)
     means: Any = compared[["difference", "low", "high"]].mean()
     return {str(rung): dict(row) for rung, row in means.iterrows()}
@@ -128,11 +128,11 @@ def _help(
 ) -> str:
     if not helped:
         figures = _listed([f"{_ATTACKERS[rung]} {changes[rung]}" for rung in gained])
-        return f"No defence helped beyond chance. The best, {best}, against {baseline}: {figures}."
+        return f"No defence helped significantly. The best one, {best}, compared with {baseline}: {figures}."
     if WORST in gains and gains[WORST]["low"] > 0:
         return (
-            f"{best} helps against {_listed([_ATTACKERS[rung] for rung in helped])}: under the worst of all attackers, "
-            f"image by image, {changes[WORST]} of the images stay right ({_points(gains[WORST])})."
+            f"{best} helps against {_listed([_ATTACKERS[rung] for rung in helped])}. Under the worst attacker for each "
+            f"image, accuracy rises: {changes[WORST]} ({_points(gains[WORST])})."
         )
     return f"{best} helps against {_listed([f'{_ATTACKERS[rung]} ({changes[rung]})' for rung in helped])}."
 
@@ -140,12 +140,12 @@ def _help(
 def _price(gain: Mapping[str, float], change: str) -> str:
     figures = f"{change}: {_points(gain)}"
     if gain["low"] <= 0 <= gain["high"]:
-        return f"On clean images it costs nothing that these images could show ({figures})."
+        return f"On clean images it makes no significant difference ({figures})."
     return f"On clean images it {'costs' if gain['difference'] < 0 else 'gains'} accuracy ({figures})."
 
 
 def _alike(predictions: Predictions, best: str, others: Sequence[str]) -> list[str]:
-    """The other defences that the worst attacker cannot tell from the best."""
+    """The other defences that do not differ significantly from the best under the worst attacker."""
     alike = []
     for other in others:
         try:
@@ -162,11 +162,11 @@ def _warn_of_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -
     if not low:
         return []
     verb = "is" if len(low) == 1 else "are"
-    return [f"{_listed(low)} {verb} no better than chance on clean images: no other figure here counts for it."]
+    return [f"{_listed(low)} {verb} no better than chance on clean images: ignore all other figures for it."]
 
 
 def _left(own: Mapping[str, float], rungs: Sequence[str]) -> str:
-    parts = [f"{own[CLEAN_RUNG]:.1%} of clean images right"] if CLEAN_RUNG in own else []
+    parts = [f"{own[CLEAN_RUNG]:.1%} on clean images"] if CLEAN_RUNG in own else []
     return _listed([*parts, *(f"{own[rung]:.1%} under {_ATTACKERS[rung]}" for rung in rungs if rung in own)])
 
 

@@ -1,6 +1,6 @@
-"""The figures of a report: each a PNG, the numbers in it as CSV beside it, and what it shows in words.
+"""The figures of a report: each a PNG with its numbers as CSV and a description in words.
 
-They are drawn narrow, so that a phone's width does not make their letters too small to read.
+They are narrow, so that their text stays readable on a phone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from satm_tf.storage import atomic_file
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish; not their yellow, too pale for a line on white.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without their yellow, which is too pale for a
+# line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _WIDTH, _DPI = 4.6, 160
 
@@ -88,7 +89,7 @@ def lines(
         y: Label of the vertical axis.
         dashed: The columns that are dashed.
         rate: Whether the values are shares, drawn in percent from 0 to 100.
-        groups: The number of each column's colour, where lines share colours.
+        groups: The colour number of each column, if lines share colours.
     """
     figure = Figure(figsize=(_WIDTH, 2.9 + 0.17 * table.shape[1]), layout="constrained")
     axes = figure.subplots()
@@ -110,11 +111,11 @@ def lines(
 
 
 def ladder(table: pd.DataFrame, labels: Mapping[str, str], path: Path, caption: str) -> Picture:
-    """Bars of what each scheme keeps on clean images and under each attacker, with intervals.
+    """Bars of each scheme's accuracy on clean images and under each attacker, with intervals.
 
     Args:
         table: As `ladder_table` gives it; each row is a bar of every group.
-        labels: What the groups are called.
+        labels: The names of the groups.
         path: The PNG to write.
         caption: The caption.
     """
@@ -230,7 +231,7 @@ def surface(table: pd.DataFrame, path: Path, caption: str) -> Picture:
 
 
 def _plain(names: Iterable[Any]) -> list[str]:
-    """Texts in which Matplotlib finds no formula."""
+    """Escapes texts so that Matplotlib finds no formula in them."""
     return [str(name).replace("$", r"\$") for name in names]
 
 

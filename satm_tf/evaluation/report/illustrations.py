@@ -30,7 +30,7 @@ def write_galleries(
 ) -> None:
     """Writes a picture for each attack, at its own epsilon, into `gallery/`; existing ones are kept.
 
-    Under each adversarial image stands what every target takes it for.
+    The caption of each adversarial image gives every target's prediction.
 
     Args:
         folder: The folder of the report.

@@ -25,8 +25,8 @@ def write_report(folder: str | Path) -> Path:
     """Writes `report.html` into a run folder or an evaluation's, and the figures in it into `figures/`.
 
     It begins with the answer: sentences made from the figures, the ladder as a chart, adversarial images, one table.
-    All else that the folder holds of the files that `ResultsFolder` names is folded below. The page is one file without
-    scripts, and loads nothing. Every figure is also a PNG, and its numbers a CSV, in `figures/`.
+    Collapsed sections show the other files of `ResultsFolder` that exist. The page is one file without scripts, and
+    loads nothing. Every figure is also a PNG, and its numbers a CSV, in `figures/`.
 
     Args:
         folder: The folder.
@@ -45,8 +45,8 @@ def write_report(folder: str | Path) -> Path:
     known = (files.checks, files.results, files.metrics, files.config)
     if not any(path.exists() for path in known):
         names = ", ".join(path.name for path in known)
-        raise FileNotFoundError(f"A report is made of one of {names}. Received: {files}, which has none")
-    # Drawn anew as a whole: a figure of an earlier state must not stay.
+        raise FileNotFoundError(f"A report needs at least one of {names}. Received: {files}, which has none")
+    # All figures are redrawn, so that none from an earlier state remains.
     shutil.rmtree(files.figures, ignore_errors=True)
     files.figures.mkdir()
 

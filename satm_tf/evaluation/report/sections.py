@@ -1,4 +1,4 @@
-"""The parts of a report, each made from what a folder holds."""
+"""The sections of a report, each made from files of the folder."""
 
 from __future__ import annotations
 
@@ -111,18 +111,18 @@ def ladder(predictions: Predictions, drawings: Path) -> tuple[Picture, Table]:
     if len(shown) > _MOST_BARS:
         best = sorted(kept, key=lambda name: (name in UNDEFENDED, kept[name].get(WORST, 0.0)), reverse=True)
         shown = [name for name in shown if name in best[:_MOST_BARS]]
-        caption += f"; the {len(shown)} of {len(kept)} schemes that the worst attacker leaves most"
+        caption += f"; the {len(shown)} of {len(kept)} schemes with the highest accuracy under the worst attacker"
     picture = figures.ladder(table.loc[shown], LABELS, drawings / "ladder.png", caption)
-    return picture, _table(texts, "Accuracy, and its 95 % interval in percent")
+    return picture, _table(texts, "Accuracy with its 95 % interval, in percent")
 
 
 def price(predictions: Predictions, drawings: Path) -> Section:
-    """Clean accuracy against the worst attacker's, where there are schemes to compare."""
+    """Accuracy on clean images against accuracy under the worst attacker, if there are schemes to compare."""
     kept = accuracies(predictions)
     points = {name: (own[CLEAN_RUNG], own[WORST]) for name, own in kept.items() if {CLEAN_RUNG, WORST} <= set(own)}
     if len(points) < 2:
         return Section("")
-    section = Section("Clean against robust", "A defence that is further up and further right is better.")
+    section = Section("Clean against robust", "The better a defence, the further it is up and to the right.")
     table = pd.DataFrame.from_dict(points, orient="index", columns=[CLEAN_RUNG, WORST])
     names = {"x": "accuracy on clean images", "y": "under the worst of all attackers"}
     picture = figures.scatter(table, drawings / "price.png", "Each scheme, mean over its networks", **names)
@@ -139,12 +139,12 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
         sentences.append(
             f"Masking was detected by {len(detected)} of {len(checks)} checks"
             + (f", on {', '.join(dict.fromkeys(detected.network))}." if len(detected) else ".")
-            + " That none is detected does not make a network robust."
+            + " A network on which none was detected is not necessarily robust."
         )
-        # What AutoAttack leaves is a figure to quote; a verdict beside it is of masking alone.
+        # The accuracy under AutoAttack is a figure to quote; the verdict next to it is about masking only.
         left = [json.loads(text).get("auto_attack") for text in checks.figures]
         words = [
-            verdict if share is None else f"{verdict}\n{share:.1%} left right"
+            verdict if share is None else f"{verdict}\n{share:.1%} accuracy"
             for verdict, share in zip(checks.verdict, left, strict=True)
         ]
         grid = checks.assign(verdict=words).pivot(index="check", columns="network", values="verdict")
@@ -156,13 +156,14 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
     if predictions is not None and CLEAN in set(predictions.cells.attack):
         leaking = label_leaking(predictions).query("leaks")
         sentences.append(
-            "Label leaking in the transfer matrix: in no cell are adversarial images classified better than clean ones."
+            "Label leaking in the transfer matrix: none; no cell has adversarial images that are classified better "
+            "than clean ones."
             if leaking.empty
             else f"Label leaking in the transfer matrix: in {plural(len(leaking), 'cell')} adversarial images are "
-            "classified better than clean ones. The gain there is worth nothing against an unseen model."
+            "classified better than clean ones. This gain does not carry over to unseen models."
         )
         if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == DETECTED].check):
-            sentences.append("The checks, which run their own attacks, do find it.")
+            sentences.append("The checks, which run their own attacks, do find label leaking.")
         if len(leaking):
             shown = leaking[["attack", "epsilon", "source", "target", "accuracy", "clean_accuracy", "p_value"]].copy()
             formats = {"epsilon": "{:g}".format, "accuracy": "{:.1%}".format, "clean_accuracy": "{:.1%}".format}
@@ -170,13 +171,13 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
                 shown[column] = shown[column].map(to_text)
             section.tables.append(_table(shown, "Where labels leak in the transfer matrix", labels=4))
     elif results is not None:
-        sentences.append("Label leaking was not tested: the test needs predictions.npz, with clean images.")
+        sentences.append("Label leaking was not tested, because the test needs predictions.npz with clean images.")
     section.lead = " ".join(sentences)
     return section
 
 
 def attacks(results: pd.DataFrame) -> Section:
-    """The paper's tables where networks are named by scheme, and else the matrix."""
+    """The paper's tables if networks are named by scheme; otherwise the matrix."""
     ordered = results["one_off_accuracy"].notna().any()
     one_off = ", and one-off accuracy 1-off" if ordered else ""
     section = Section("Accuracy", f"The paper calls accuracy the classification rate{one_off}.")
@@ -195,7 +196,7 @@ def attacks(results: pd.DataFrame) -> Section:
                 chosen = functools.partial(_column, view, attack, epsilon)
                 table = with_uncertainty(results, chosen, value)
                 if table.size:
-                    # On two lines, which makes the columns half as wide.
+                    # Two lines make the columns half as wide.
                     two_lines = {r" ± (.*) \((.*)\)$": r"\n± \1, \2", r" \((.*)\)$": r"\n\1"}
                     table = table.replace(two_lines, regex=True)
                     section.tables.append(_table(table, caption[0].upper() + caption[1:]))
@@ -207,7 +208,7 @@ def _column(view: Any, attack: str, epsilon: float, results: pd.DataFrame, value
 
 
 def _related(results: pd.DataFrame) -> pd.DataFrame:
-    """Where networks are named by scheme, the rows in which a target meets its own scheme or a holdout."""
+    """If networks are named by scheme, the rows in which a target meets its own scheme or an unseen model."""
     return with_views(results) if in_schemes(results) else results
 
 
@@ -217,7 +218,7 @@ def _attacks(results: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def matrices(results: pd.DataFrame, drawings: Path) -> Section:
-    """A heat map for each attack and epsilon, and curves where there are several epsilons."""
+    """A heat map for each attack and epsilon, and curves if there are several epsilons."""
     section = Section("Transfer matrix", "Accuracy in percent; white boxes are framed.")
     for attack, epsilon in _attacks(results):
         path = drawings / f"{_file(f'matrix {attack} {epsilon:g}')}.png"
@@ -237,7 +238,7 @@ def matrices(results: pd.DataFrame, drawings: Path) -> Section:
 
 
 def comparisons(predictions: Predictions) -> Section:
-    """Every scheme against each other on each rung, and against the first under each attack."""
+    """Every pair of schemes on each rung, and every scheme against the first under each attack."""
     section = Section("Schemes compared on the same images")
     if not in_schemes(predictions.cells):
         return section
@@ -258,7 +259,7 @@ def comparisons(predictions: Predictions) -> Section:
         for row in compare_ladder(predictions, first, second).to_dict("records")
     ]
     if pairs:
-        caption = "Each pair of schemes, attacker by attacker: points, and McNemar's exact test"
+        caption = "Each pair of schemes under each attacker: difference in points, and McNemar's exact test"
         section.tables.append(_table(pd.DataFrame(pairs), caption, labels=3))
     for second in schemes[1:]:
         if not networks[schemes[0]] & networks[second]:
@@ -278,7 +279,7 @@ def comparisons(predictions: Predictions) -> Section:
         ]
         shown = pd.DataFrame(rows)
         section.tables.append(
-            _table(shown, f"{second} against {schemes[0]}: points, and McNemar's exact test", labels=3)
+            _table(shown, f"{second} against {schemes[0]}: difference in points, and McNemar's exact test", labels=3)
         )
     return section
 
@@ -293,10 +294,10 @@ def surfaces(surfaces: pd.DataFrame, drawings: Path) -> Section:
 
 
 def confusion(predictions: Predictions, names: list[str] | None, drawings: Path) -> Section:
-    """Of each target, on clean images and under its strongest transfer attack; none with very many classes."""
+    """For each target, on clean images and under its strongest transfer attack; left out if there are many classes."""
     if predictions.num_classes > _MOST_CLASSES:
         return Section("")
-    section = Section("Confusion matrices", "Of each network, on clean images and under the strongest transfer attack.")
+    section = Section("Confusion matrices", "On clean images, and under the strongest transfer attack.")
     classes = names or [str(index) for index in range(predictions.num_classes)]
     frame = _related(predictions.frame())
     for target, rows in frame.groupby("target", sort=False):
@@ -325,7 +326,7 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
             section.pictures.append(figures.lines(losses, path, f"{stage}: loss", x="epoch", y="loss"))
         ending = "_accuracy"
         found = [name for name in history if str(name).endswith(ending)]
-        # Validation where there is any: accuracy on the images that a network learns from says little.
+        # Validation if there is any: accuracy on training images says little.
         prefix = "val_" if any(name.startswith("val_") for name in found) else ""
         chosen = [name for name in found if name.startswith("val_") == bool(prefix)]
         labels = {name: name.removeprefix(prefix).removesuffix(ending) for name in chosen}
@@ -355,13 +356,13 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
 
 
 def gallery(files: ResultsFolder) -> list[Picture]:
-    """The pictures in the gallery's folder."""
-    shows = "Rows of a clean image, its adversarial image and their difference, magnified"
+    """The pictures in the gallery folder."""
+    shows = "Each row shows a clean image, its adversarial image and their magnified difference"
     return [Picture(path, f"{shows}: {path.stem}.", path.stem) for path in sorted(files.gallery.glob("[!.]*.png"))]
 
 
 def every_check(checks: pd.DataFrame | None) -> Section:
-    """All verdicts with their sentences and figures."""
+    """All verdicts with their explanations and figures."""
     section = Section("Every check, with its figures")
     if checks is not None:
         figures_of = [", ".join(f"{name} {x:.4g}" for name, x in json.loads(text).items()) for text in checks.figures]
@@ -380,7 +381,7 @@ def origin(files: ResultsFolder, config: dict[str, Any]) -> Section:
             if "targets" in config
             else "python -m satm_tf.train --config config.yaml --run_dir NEW_FOLDER"
         )
-        section.texts.append(("To repeat it", command))
+        section.texts.append(("To reproduce it", command))
     for heading, path in (("Data", files.data), ("Configuration", files.config)):
         if path.exists():
             section.texts.append((heading, path.read_text(encoding="utf-8").rstrip()))
@@ -392,7 +393,7 @@ def origin(files: ResultsFolder, config: dict[str, Any]) -> Section:
 
 
 def _table(frame: pd.DataFrame, caption: str, labels: int = 0) -> Table:
-    """A frame as texts; its index, where it has names, makes the labels."""
+    """A frame as text; its index, if named, becomes the row headers."""
     named = [name for name in frame.index.names if name is not None]
     flat = frame.reset_index() if named else frame
     head = [str(name).replace("_", " ") if name in named else str(name) for name in flat.columns]

@@ -190,14 +190,14 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"other files than synthetic faces.*--data\.format.*Received: root="):
+    with pytest.raises(FileExistsError, match=r"files other than synthetic faces.*--data\.format.*Received: root="):
         write(tmp_path)
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "set").write_text("mine")
-    with pytest.raises(FileExistsError, match="Name another folder"):
+    with pytest.raises(FileExistsError, match="Choose another folder"):
         write(tmp_path / "set")
 
 

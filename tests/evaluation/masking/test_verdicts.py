@@ -43,7 +43,7 @@ def test_where_the_gradient_leaves_nothing_there_is_nothing_to_mask():
     for name in compared - {"label leaking"}:
         assert empty[name].verdict == NOT_APPLICABLE, name
     assert empty["label leaking"].verdict == NOT_DETECTED
-    assert empty["AutoAttack"].explanation == "AutoAttack leaves 1.0% correct, following the gradient 1.0%."
+    assert empty["AutoAttack"].explanation == "Accuracy is 1.0% under AutoAttack, and 1.0% under gradient attacks."
     # Many steps that find less than one are a symptom, whatever one finds.
     assert of(facts(single_step=right(0)))["iterative against single step"].verdict == DETECTED
 

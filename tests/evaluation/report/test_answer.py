@@ -37,7 +37,8 @@ def test_a_defence_that_helps_names_its_attackers_its_price_and_what_is_left_ope
     # 10 of 200 images are lost, none is gained.
     assert price.startswith("On clean images it costs accuracy (80.0% → 75.0%: -5.0 points, 95 % interval -")
     assert left_open == (
-        "It does not protect against the network that training started from (1.0% left) and the white box (0.0% left)."
+        "It does not protect against the network that training started from (1.0% left) and white-box attacks "
+        "(0.0% left)."
     )
 
 
@@ -46,10 +47,10 @@ def test_the_worst_attacker_leads_where_the_defence_withstands_it_and_those_that
     found = predictions(undefended=UNDEFENDED, satm=UNDEFENDED, past=defended, other={**defended, "unseen": 120})
     first, price, *rest = answer(found)
     assert first.startswith(
-        "past helps against unseen models and the network that training started from: under the worst of all "
-        "attackers, image by image, 0.0% → 50.0% of the images stay right (+50.0 points, 95 % interval +42.5 to +56.5)."
+        "past helps against unseen models and the network that training started from. Under the worst attacker for "
+        "each image, accuracy rises: 0.0% → 50.0% (+50.0 points, 95 % interval +42.5 to +56.5)."
     )
-    assert price.startswith("On clean images it costs nothing that these images could show (80.0% → 80.0%: +0.0")
+    assert price.startswith("On clean images it makes no significant difference (80.0% → 80.0%: +0.0")
     assert rest == ["Under the worst of all attackers, other cannot be distinguished from it."]
 
 
@@ -57,7 +58,7 @@ def test_a_defence_that_does_not_help_is_told_so():
     worse = {"clean": 120, "unseen": 70, "start": 0, "white_box": 0}
     first, price, left_open = answer(predictions(undefended=UNDEFENDED, satm=worse))
     assert first.startswith(
-        "No defence helped beyond chance. The best, satm, against undefended: unseen models 40.0% →"
+        "No defence helped significantly. The best one, satm, compared with undefended: unseen models 40.0% →"
     )
     assert "costs accuracy" in price
     assert "unseen models (35.0% left)" in left_open
@@ -68,16 +69,16 @@ def test_a_defence_that_does_not_help_is_told_so():
     [
         (
             {"satm": {"clean": 160, "white_box": 10}},
-            ["No attacker without the weights was measured, so nothing here says what a network withstands."],
+            ["No attack without the weights was measured, so this page cannot say what a network withstands."],
         ),
         (
             {"undefended": {"clean": 160, "unseen": 80}},
-            ["Only undefended was measured: it keeps 80.0% of clean images right and 40.0% under unseen models."],
+            ["Only undefended was measured. Its accuracy is 80.0% on clean images and 40.0% under unseen models."],
         ),
         (
             {"satm": {"clean": 160, "unseen": 80}},
             [
-                "satm withstands most: it keeps 80.0% of clean images right and 40.0% under unseen models.",
+                "satm is the most robust. Its accuracy is 80.0% on clean images and 40.0% under unseen models.",
                 "No undefended network was measured for comparison, so this page cannot say what a defence gained.",
             ],
         ),
@@ -89,4 +90,4 @@ def test_without_a_ladder_or_anything_to_compare_with_it_says_so(kept, sentences
 
 def test_a_network_at_chance_comes_first():
     first, *_ = answer(predictions(undefended=UNDEFENDED, satm={"clean": 50, "unseen": 50}))
-    assert first == "satm is no better than chance on clean images: no other figure here counts for it."
+    assert first == "satm is no better than chance on clean images: ignore all other figures for it."

@@ -101,7 +101,7 @@ def test_the_answer_leads_and_all_else_is_folded(page, folder):
     shown = re.findall("<p>(.*?)</p>", page.split('class="answer"')[1].split("</div>")[0])
     assert [html.unescape(sentence) for sentence in shown] == sentences
     first = page.index("<details>")
-    assert page.index(sentences[0][:20]) < page.index("Bars of accuracy") < page.index("Rows of a clean image") < first
+    assert page.index(sentences[0][:20]) < page.index("Bars of accuracy") < page.index("Each row shows a clean") < first
     assert page[:first].count("<table>") == 1
     assert page[:first].count("<img") == 2, "the ladder and adversarial images"
     assert re.findall("<h2>(.*?)</h2>", page[first:]) == [
@@ -117,7 +117,7 @@ def test_the_answer_leads_and_all_else_is_folded(page, folder):
         "How it was made",
     ]
     assert "Masking was detected by 4 of 12 checks" in page
-    assert "not detected<small>31.4% left right</small>" in page, "AutoAttack's figure, and no tick"
+    assert "not detected<small>31.4% accuracy</small>" in page, "AutoAttack's figure, and no tick"
 
 
 def test_the_page_needs_nothing_beside_it(page):
