@@ -90,7 +90,8 @@ setup(
             "pre-commit",
             "build",
         ],
-        # Material ends in May 2027, and MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same file.
+        # Material ends in May 2027, and MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same file,
+        # but has no hooks: pages of notebooks and tables of the leaderboard are missing then.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=1.0"],
     },
     project_urls={

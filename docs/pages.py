@@ -65,8 +65,9 @@ def notebook_page(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, b
             elif "image/png" in data:
                 file = f"{name}_{len(pictures)}.png"
                 pictures[file] = base64.b64decode("".join(data["image/png"]))
-                width = output["metadata"].get("image/png", {}).get("width")
-                parts.append(f"![What the code above shows]({file})" + (f"{{ width={width} }}" if width else ""))
+                shown = output["metadata"].get("image/png", {})
+                width = f"{{ width={shown['width']} }}" if "width" in shown else ""
+                parts.append(f"![{shown.get('alt', 'What the code above shows')}]({file}){width}")
             elif "text/html" in data:
                 parts.append(f'<div class="output">\n{_table("".join(data["text/html"]))}\n</div>')
             elif "text/markdown" in data:
