@@ -72,6 +72,7 @@ setup(
             "hypothesis>=6.100",
             "foolbox>=3.3.4",
             "ipykernel>=6.29",
+            "ipywidgets>=8.1",
             "keras-vggface==0.6",
             "keras-applications==1.0.8",
             "nbclient>=0.10",
@@ -86,14 +87,14 @@ setup(
             "ruff>=0.9",
             "mypy>=1.11",
             "codespell>=2.4",
-            "nbstripout>=0.8",
             "pandas-stubs",
             "types-PyYAML",
             "types-tqdm",
             "pre-commit",
             "build",
         ],
-        # Material ends in May 2027, and MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same file.
+        # Material ends in May 2027, and MkDocs 2 has no plugins. Zensical 0.0.73 builds the site from the same file,
+        # but has no hooks: pages of notebooks and tables of the leaderboard are missing then.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=1.0"],
     },
     project_urls={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ _ENOUGH = 0.02
 class Bar(tqdm):
     """A progress bar, which reports its progress to the bar of the whole run.
 
-    It disappears when closed if it is below the bar of the whole run, and is shown only in a terminal.
+    It disappears when closed if it is below the bar of the whole run, and is shown only in a terminal or a notebook.
 
     Args:
         total: How many steps there are.
@@ -33,7 +34,7 @@ class Bar(tqdm):
     """
 
     def __init__(self, total: int | None, name: str, unit: str, **options: Any):
-        given = {"dynamic_ncols": True, "disable": None, "leave": None, **options}
+        given = {"dynamic_ncols": True, "disable": _hidden(), "leave": None, **options}
         super().__init__(total=total, desc=name, unit=unit, **given)
         self._whole = _current.get()
         if self._whole is not None:
@@ -153,6 +154,15 @@ def whole(parts: Mapping[str, float], done: Collection[str] = ()) -> Iterator[Wh
     finally:
         _current.reset(token)
         opened.close()
+
+
+def _hidden() -> bool | None:
+    """As tqdm's `disable`: not in a notebook; None leaves it to tqdm, which looks for a terminal or a widget.
+
+    Two bars below each other need one of these. In a notebook without widgets a run has its lines instead.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return False if hasattr(shell, "kernel") and _current.get() is None else None
 
 
 def begin(name: str, expected: int = 1) -> None:

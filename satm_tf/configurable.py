@@ -72,7 +72,7 @@ class Configurable:
     `class Attack(Configurable, kind="attack")` founds a family; `class FGSM(Attack, name="fgsm")` joins it.
 
     Raises:
-        ValueError: If the family already has a class with this name.
+        ValueError: If another class of the family already has this name.
     """
 
     kind: ClassVar[str] = ""
@@ -84,7 +84,9 @@ class Configurable:
         if kind:
             cls.kind, cls.members = kind, {}
         if name:
-            if name in cls.members:
+            taken = cls.members.get(name)
+            # A notebook's cell that is run again defines the same class anew.
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ValueError(f"Another {cls.kind} already has this name; choose another. Received: {name!r}")
             cls.name = name
             cls.members[name] = cls

@@ -83,6 +83,24 @@ def test_a_terminal_has_two_bars_and_neither_at_the_end(clock, monkeypatch):
     assert bar.disable, "a bar that an error left open is closed too"
 
 
+class Shell:
+    """What IPython gives inside a notebook."""
+
+    kernel = object()
+
+
+def test_a_notebook_without_widgets_shows_a_bar_and_for_a_run_its_lines(monkeypatch, capsys):
+    monkeypatch.setattr("IPython.get_ipython", Shell)
+    with bars.Bar(2, "measure", "batch") as bar:
+        bar.update()
+    assert "measure" in capsys.readouterr().err
+    with bars.whole({"train": 1.0}):
+        bars.begin("train")
+        with bars.Bar(2, "train", "step") as bar:
+            assert bar.disable, "two bars below each other need a terminal"
+    assert capsys.readouterr() == ("stage 1 of 1: train\n", "")
+
+
 def test_outside_of_a_run_nothing_is_said(capsys):
     bars.begin("measure")
     with bars.Bar(1, "measure", "batch") as bar:

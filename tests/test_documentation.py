@@ -6,7 +6,7 @@ own line above a block says otherwise: `<!-- not run: REASON -->`, or `<!-- dry 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -17,6 +17,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -150,6 +151,67 @@ def test_what_does_not_work_is_found(page, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match=re.escape(message)):
         run_page(page, tmp_path / "page.md")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The hook that makes pages while the site is built."""
+    spec = importlib.util.spec_from_file_location("made_pages", ROOT / "docs" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def leaderboard_tables():
+    page = (ROOT / "docs" / "results" / "leaderboard.md").read_text(encoding="utf-8")
+    return re.findall(r"<!-- table: (.+) -->", page)
+
+
+def test_every_file_of_points_is_on_the_leaderboard_at_each_epsilon():
+    expected = set()
+    for path in (ROOT / "docs" / "results").glob("*/*_points.csv"):
+        name = path.relative_to(ROOT / "docs" / "results").as_posix()
+        points = pd.read_csv(path)
+        expected |= {f"{name} {epsilon}" for epsilon in points.epsilon} if "epsilon" in points else {name}
+    assert sorted(leaderboard_tables()) == sorted(expected)
+
+
+@pytest.mark.parametrize("asked", leaderboard_tables())
+def test_the_leaderboard_shows_means_of_the_csv_files(asked, made):
+    """To the tenth of a point that the page shows, over all seeds and, where there are several, networks."""
+    name, _, epsilon = asked.partition(" ")
+    points = pd.read_csv(ROOT / "docs" / "results" / name, dtype={"epsilon": str})
+    points = points[points.epsilon == epsilon] if epsilon else points
+    text = re.sub("<code>.*?</code>|</?(details|summary)>", "", made.leaderboard(asked))
+    head, *lines = [re.findall("<t[hd]>(.*?)</t[hd]>", line) for line in text.splitlines() if "<tr>" in line]
+    table = pd.DataFrame(lines, columns=head).set_index("scheme").astype(float)
+    assert set(table.index) == set(points.scheme)
+    assert table.worst.is_monotonic_decreasing
+    measured = points.dropna(axis="columns", how="all")
+    shown = set(measured.columns) - {"epsilon", "seed", "network", "scheme", "transfer"}
+    assert set(table.columns) == {column.replace("_", " ") for column in shown} | {"seeds"}
+    for scheme, own in measured.groupby("scheme"):
+        assert table.seeds[scheme] == own.seed.nunique()
+        for column in shown:
+            assert table[column.replace("_", " ")][scheme] == pytest.approx(100 * own[column].mean(), abs=0.0501)
+
+
+@pytest.mark.parametrize("name", sorted({asked.partition(" ")[0] for asked in leaderboard_tables()}))
+def test_the_command_of_each_row_trains_its_scheme_as_the_study_did(name, made):
+    study = made.STUDIES[name]
+    asked = next(asked for asked in leaderboard_tables() if asked.startswith(name))
+    whole = yaml.safe_load((ROOT / study.config).read_text(encoding="utf-8"))["schemes"]
+    given = {}
+    for row in made.rows(asked):
+        words = shlex.split(row.command)
+        given[row.scheme] = words[words.index("--schemes") + 1].removesuffix(";")
+        again = yaml.safe_load(given[row.scheme])
+        assert again == {scheme: each for scheme, each in whole.items() if scheme in again}
+        assert {row.scheme, study.undefended, study.chosen} <= set(again)
+    # The one that needs most: a configuration names each scheme that it needs and does not have.
+    longest = max(given.values(), key=len)
+    config = from_arguments(["--config", str(ROOT / study.config), "--schemes", longest])
+    assert set(config.schemes) == set(yaml.safe_load(longest)), "those of the file are replaced"
 
 
 def test_files_that_readme_links_to_exist():

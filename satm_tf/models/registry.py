@@ -59,7 +59,7 @@ def register_backbone(name: str, **facts: Any) -> Callable[[Callable[..., keras.
         A decorator that returns the function unchanged.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If another function has the name.
 
     Example:
         >>> @register_backbone("tiny", preprocessing={"scale": 2.0, "offset": -1.0}, default_size=16, minimum_size=8)
@@ -71,12 +71,17 @@ def register_backbone(name: str, **facts: Any) -> Callable[[Callable[..., keras.
     """
 
     def register(build: Callable[..., keras.Model]) -> Callable[..., keras.Model]:
-        if name in _BACKBONES:
+        # A notebook's cell that is run again defines the same function anew.
+        if name in _BACKBONES and _origin(_BACKBONES[name].build) != _origin(build):
             raise ValueError(f"There is already a backbone of this name; choose another name. Received: {name!r}")
         _BACKBONES[name] = Backbone(build, **facts)
         return build
 
     return register
+
+
+def _origin(build: Callable[..., keras.Model]) -> tuple[object, object]:
+    return getattr(build, "__module__", build), getattr(build, "__qualname__", build)
 
 
 def available_backbones() -> list[str]:

@@ -122,6 +122,17 @@ def test_a_name_is_given_once():
             pass
 
 
+def test_a_class_may_be_defined_anew_as_by_a_notebooks_cell(monkeypatch):
+    monkeypatch.setattr(attacks.Attack, "members", dict(attacks.Attack.members))
+    for steps in (3, 5):
+
+        class Mine(attacks.PGD, name="mine"):
+            pass
+
+        Mine.steps_of_this = steps
+    assert type(attacks.get("mine", epsilon=0.1)).steps_of_this == 5
+
+
 OUTSIDE = {"8-bit": 255.0, "a little above": 1 + 1e-5, "not a number": np.nan}
 
 

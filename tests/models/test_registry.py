@@ -44,7 +44,11 @@ def test_an_own_backbone_loads_weights_from_a_file(own_backbone, tmp_path):
 
 def test_a_taken_name_is_refused(own_backbone):
     with pytest.raises(ValueError, match=r"already a backbone of this name.*Received: 'own_tiny'"):
-        register_backbone("own_tiny")(own_backbone)
+        register_backbone("own_tiny")(lambda input_shape: own_backbone(input_shape))
+
+
+def test_the_same_function_may_be_defined_anew_as_by_a_notebooks_cell(own_backbone):
+    assert register_backbone("own_tiny")(own_backbone) is own_backbone
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
