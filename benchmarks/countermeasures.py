@@ -14,8 +14,8 @@ schemes that differ in a weight only, `<name>_<weight>`, the one with the larges
 a scheme without a knob is shown as it is. Each attacker has two columns: one who ignores the countermeasure, and one
 who knows it.
 
-- `unseen`, `public_weights`, `defended`, `start`: the rungs of the ladder that the configuration has, with examples made
-  on models without a countermeasure.
+- `unseen`, `public_weights`, `defended`, `start`: the rungs that the configuration has. Their examples are
+  made on models without a countermeasure.
 - `same`: the attacker knows the countermeasure and lacks the weights. The partner network has it too, and crafts
   MI-FGSM examples that fool it and evade its own detector.
 - `queries`: Square with 100 queries. A rejection is an answer that the attacker sees and avoids.
