@@ -132,8 +132,8 @@ def _check_detector(detector: FittedDetector | None, model: ImageClassifier, ima
         detector.score(model, tf.constant(images))
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
-            f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, which "
-            f"cannot score its images ({str(error).splitlines()[0]})"
+            f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, fitted to "
+            f"other features than the {model.feature_size} of this one"
         ) from error
 
 

@@ -207,7 +207,7 @@ def test_what_is_no_detector_of_this_model_is_refused_before_any_work(tmp_path, 
     with pytest.raises(ValueError, match=r"must be fitted.*Received: str"):
         attempt(exported.network, detector="feature_classifier")
     other = ImageClassifier.from_backbone("compact_resnet", num_classes=4, image_shape=SHAPE)
-    with pytest.raises(ValueError, match=r"fitted to this model\\. Received: 'feature_classifier'"):
+    with pytest.raises(ValueError, match=r"fitted to this model\. Received: 'feature_classifier'"):
         attempt(other, detector=detector)
     with pytest.raises(ValueError, match=r"detector=guarded\.detector"):
         attempt(detection.Guarded(exported.network, detector))
