@@ -10,6 +10,7 @@ import numpy as np
 
 from satm_tf import attacks, command_line, models
 from satm_tf.configurable import look_up
+from satm_tf.detection import FittedDetector
 from satm_tf.experiment import config, images
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.run_folder import CO_TRAIN, RunFolder, Stage
@@ -82,7 +83,13 @@ def export(
     for network, file in chosen.items():
         model_labels = labels or list(data.class_names)  # type: ignore[union-attr]
         facts = facts_from_run(run.path, stage.name, network)
-        exported = _export(file, Path(folder) / network, model_labels, version, facts)
+        detector = run.load_detector(stage, network)
+        if detector is not None and formats:
+            print(
+                f"warning: of {network}, only the SavedModel has its detector. satm_tf.serving.convert writes a "
+                "satm_tf.detection.Guarded model in other formats, whose last class is the rejection."
+            )
+        exported = _export(file, Path(folder) / network, model_labels, version, facts, detector)
         if formats and data is not None:
             attack = config.make_attack(described.attack)
             test, train = (_arrays(split.limit(limit, described.seed), described) for split in (data.test, data.train))
@@ -100,8 +107,17 @@ def export(
             print(frame.to_string(index=False, float_format="{:.3f}".format))
 
 
-def _export(file: Path, folder: Path, labels: list[str], version: int | None, facts: dict[str, Any]) -> Path:
-    exported = export_saved_model(models.load_classifier(file), folder, labels=labels, version=version, card=facts)
+def _export(
+    file: Path,
+    folder: Path,
+    labels: list[str],
+    version: int | None,
+    facts: dict[str, Any],
+    detector: FittedDetector | None = None,
+) -> Path:
+    exported = export_saved_model(
+        models.load_classifier(file), folder, labels=labels, version=version, card=facts, detector=detector
+    )
     print(f"exported {exported}; start a server with {exported.parent.parent / 'serve.sh'}")
     return exported
 

@@ -27,6 +27,7 @@ def _harden(
     epochs: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
+    detector: bool | str = False,
 ) -> None:
     """Defends a trained classifier, measures it before and after, and exports it for serving.
 
@@ -48,6 +49,8 @@ def _harden(
         epochs: Passes over the images; chosen by their number if not given.
         minutes: The estimated time that the run may take; epochs and partners are chosen to fit.
         seed: The seed of all random numbers.
+        detector: Export a detector of adversarial examples with the model: true for feature_classifier, or the name of
+            another kind, such as density_uncertainty.
     """
     name = f"{Path(model).stem}_{Path(images).resolve().name}"
     hardened = harden(
@@ -64,6 +67,7 @@ def _harden(
         epochs=epochs,
         minutes=minutes,
         seed=seed,
+        detector=detector,
     )
     print(f"\n{hardened}")
 

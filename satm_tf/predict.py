@@ -80,9 +80,16 @@ def _classes(row: pd.Series, labels: dict[int, str], top: int) -> list[tuple[str
 def _as_lines(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:
     width = max(map(len, answers.file))
     return "\n".join(
-        f"{file:<{width}}  " + (", ".join(f"{shown(label)} {rate:.1%}" for label, rate in classes) or "(not an image)")
-        for file, classes in zip(answers.file, found, strict=True)
+        f"{file:<{width}}  "
+        + (", ".join(f"{shown(label)} {rate:.1%}" for label, rate in classes) or "(not an image)")
+        + ("  (suspicious)" if suspicious else "")
+        for file, classes, suspicious in zip(answers.file, found, _suspicious(answers), strict=True)
     )
+
+
+def _suspicious(answers: pd.DataFrame) -> list[bool]:
+    """Whether each image is, where the model has a detector."""
+    return answers.suspicious.tolist() if "suspicious" in answers else [False] * len(answers)
 
 
 def _as_json(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:
@@ -90,6 +97,9 @@ def _as_json(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str
         {"file": file, "valid": bool(classes), "classes": [{"label": label, "probability": p} for label, p in classes]}
         for file, classes in zip(answers.file, found, strict=True)
     ]
+    if "suspicious" in answers:
+        for row, score, suspicious in zip(rows, answers.adversarial_score, answers.suspicious, strict=True):
+            row |= {"adversarial_score": score if row["valid"] else None, "suspicious": suspicious}
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 

@@ -58,6 +58,17 @@ def test_a_table_is_printed_and_a_file_written(folder, tmp_path, capsys):
     assert rows[1]["classes"] == []
 
 
+def test_what_a_detector_finds_suspicious_is_marked(monkeypatch, folder, capsys):
+    answers = predict.Client.from_folder(folder / "faces").predict([folder / "face.png"])
+    answers["adversarial_score"], answers["suspicious"] = 2.5, True
+    monkeypatch.setattr(predict.Client, "predict", lambda self, files: answers)
+    given = [str(folder / "face.png"), "--folder", str(folder / "faces")]
+    assert predict.main(given) == 0
+    assert capsys.readouterr().out.endswith("%  (suspicious)\n")
+    assert predict.main([*given, "--json"]) == 0
+    assert {"adversarial_score": 2.5, "suspicious": True}.items() <= json.loads(capsys.readouterr().out)[0].items()
+
+
 def test_a_server_that_names_only_the_first_class(monkeypatch, folder, capsys):
     def answer(self, images):
         columns = {"label": ["old", "young"], "class_id": [2, 0], "probability": [0.7, 0.9]}

@@ -139,6 +139,7 @@ class Config:
         self.loss.check()
         self.checks.check()
         self.queries.check()
+        self.export.check()
         for name, network in self.all_networks.items():
             network.check(f"Network {name!r}", self.data.image_size)
         self.fine_tune.check("fine_tune")

@@ -18,7 +18,9 @@ import pandas as pd
 import tensorflow as tf
 
 from satm_tf import storage
-from satm_tf.configurable import plural
+from satm_tf.configurable import look_up, plural
+from satm_tf.detection import Detector, FittedDetector
+from satm_tf.detection.base import scikit_learn
 from satm_tf.evaluation import Predictions
 from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.predictions import CLEAN
@@ -48,6 +50,7 @@ ORIGINAL, HARDENED = "original", "hardened"
 _SMALL = ("compact_resnet", "compact_vgg", "compact_inception", "compact_densenet")
 _LARGE = ("resnet50_imagenet", "efficientnet_v2_b0_imagenet", "inception_v3_imagenet", "vgg16_imagenet")
 _LARGE_FROM = 96
+_DETECTOR = "feature_classifier"
 _CHECKS = ChecksConfig(schemes=[HARDENED], limit=60, effort={"steps": 10, "targets": 2, "queries": 100})
 # With fewer steps a partner learns almost nothing, whatever the number of images.
 _STEPS, _MOST_EPOCHS = 400, 60
@@ -68,6 +71,7 @@ class Hardened:
         saved_model: Its SavedModel, for TensorFlow Serving, with the model card in `assets.extra`.
         report: The page with all figures.
         summary: The text that printing shows.
+        detector: The detector that the SavedModel holds, if one was asked for.
     """
 
     model: ImageClassifier
@@ -79,6 +83,7 @@ class Hardened:
     saved_model: Path
     report: Path
     summary: str
+    detector: FittedDetector | None = None
 
     def __str__(self) -> str:
         return self.summary
@@ -99,6 +104,7 @@ def harden(
     epochs: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
+    detector: bool | str = False,
 ) -> Hardened:
     """Defends a trained classifier against adversarial examples crafted on other models, and measures the effect.
 
@@ -129,6 +135,9 @@ def harden(
         minutes: The estimated total time on this machine. Epochs and partners are chosen once to fit it; a resumed run
             keeps them.
         seed: The seed of all random numbers.
+        detector: Whether to export a detector of adversarial examples with the hardened model, or the name of its kind,
+            one of `satm_tf.detection`; True is "feature_classifier". Its signatures then also give `adversarial_score`
+            and `suspicious`. It needs the extra `detectors`.
 
     Returns:
         The hardened model, the original model, their figures and the paths of all files.
@@ -137,6 +146,7 @@ def harden(
         ValueError: If the model and the images do not match, the model is no better than chance on them, an option is
             unknown, or `output` holds another run.
         FileNotFoundError: If the model or the folder does not exist.
+        ImportError: If a detector is asked for and scikit-learn is missing.
         Interrupted: If SIGINT or SIGTERM was received while it trained; everything is saved.
 
     Example:
@@ -145,7 +155,11 @@ def harden(
         Clean accuracy 96.0% -> 94.5% (-1.5 points, 200 test images).
     """
     output, input_range = Path(output), (float(input_range[0]), float(input_range[1]))
-    record = _Record(output, locals())
+    kind = _DETECTOR if detector is True else detector or None
+    if kind is not None:
+        look_up("detector", kind, Detector.members)
+        scikit_learn("svm")
+    record = _Record(output, {**locals(), "detector": kind})
     file, classifier = _model_file(model, input_range, output, record)
     if classifier.image_shape[0] != classifier.image_shape[1]:
         raise ValueError(f"Only models of square images can be hardened. Received: {classifier.image_shape}")
@@ -193,7 +207,7 @@ def harden(
             evaluation_attacks={"fgsm": {"name": "fgsm"}, "mi_fgsm": {"name": "mi_fgsm", "steps": 10}},
             queries=QueriesConfig(budgets=[50, 100]),
             checks=_CHECKS,
-            export=ExportConfig(HARDENED, str(output / "exported"), [name]),
+            export=ExportConfig(HARDENED, str(output / "exported"), [name], kind),
         )
 
     chosen = record.get("plan")
@@ -220,7 +234,9 @@ class _Record:
     def __init__(self, output: Path, given: Mapping[str, Any]):
         self.path = output / "harden.json"
         self.content: dict[str, Any] = storage.read_json(self.path) if self.path.exists() else {}
-        asked = {key: value for key, value in given.items() if key not in ("model", "data", "output", "record")}
+        asked = {key: value for key, value in given.items() if key not in ("model", "data", "output", "kind")}
+        if asked.get("detector") is None:
+            asked.pop("detector", None)  # which records from before there were detectors lack
         self.check("asked", {key: repr(_plain(value)) for key, value in asked.items()})
 
     def get(self, key: str) -> Any:
@@ -400,6 +416,7 @@ def _outcome(config: Config, name: str, results: pd.DataFrame, epsilon: float) -
         keras_file=folder.network(stage, name),
         saved_model=saved,
         report=folder.report,
+        detector=folder.load_detector(stage, name),
         summary="\n".join(
             [
                 summary,

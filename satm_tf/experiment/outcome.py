@@ -13,6 +13,7 @@ from satm_tf.evaluation import assess
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.experiment.card import facts_from_run
 from satm_tf.experiment.config import Config
+from satm_tf.experiment.detecting import detector_of
 from satm_tf.experiment.images import make_batches
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, Stage
 from satm_tf.storage import read_json, sha256, write_json
@@ -63,7 +64,7 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
     bars.say(f"\n{assessment}")
     if not folder.report.exists():
         bars.say(f"\nwritten: {assessment.report()}")
-    _export(config, images.class_names)
+    _export(config, images)
     return assessment.results
 
 
@@ -71,7 +72,7 @@ def _schemes(results: pd.DataFrame) -> list[str]:
     return [NetworkName.parse(target).scheme for target in results.target]
 
 
-def _export(config: Config, labels: tuple[str, ...]) -> None:
+def _export(config: Config, images: data.ImageData) -> None:
     scheme, folder = config.export.scheme, config.folder
     if scheme is None:
         return
@@ -89,7 +90,11 @@ def _export(config: Config, labels: tuple[str, ...]) -> None:
             card = {**facts_from_run(folder.path, scheme, name), "network_file": {"sha256": digest}}
             if card.get("at_chance"):
                 bars.say(f"warning: {name} is no better than chance on clean images; its model card says so")
-            version = serving.export_saved_model(folder.load(stage, name), place, labels=labels, card=card)
+            detector = detector_of(config, images, name)
+            network = folder.load(stage, name)
+            version = serving.export_saved_model(
+                network, place, labels=images.class_names, card=card, detector=detector
+            )
         exported[name] = str(version)
         bars.say(f"exported {version}")
         write_json(folder.exports, exported)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from satm_tf.detection import FittedDetector
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.models import ImageClassifier, load_classifier
+from satm_tf.models.runtimes import load_keras
 
 FINE_TUNE, CO_TRAIN = "fine_tune", "co_train"
 
@@ -96,6 +98,19 @@ class RunFolder(ResultsFolder):
             ValueError: If its file is damaged.
         """
         return load_classifier(self.network(stage, name))
+
+    def detector(self, stage: Stage, name: str) -> Path:
+        """The file of the detector that is exported with a network."""
+        return self.path / "detectors" / str(stage) / f"{name}.keras"
+
+    def load_detector(self, stage: Stage, name: str) -> FittedDetector | None:
+        """That detector; None if there is none.
+
+        Raises:
+            ValueError: If its file is damaged.
+        """
+        file = self.detector(stage, name)
+        return load_keras(file) if file.exists() else None
 
     def history(self, stage: Stage) -> Path:
         """The epochs of a finished stage."""

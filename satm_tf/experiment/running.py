@@ -17,6 +17,7 @@ from satm_tf import bars, data
 from satm_tf.configurable import plural
 from satm_tf.experiment import work
 from satm_tf.experiment.config import Config
+from satm_tf.experiment.detecting import check_detector
 from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data
 from satm_tf.experiment.outcome import conclude
 from satm_tf.experiment.run_folder import Stage
@@ -111,6 +112,7 @@ def _prepare(config: Config) -> Job:
     """Checks everything that could stop the run, and returns what all stages need: images and devices."""
     strategy = get_strategy(config.strategy)  # Several workers must connect before TensorFlow does any work.
     _check_optimizers(config)
+    check_detector(config)
     devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
     folder = config.folder
     with _one_after_the_other(strategy):
@@ -157,6 +159,7 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
     if config.strategy == "network_per_device":
         devices_for(tuple(config.all_networks))
     _check_optimizers(config)
+    check_detector(config)
     surrogates = [network for group in config.surrogates.values() for network in (group.networks or {}).values()]
     for network in [*config.all_networks.values(), *surrogates]:
         if network.model is not None and not Path(network.model).is_file():
@@ -174,6 +177,8 @@ def _described(config: Config) -> dict[str, Any]:
     """The description that a run folder is claimed for. A folder that was moved or copied is the same run."""
     described = dataclasses.asdict(config)
     del described["run_dir"]
+    if config.export.detector is None:
+        del described["export"]["detector"]  # which run folders from before there were detectors lack
     return described
 
 

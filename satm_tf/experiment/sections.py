@@ -17,6 +17,7 @@ import yaml
 from satm_tf.attacks import Attack
 from satm_tf.configurable import look_up, unknown_name
 from satm_tf.data import Augmentation
+from satm_tf.detection import Detector
 from satm_tf.evaluation.masking import EFFORT
 from satm_tf.experiment.run_folder import FINE_TUNE
 from satm_tf.models import ImageClassifier, get_backbone
@@ -476,11 +477,29 @@ class ExportConfig:
         scheme: The scheme whose networks to export; null exports nothing.
         networks: Which of its networks to export; null is all.
         folder: The parent folder, with a folder for each model.
+        detector: The kind of detector to fit to each of them and to export with it, such as feature_classifier; null
+            exports none.
     """
 
     scheme: str | None = None
     folder: str = "exported_models"
     networks: list[str] | None = None
+    detector: str | None = None
+
+    def check(self) -> None:
+        """Finds what is wrong before any training.
+
+        Raises:
+            ValueError: If the detector is unknown, or there is nothing that it could be exported with.
+        """
+        if self.detector is None:
+            return
+        look_up("detector", self.detector, Detector.members)
+        if self.scheme is None:
+            raise ValueError(
+                f"A detector is exported with the networks of a scheme: --export.scheme SCHEME. Received: none, and "
+                f"export.detector={self.detector!r}"
+            )
 
 
 @dataclass(frozen=True)

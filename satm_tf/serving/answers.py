@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from satm_tf.serving.signatures import OUTPUTS
+from satm_tf.serving.signatures import DETECTED, outputs
 
 
 class ServingError(RuntimeError):
@@ -38,6 +38,8 @@ class _Kind(NamedTuple):
 _KINDS = {
     "probabilities": _Kind("numbers [images, classes]", (int, float), "f", 2),
     "features": _Kind("numbers [images, features]", (int, float), "f", 2),
+    "adversarial_score": _Kind("numbers [images]", (int, float), "f", 1),
+    "suspicious": _Kind("true or false [images]", (bool,), "b", 1),
     "class_id": _Kind("whole numbers [images]", (int,), "i", 1),
     "label": _Kind("strings [images]", (str,), "O", 1),
     "valid": _Kind("true or false [images]", (bool,), "b", 1),
@@ -66,15 +68,15 @@ def _refuse(constant: str) -> float:
     raise ServingError(f"The answer's numbers must be finite. Received: {constant}")
 
 
-def from_lists(outputs: Any) -> dict[str, np.ndarray]:
+def from_lists(values: Any) -> dict[str, np.ndarray]:
     """The known outputs of a JSON answer as arrays.
 
     Raises:
         ServingError: If they are not an object of lists, or a list is ragged or mixes kinds of values.
     """
-    if not isinstance(outputs, dict):
-        raise ServingError(f"The outputs must be an object with a list for each. Received: {shown(outputs)}")
-    return {name: _array(name, value) if name in _KINDS else np.zeros(0) for name, value in outputs.items()}
+    if not isinstance(values, dict):
+        raise ServingError(f"The outputs must be an object with a list for each. Received: {shown(values)}")
+    return {name: _array(name, value) if name in _KINDS else np.zeros(0) for name, value in values.items()}
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -104,7 +106,7 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
         images: How many images were sent.
 
     Returns:
-        The outputs of the signature, strings as `str`.
+        The outputs of the signature, including a detector's if there is one; strings as `str`.
 
     Raises:
         ServingError: If one is missing, or has the wrong kind, shape or range.
@@ -112,14 +114,15 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
     Example:
         >>> check("features", {"features": np.zeros((2, 8), "float32"), "valid": np.array([True, True])}, images=2)
     """
-    missing = set(OUTPUTS[signature]) - set(answer)
+    expected = outputs(signature, detected=not set(DETECTED).isdisjoint(answer))
+    missing = set(expected) - set(answer)
     if missing:
         raise ServingError(
             f"This is not a model that satm_tf exported: its signature {signature!r} lacks "
             f"{', '.join(sorted(missing))}. Received: {shown(', '.join(sorted(answer)))}"
         )
-    outputs = {name: np.asarray(answer[name]) for name in OUTPUTS[signature]}
-    for name, value in outputs.items():
+    found = {name: np.asarray(answer[name]) for name in expected}
+    for name, value in found.items():
         kind = _KINDS[name]
         if (
             value.ndim != kind.dimensions
@@ -132,13 +135,13 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
         if kind.numpy == "f" and not np.isfinite(value).all():
             raise ServingError(f"{name} must be finite. Received: {np.count_nonzero(~np.isfinite(value))} others")
         if kind.numpy == "O":
-            outputs[name] = _texts(name, value)
-    if "probabilities" in outputs:
-        _check_classes(**outputs)
-    return outputs
+            found[name] = _texts(name, value)
+    if "probabilities" in found:
+        _check_classes(**found)
+    return found
 
 
-def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.ndarray, **labels: np.ndarray) -> None:
+def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.ndarray, **others: np.ndarray) -> None:
     if probabilities.size and not (probabilities.min() >= -_SLACK and probabilities.max() <= 1 + _SLACK):
         raise ServingError(
             f"Probabilities must lie in [0, 1]. Received: {probabilities.min():g} to {probabilities.max():g}"

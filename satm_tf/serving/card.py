@@ -14,7 +14,7 @@ from satm_tf.storage import write_text
 NOT_RUN = "not run"
 _SHOWN = (
     *("name", "version", "labels", "at_chance", "ladder", "results", "checks", "label_leaking"),
-    *("limits", "intended_use"),
+    *("limits", "intended_use", "detector"),
 )
 
 INTENDED_USE = (
@@ -31,6 +31,11 @@ LIMITS = (
     "differ between groups that the figures above do not separate. Measure them before any use that affects people. "
     "Do not use it to identify people, or for decisions about work, credit, law, borders or access.",
     "The probabilities are not calibrated.",
+)
+DETECTOR_LIMIT = (
+    "The detector is an alarm, not a defence: an attacker who knows of it can fool it together with the classifier, as "
+    "Carlini and Wagner (2017) have shown for detectors of this kind. That an image is not suspicious says nothing "
+    "where images are made to pass."
 )
 
 
@@ -57,7 +62,8 @@ def render(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `model_card.json` holds: `name`, `version`, `exported`, `network`, `labels`, `signatures`,
             `verification` and `software`, which every export has; `training`, `at_chance`, `ladder`, `results`,
-            `checks` and `label_leaking`, which a run adds; anything else appears under its own heading.
+            `checks` and `label_leaking`, which a run adds; `detector`, of an export with one; anything else appears
+            under its own heading.
 
     Returns:
         The page, in the order of a model card on a hub, with its YAML front matter.

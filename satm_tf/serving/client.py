@@ -13,9 +13,10 @@ import tensorflow as tf
 from satm_tf.configurable import look_up
 from satm_tf.serving import answers
 from satm_tf.serving.answers import ServingError
-from satm_tf.serving.signatures import INPUTS, OUTPUTS
+from satm_tf.serving.signatures import DETECTED, INPUTS, OUTPUTS
 from satm_tf.serving.transports import Ask, GrpcTransport, RestTransport, local
 
+SCORE, SUSPICIOUS = DETECTED
 _DAY = 24 * 60 * 60
 _TRANSPORTS: dict[str, Callable[..., Ask]] = {"rest": RestTransport, "grpc": GrpcTransport}
 
@@ -94,7 +95,8 @@ class Client:
         Returns:
             A row for each image, in order: `file` (the path; only if there are paths), `valid` (whether it was an
             image; if not, the rest is empty), `label`, `class_id`, `probability` (of that class), and
-            `probability_0` and so on, one for each class. For no images, a frame without rows.
+            `probability_0` and so on, one for each class; for a model with a detector also `adversarial_score` and
+            `suspicious`. For no images, a frame without rows.
 
         Raises:
             ValueError: If the images are of the wrong kind or shape, or hold NaN or infinity and go over REST.
@@ -114,6 +116,9 @@ class Client:
         if len(images):
             columns = [f"probability_{index}" for index in range(probabilities.shape[-1])]
             frame = frame.join(pd.DataFrame(probabilities, columns=columns))
+        if SCORE in found:
+            frame[SCORE] = np.where(frame.valid, found[SCORE], np.nan).astype(np.float32)
+            frame[SUSPICIOUS] = found[SUSPICIOUS].astype(bool)
         frame.loc[~frame.valid, [column for column in frame if column.startswith("probability")]] = np.nan
         return frame
 
@@ -145,12 +150,12 @@ class Client:
             answer = self._ask(signature, {INPUTS[signature]: batch if isinstance(batch, np.ndarray) else _read(batch)})
             found.append(answers.check(signature, answer, len(batch)))
             widths = {value.shape[1] for each in found for value in each.values() if value.ndim == 2}
-            if len(widths) > 1:
+            if len(widths) > 1 or set(found[-1]) != set(found[0]):
                 raise ServingError(
                     "The answers to two requests must come from the same model; was another version loaded between "
-                    f"them? Received: {' and '.join(map(str, sorted(widths)))} columns"
+                    f"them? Received: {' and '.join(map(str, sorted(widths)))} columns, of {', '.join(found[-1])}"
                 )
-        return {name: np.concatenate([each[name] for each in found]) for name in OUTPUTS[signature]}
+        return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def _request(images: Any) -> tuple[str, Any]:

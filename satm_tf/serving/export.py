@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from satm_tf.configurable import serialize
+from satm_tf.detection import FittedDetector
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving.deployment import write_configuration
-from satm_tf.serving.signatures import INPUTS, OUTPUTS, write
+from satm_tf.serving.signatures import INPUTS, OUTPUTS, outputs, write
 from satm_tf.serving.verification import tolerance, verify
 from satm_tf.serving.warmup import write_warmup
 from satm_tf.storage import atomic_folder
@@ -32,6 +34,7 @@ def export_saved_model(
     version: int | None = None,
     samples: np.ndarray | None = None,
     card: Mapping[str, Any] | None = None,
+    detector: FittedDetector | None = None,
 ) -> Path:
     """Writes `<folder>/<version>/`, a self-contained SavedModel, complete or not at all.
 
@@ -52,13 +55,15 @@ def export_saved_model(
             four are used, at 8 bits. They are stored with the model, so do not use images that you may not share. None
             uses random ones.
         card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` collects.
+        detector: A detector that was fitted to the classifier, as `satm_tf.detection` has them. Every signature then
+            also gives `adversarial_score` and `suspicious`, and the card the threshold and the detector's `rates`.
 
     Returns:
         The folder of the version.
 
     Raises:
-        ValueError: If the labels do not match the classes, the samples do not match the model, or the version is not
-            positive.
+        ValueError: If the labels do not match the classes, the samples or the detector do not match the model, or the
+            version is not positive.
         FileExistsError: If the version exists, or another process wrote it meanwhile, because a server may have loaded
             it.
         VerificationError: If the exported model's answers differ from the model's. The version is then not written.
@@ -68,8 +73,14 @@ def export_saved_model(
         PosixPath('exported_models/vgg/1')
     """
     folder = Path(folder)
+    if not isinstance(model, ImageClassifier):
+        raise ValueError(
+            "Export an ImageClassifier; a Guarded one's parts with export_saved_model(guarded.network, ..., "
+            f"detector=guarded.detector). Received: {type(model).__name__}"
+        )
     _check_labels(labels, model.num_classes)
     images = _samples(samples, model.image_shape)
+    _check_detector(detector, model, images)
     if version is None:
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
@@ -84,10 +95,10 @@ def export_saved_model(
             with tempfile.TemporaryDirectory() as scratch:
                 label_file = Path(scratch) / "labels.txt"
                 label_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-                write(model, label_file, written)
-            differences = verify(written, model, labels, images)
+                write(model, label_file, written, detector)
+            differences = verify(written, model, labels, images, detector)
             write_warmup(written, folder.name, _warmup_requests(images))
-            facts = _facts(model, folder.name, version, labels, differences)
+            facts = _facts(model, folder.name, version, labels, differences, detector)
             model_card.write_card(written / "assets.extra", {**facts, **(card or {})})
     except FileExistsError as error:
         raise FileExistsError(_taken(final)) from error
@@ -108,6 +119,23 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
             "Each class needs its own label, one line of text without surrounding blanks. Received: "
             f"{unfit or list(labels)}"
         )
+
+
+def _check_detector(detector: FittedDetector | None, model: ImageClassifier, images: np.ndarray) -> None:
+    if detector is None:
+        return
+    if not isinstance(detector, FittedDetector):
+        raise ValueError(
+            f"The detector must be fitted, as satm_tf.detection.Detector.fit gives it. Received: "
+            f"{type(detector).__name__}"
+        )
+    try:
+        detector.score(model, tf.constant(images))
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(
+            f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, fitted to "
+            f"other features than the {model.feature_size} of this one"
+        ) from error
 
 
 def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -137,8 +165,24 @@ def _warmup_requests(images: np.ndarray) -> list[tuple[str, dict[str, np.ndarray
 
 
 def _facts(
-    model: ImageClassifier, name: str, version: int, labels: Sequence[str], differences: Mapping[str, float]
+    model: ImageClassifier,
+    name: str,
+    version: int,
+    labels: Sequence[str],
+    differences: Mapping[str, float],
+    detector: FittedDetector | None,
 ) -> dict[str, Any]:
+    detected = (
+        {}
+        if detector is None
+        else {
+            "detector": {
+                **serialize(detector.detector),
+                "threshold": float(detector.threshold),
+                **detector.rates,
+            }
+        }
+    )
     return {
         "name": name,
         "version": version,
@@ -151,7 +195,7 @@ def _facts(
             "initial_weights": model.initial_weights,
         },
         "labels": list(labels),
-        "signatures": {signature: list(outputs) for signature, outputs in OUTPUTS.items()},
+        "signatures": {signature: list(outputs(signature, bool(detected))) for signature in OUTPUTS},
         "verification": {
             "tolerance": tolerance(model),
             "largest_difference": dict(differences),
@@ -164,7 +208,8 @@ def _facts(
             "satm_tf": _own_version(),
         },
         "intended_use": model_card.INTENDED_USE,
-        "limits": list(model_card.LIMITS),
+        "limits": [*model_card.LIMITS, *([model_card.DETECTOR_LIMIT] if detected else [])],
+        **detected,
     }
 
 

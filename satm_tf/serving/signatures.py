@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
+from satm_tf.detection import FittedDetector
+from satm_tf.detection.base import Seen, look
 from satm_tf.models import ImageClassifier
 from satm_tf.serving.decoding import decode_batch
 
@@ -18,14 +21,25 @@ OUTPUTS = {
 }
 """The signatures and their outputs."""
 
+DETECTED = ("adversarial_score", "suspicious")
+"""What each gives besides, where the export has a detector."""
+
 INPUTS = {"serving_default": "images", "serving_bytes": "image_bytes", "features": "images"}
 """The input of each signature."""
+
+
+def outputs(signature: str, detected: bool) -> tuple[str, ...]:
+    """What a signature returns, in an export with a detector or without."""
+    return (*OUTPUTS[signature], *(DETECTED if detected else ()))
+
 
 # A tolerance above rounding errors in the caller's pixels, and below any other plausible range.
 _SLACK = 1e-3
 
 
-def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) -> None:
+def write(
+    model: ImageClassifier, label_file: str | Path, folder: str | Path, detector: FittedDetector | None = None
+) -> None:
     """Writes a SavedModel with three signatures.
 
     `serving_default` takes `images`, float32 `[batch, height, width, 3]` in [0, 1]; `serving_bytes` takes
@@ -33,14 +47,18 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
     `class_id` int64 `[batch]`, `label` str `[batch]` and `valid` bool `[batch]`. `features` takes `images` and returns
     `features` float32 `[batch, feature_size]` and `valid`.
 
+    With a detector all three also give `adversarial_score` float32 `[batch]` and `suspicious` bool `[batch]`, whether
+    the score exceeds the detector's threshold.
+
     An image that does not decode, or has a pixel that is not a number or is outside [0, 1], does not affect the others:
-    `valid` is false, its probabilities and features are zeros, its class is -1 and its label empty. A batch may be
-    empty.
+    `valid` is false, its probabilities, features and score are zeros, its class is -1, its label empty, and it
+    is not suspicious. A batch may be empty.
 
     Args:
         model: The classifier.
         label_file: A text file with a line for each class, which becomes an asset of the SavedModel.
         folder: The folder to write, which must not exist.
+        detector: A detector that was fitted to the classifier.
     """
     # A table, not a constant: its file is part of the export, and class -1 has the empty label.
     place = tf.lookup.TextFileIndex
@@ -49,14 +67,35 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
     height, width, channels = model.image_shape
     shape = [None, height, width, channels]
 
+    def look_at(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        # The features once, for logits and score.
+        seen = look(model, images)
+        return {
+            "probabilities": tf.nn.softmax(seen.logits),
+            "features": seen.features,
+            **(score(detector, seen) if detector else {}),
+        }
+
+    def detected(seen: dict[str, tf.Tensor], valid: tf.Tensor) -> dict[str, tf.Tensor]:
+        return (
+            {
+                "adversarial_score": tf.where(valid, seen["adversarial_score"], 0.0),
+                "suspicious": valid & seen["suspicious"],
+            }
+            if detector
+            else {}
+        )
+
     def answers(images: tf.Tensor, valid: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = tf.nn.softmax(_run(lambda batch: model(batch, training=False), images))
+        seen = _run(look_at, images)
+        probabilities = seen["probabilities"]
         class_id = tf.where(valid, tf.argmax(probabilities, -1), -1)
         return {
             "probabilities": tf.where(valid[:, None], probabilities, 0.0),
             "class_id": class_id,
             "label": labels.lookup(class_id),
             "valid": valid,
+            **detected(seen, valid),
         }
 
     def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -68,13 +107,14 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
 
     def features(images: tf.Tensor) -> dict[str, tf.Tensor]:
         images, valid = _checked(images, shape)
-        return {"features": tf.where(valid[:, None], _run(model.features, images), 0.0), "valid": valid}
+        seen = _run(look_at, images)
+        return {"features": tf.where(valid[:, None], seen["features"], 0.0), "valid": valid, **detected(seen, valid)}
 
     images = tf.TensorSpec(shape, tf.float32, name="images")
     specifications = {"images": images, "image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
     # Not keras.export.ExportArchive, which in Keras 3.8 loses the table even if it is tracked.
     module = tf.Module()
-    module.weights = [variable.value for variable in model.variables]
+    module.weights = [variable.value for part in (model, detector) if part for variable in part.variables]
     module.labels = labels
     signatures = {
         function.__name__: tf.function(
@@ -83,6 +123,12 @@ def write(model: ImageClassifier, label_file: str | Path, folder: str | Path) ->
         for function in (serving_default, serving_bytes, features)
     }
     tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def score(detector: FittedDetector, seen: Seen) -> dict[str, tf.Tensor]:
+    """A detector's outputs, by name."""
+    scores = detector.score_of(seen)
+    return {"adversarial_score": scores, "suspicious": scores > detector.threshold}
 
 
 def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -94,9 +140,9 @@ def _checked(images: tf.Tensor, shape: list[int | None]) -> tuple[tf.Tensor, tf.
     return tf.where(valid[:, None, None, None], images, 0.0), valid
 
 
-def _run(network: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+def _run(network: Callable[[tf.Tensor], Any], images: tf.Tensor) -> Any:
     # With oneDNN, an empty batch fails in convolutions and batch normalisation, so it gets one image, whose row is
     # removed. By concatenation: a pad would be merged into the following convolution and lost.
     shape = tf.shape(images)
     blank = tf.zeros(tf.concat([tf.cast(shape[:1] == 0, tf.int32), shape[1:]], 0))
-    return network(tf.concat([images, blank], 0))[: shape[0]]
+    return tf.nest.map_structure(lambda output: output[: shape[0]], network(tf.concat([images, blank], 0)))

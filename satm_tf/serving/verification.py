@@ -14,8 +14,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from satm_tf.data import decoding
+from satm_tf.detection import FittedDetector
+from satm_tf.detection.base import look
 from satm_tf.models import ImageClassifier
-from satm_tf.serving.signatures import OUTPUTS
+from satm_tf.serving.signatures import DETECTED, OUTPUTS, outputs, score
 
 TOLERANCES = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The largest difference of a probability, and of a feature: a relative one if it is above 1 in size.
@@ -23,6 +25,10 @@ TOLERANCES = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 A network that computes in half precision rounds differently for every batch size, so its answers agree only to one unit
 of the last digit.
 """
+
+# In units of these: a score magnifies rounding, where it divides by small deviations or steps from level to level.
+_OF_SCORES = 100
+SCORE, SUSPICIOUS = DETECTED
 
 
 class VerificationError(RuntimeError):
@@ -34,7 +40,13 @@ def tolerance(model: ImageClassifier) -> float:
     return max(TOLERANCES.get(layer.compute_dtype, 0.0) for layer in [model, *model.backbone.layers])
 
 
-def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], samples: np.ndarray) -> dict[str, float]:
+def verify(
+    folder: str | Path,
+    model: ImageClassifier,
+    labels: Sequence[str],
+    samples: np.ndarray,
+    detector: FittedDetector | None = None,
+) -> dict[str, float]:
     """Loads a SavedModel and compares it with the original model, through every signature.
 
     `serving_bytes` gets the samples as PNGs, one of them enlarged two and a half times as a JPEG, which must decode as
@@ -46,9 +58,10 @@ def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], sa
         model: The classifier.
         labels: A name for each class.
         samples: float32 `[samples, *model.image_shape]` in [0, 1], of 8-bit levels, at least one.
+        detector: The detector, if the SavedModel has one.
 
     Returns:
-        The largest difference found, for each signature.
+        The largest difference of a probability or feature found, for each signature.
 
     Raises:
         VerificationError: If a signature or output is missing, a value differs by more than `tolerance`, or the graph
@@ -60,20 +73,24 @@ def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], sa
     # The signatures live as long as the loaded object.
     loaded: Any = tf.saved_model.load(str(folder))
     served = loaded.signatures
-    _check_names({name: list(function.structured_outputs) for name, function in served.items()})
+    _check_names({name: list(function.structured_outputs) for name, function in served.items()}, detector is not None)
     reference = tf.function(
         lambda images: {
             "probabilities": tf.nn.softmax(model(images, training=False)),
             "features": model.features(images),
+            **(score(detector, look(model, images)) if detector else {}),
         }
     )
     expected = {name: value.numpy() for name, value in reference(tf.constant(samples)).items()}
     pngs, (jpeg, decoded) = [_png(sample) for sample in samples], _jpeg(samples[0])
-    beside = reference(tf.constant(decoded[None]))["probabilities"].numpy()
+    beside = {name: value.numpy() for name, value in reference(tf.constant(decoded[None])).items()}
     files = tf.constant([*pngs, jpeg, b"not an image"])
-    probabilities = np.concatenate([expected["probabilities"], beside, np.zeros_like(beside)])
+    of_files = {
+        name: np.concatenate([expected[name], beside[name], np.zeros_like(beside[name])])
+        for name in expected.keys() - {"features"}
+    }
 
-    check = functools.partial(_compare, labels=labels, allowed=tolerance(model))
+    check = functools.partial(_compare, labels=labels, allowed=tolerance(model), detector=detector)
     count = len(samples)
     differences = dict.fromkeys(OUTPUTS, 0.0)
     for rows in (slice(0), slice(1), slice(count)):
@@ -84,17 +101,17 @@ def verify(folder: str | Path, model: ImageClassifier, labels: Sequence[str], sa
             differences[name] = max(differences[name], check(name, answer, wanted))
     for rows in (slice(0), slice(1), slice(count, None), slice(None)):
         answer = served["serving_bytes"](image_bytes=files[rows])
-        found = check("serving_bytes", answer, {"probabilities": probabilities[rows]})
+        found = check("serving_bytes", answer, {name: value[rows] for name, value in of_files.items()})
         differences["serving_bytes"] = max(differences["serving_bytes"], found)
     return differences
 
 
-def _check_names(found: Mapping[str, Sequence[str]]) -> None:
-    for name, outputs in OUTPUTS.items():
-        missing = set(outputs) - set(found.get(name, ()))
-        if missing:
+def _check_names(found: Mapping[str, Sequence[str]], detected: bool) -> None:
+    for name in OUTPUTS:
+        wanted = outputs(name, detected)
+        if set(wanted) - set(found.get(name, ())):
             raise VerificationError(
-                f"The signature {name!r} must give {', '.join(outputs)}. Received: {found.get(name)}"
+                f"The signature {name!r} must give {', '.join(wanted)}. Received: {found.get(name)}"
             )
 
 
@@ -104,11 +121,16 @@ def _compare(
     expected: Mapping[str, np.ndarray],
     labels: Sequence[str],
     allowed: float,
+    detector: FittedDetector | None,
 ) -> float:
     """The largest difference; raises if it is too large, or if the other outputs do not match the probabilities."""
     values = {key: value.numpy() for key, value in answer.items()}
     largest = 0.0
+    if detector is not None:
+        _compare_scores(name, values, expected[SCORE], _OF_SCORES * allowed, detector)
     for key, wanted in expected.items():
+        if key in DETECTED:
+            continue
         if values[key].shape != wanted.shape:
             raise VerificationError(f"{name!r} must give {key} of shape {wanted.shape}. Received: {values[key].shape}")
         difference = np.abs(values[key] - wanted) / np.maximum(1, np.abs(wanted))
@@ -131,6 +153,23 @@ def _compare(
     elif not values["valid"].all():
         raise VerificationError(f"{name!r} marked a valid sample as invalid. Received: {values['valid']}")
     return largest
+
+
+def _compare_scores(
+    name: str, values: Mapping[str, np.ndarray], wanted: np.ndarray, allowed: float, detector: FittedDetector
+) -> None:
+    found = values[SCORE]
+    difference = np.abs(found - wanted) / np.maximum(float(detector.spread), np.abs(wanted))
+    if not (difference <= allowed).all():
+        raise VerificationError(
+            f"{SCORE} of {name!r} may differ by {allowed:g} from what the detector gives. Received: "
+            f"{difference.max():g}"
+        )
+    suspicious = values["valid"] & (found > float(detector.threshold))
+    if (values[SUSPICIOUS] != suspicious).any():
+        raise VerificationError(
+            f"{SUSPICIOUS} of {name!r} does not follow from its score. Received: {values[SUSPICIOUS]}"
+        )
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -171,6 +171,8 @@ def changed(config, **changes):
         (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
         (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=-1)), r"co_train\.epochs must be"),
         (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
+        (lambda c: changed(c, export=configuration.ExportConfig(detector="quantised_rbf")), "--export.scheme SCHEME"),
+        (lambda c: changed(c, export=configuration.ExportConfig(detector="pca")), "Unknown detector"),
         (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
         (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=4)), "at least 8 x 8"),
         *(

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import satm_tf
+from satm_tf import storage
 from satm_tf.evaluation import Predictions
 from satm_tf.experiment import hardening
 from satm_tf.experiment.config import ChecksConfig
@@ -83,7 +84,7 @@ def test_sixty_images_and_a_broken_one_from_the_command_line_stopped_and_resumed
 ):
     output = tmp_path / "run"
     given = [str(mine), str(photos), "--output", str(output), "--epochs", "1", "--epsilon", "0.1"]
-    given += ["--partners", '["tiny_for_experiments"]']
+    given += ["--partners", '["tiny_for_experiments"]', "--detector", "true"]
 
     def stop(*arguments, **options):
         raise KeyboardInterrupt
@@ -106,10 +107,20 @@ def test_sixty_images_and_a_broken_one_from_the_command_line_stopped_and_resumed
         *("unseen models", "queries", "worst of all of these", "same starting weights", "(white box, no claim)")
     ]
 
-    hardened = satm_tf.harden(mine, photos, output=output, **QUICK)
+    hardened = satm_tf.harden(mine, photos, output=output, detector="feature_classifier", **QUICK)
     served = tf.saved_model.load(str(hardened.saved_model)).signatures["serving_default"]
     images = tf.constant(pictures(6)[0] / np.float32(255))
-    np.testing.assert_allclose(served(images=images)["probabilities"], tf.nn.softmax(hardened.model(images)), atol=1e-5)
+    answer = served(images=images)
+    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(hardened.model(images)), atol=1e-5)
+    score = hardened.detector.score(hardened.model, images)
+    np.testing.assert_allclose(answer["adversarial_score"], score, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(answer["suspicious"], score > hardened.detector.threshold.value)
+    card = storage.read_json(hardened.saved_model / "assets.extra" / "model_card.json")["detector"]
+    assert card["measured"] == hardened.detector.rates["measured"]
+    assert [each["attack"].split(" of ")[1] for each in card["measured"]] == [
+        *["compact_vgg (unseen)"] * 2, "itself and the detector (white box)"
+    ]  # fmt: skip
+    assert all(0 <= each["held"] <= 1 and 0 <= each["auc"] <= 1 for each in card["measured"])
     answers = keras.saving.load_model(mine)(images * 255)
     np.testing.assert_allclose(tf.nn.softmax(hardened.original(images)), answers, atol=1e-5)
     assert hardened.keras_file.exists()
@@ -155,6 +166,8 @@ def test_what_cannot_be_hardened_is_said_before_any_training(mine, photos, tmp_p
         attempt(tmp_path / "one")
     with pytest.raises(ValueError, match="distinguishes 3 classes, but the images have 2"):
         attempt((alike, labels % 2))
+    with pytest.raises(ValueError, match="Did you mean 'quantised_rbf'"):
+        attempt((alike, labels), detector="quantized_rbf")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         satm_tf.harden(tmp_path / "nowhere.keras", photos, output=tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="nowhere"):

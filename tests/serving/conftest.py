@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from satm_tf import ImageClassifier
+from satm_tf import ImageClassifier, detection
 from satm_tf.models import Preprocessing
 from satm_tf.serving import Client, export_saved_model
 from tests.serving.raw_server import RawServer, Script
@@ -69,6 +69,23 @@ def exported(tmp_path_factory) -> Exported:
     network = build_network()
     folder = export_saved_model(network, tmp_path_factory.mktemp("exported") / "faces", labels=LABELS)
     return Exported(network, folder)
+
+
+@pytest.fixture(scope="session")
+def detector(exported, pixels):
+    """Of bright images, fitted to that network."""
+    images = np.random.default_rng(6).uniform(0, 0.5, (40, *SHAPE)).astype("float32")
+    kind = detection.get("feature_classifier", hidden=4)
+    return kind.fit(exported.network, images[:20], images[:20] + 0.5, validation=images[20:])
+
+
+@pytest.fixture(scope="session")
+def detected(exported, detector, tmp_path_factory) -> Exported:
+    """The same network exported with a detector, to read from only."""
+    folder = tmp_path_factory.mktemp("detected") / "faces"
+    measured = {"attack": "a | b", "images": 9, "auc": 0.5, "clean_rejected": 0.1, "adversarial_rejected": 0.2}
+    detector.rates["measured"] = [{**measured, "clean_accuracy": 0.7, "held": 0.25}]
+    return Exported(exported.network, export_saved_model(exported.network, folder, labels=LABELS, detector=detector))
 
 
 @dataclass

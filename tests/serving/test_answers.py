@@ -49,6 +49,21 @@ def test_a_wrong_output_is_named_with_what_came(changed, message):
         read({**GOOD, **changed})
 
 
+def test_a_detectors_outputs_are_given_both_or_refused():
+    detected = {**GOOD, "adversarial_score": [0.5, 0.0, -2.0], "suspicious": [True, False, False]}
+    assert {name: value.tolist() for name, value in read(detected).items()} == detected
+    for changed, message in (
+        ({"suspicious": [1, 0, 0]}, "suspicious must be true or false"),
+        ({"adversarial_score": [[0.5]] * 3}, "adversarial_score must be numbers"),
+        ({"adversarial_score": [0.5]}, "for 3 images"),
+    ):
+        with pytest.raises(ServingError, match=message):
+            read({**detected, **changed})
+    del detected["suspicious"]
+    with pytest.raises(ServingError, match="lacks suspicious"):
+        read(detected)
+
+
 @pytest.mark.parametrize("outputs", [[1, 2], None, "outputs", 3, [GOOD]])
 def test_outputs_that_are_no_object(outputs):
     with pytest.raises(ServingError, match="must be an object"):

@@ -70,6 +70,21 @@ def test_a_folder_answers_as_its_server_does(server, exported, files, images):
     )
 
 
+def test_a_detectors_answers_are_columns(detected, detector, exported, files, images):
+    client = Client.from_folder(detected.folder, batch_size=3)
+    frame = client.predict(files)
+    good, bad = frame[frame.valid], frame[~frame.valid].iloc[0]
+    np.testing.assert_allclose(good.adversarial_score, detector.score(exported.network, images), atol=1e-5)
+    assert good.suspicious.tolist() == (good.adversarial_score > float(detector.threshold)).tolist()
+    assert np.isnan(bad.adversarial_score)
+    assert not bad.suspicious
+    assert client.features(images).shape == (6, exported.network.feature_size)
+    answers = iter([client._ask, Client.from_folder(exported.folder)._ask])
+    client._ask = lambda *asked: next(answers)(*asked)
+    with pytest.raises(ServingError, match="another version loaded between"):
+        client.predict(images)
+
+
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_features(server, exported, images, transport):
     features = server.client(transport, batch_size=4).features(images)

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import subprocess
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf import attacks
+from satm_tf import ImageClassifier, attacks, detection
 from satm_tf.models import load_model
 from satm_tf.serving import export_saved_model
 
@@ -111,6 +112,44 @@ def test_a_bad_file_fails_alone(exported, served, pixels):
     assert answer["label"].numpy()[[0, 2, 3]].tolist() == [b"", b"", b""]
 
 
+def test_a_detector_answers_in_every_signature_as_it_does_in_python(detected, detector, pixels):
+    loaded = tf.saved_model.load(str(detected.folder))
+    pixels = np.concatenate([pixels // 3, pixels // 3 + 160])
+    images = pixels / np.float32(255)
+    expected = detector.score(detected.network, images).numpy()
+    suspicious = expected > float(detector.threshold)
+    assert 0 < suspicious.sum() < 12
+    files = tf.constant([tf.io.encode_png(image).numpy() for image in pixels])
+    for answer in (
+        loaded.signatures["serving_default"](images=images),
+        loaded.signatures["features"](images=images),
+        loaded.signatures["serving_bytes"](image_bytes=files),
+    ):
+        np.testing.assert_allclose(answer["adversarial_score"], expected, rtol=1e-5, atol=1e-5)
+        assert answer["suspicious"].numpy().tolist() == suspicious.tolist()
+    images[1] = np.nan
+    answer = loaded.signatures["serving_default"](images=images)
+    assert (float(answer["adversarial_score"][1]), bool(answer["suspicious"][1])) == (0, False)
+    np.testing.assert_allclose(answer["adversarial_score"][2:], expected[2:], rtol=1e-5, atol=1e-5)
+    assert loaded.signatures["serving_default"](images=images[:0])["suspicious"].shape == [0]
+
+
+def test_the_card_has_the_threshold_and_its_rates(detected, detector):
+    beside = detected.folder / "assets.extra"
+    facts = json.loads((beside / "model_card.json").read_text())
+    found = facts["detector"]
+    assert (found["name"], found["hidden"], found["clean_images"]) == ("feature_classifier", 4, 20)
+    assert (found["threshold"], found["clean_rejected"]) == (float(detector.threshold), 0.05)
+    assert facts["signatures"]["features"] == ["features", "valid", "adversarial_score", "suspicious"]
+    page = (beside / "model_card.md").read_text()
+    assert "\n## The detector\n" in page
+    assert "20 clean validation images it was set to reject 5.0%." in page
+    assert "| a \\| b | 9 | 0.500 | 10.0% | 20.0% | 70.0% | 25.0% |\n" in page
+    assert "an alarm, not a defence" in page
+    assert "\n- hidden: 4\n" in page
+    assert "\n\n\n" not in page
+
+
 def test_images_of_another_size_are_refused(served):
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
         served["serving_default"](images=tf.zeros([1, 20, 16, 3]))
@@ -159,6 +198,20 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         export_saved_model(build_network(), tmp_path / "model", labels=LABELS)
     assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_what_is_no_detector_of_this_model_is_refused_before_any_work(tmp_path, exported, detector):
+    def attempt(model, **options):
+        export_saved_model(model, tmp_path / "model", labels=LABELS, **options)
+
+    with pytest.raises(ValueError, match=r"must be fitted.*Received: str"):
+        attempt(exported.network, detector="feature_classifier")
+    other = ImageClassifier.from_backbone("compact_resnet", num_classes=4, image_shape=SHAPE)
+    with pytest.raises(ValueError, match=r"fitted to this model\. Received: 'feature_classifier'"):
+        attempt(other, detector=detector)
+    with pytest.raises(ValueError, match=r"detector=guarded\.detector"):
+        attempt(detection.Guarded(exported.network, detector))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

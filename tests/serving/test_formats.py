@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from satm_tf import detection
 from satm_tf.models.runtimes import RuntimeModel
 from satm_tf.serving import VerificationError, formats
 
@@ -63,6 +64,17 @@ def test_a_conversion_that_gives_no_numbers_is_refused(images, tmp_path):
     with pytest.raises(VerificationError, match="Received: nan"):
         formats.convert(network, tmp_path / "x", "onnx", samples=images)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnx", "litert_float32"])
+def test_a_guarded_model_keeps_its_rejection(exported, detector, images, tmp_path, name):
+    guarded = detection.Guarded(exported.network, detector)
+    shown = np.concatenate([images / 3, images / 2 + 0.5])
+    answer = RuntimeModel(formats.convert(guarded, tmp_path / "x", name, samples=shown)).run(shown)
+    assert answer.shape == (12, 5)
+    assert set((answer.argmax(-1) == 4).tolist()) == {True, False}
+    suspicious = detector.score(exported.network, shown).numpy() > float(detector.threshold)
+    np.testing.assert_array_equal(answer.argmax(-1) == 4, suspicious)
 
 
 def test_mistakes(exported, images, tmp_path):

@@ -53,6 +53,21 @@ def test_an_export_that_differs_never_appears(tmp_path, monkeypatch):
     assert list((tmp_path / "model").iterdir()) == []
 
 
+def test_another_detector_is_detected(detected, exported, detector, samples):
+    differences = verification.verify(detected.folder, detected.network, LABELS, samples, detector)
+    assert set(differences) == set(signatures.OUTPUTS)
+    with pytest.raises(VerificationError, match="must give probabilities, class_id, label, valid, adversarial_score"):
+        verification.verify(exported.folder, exported.network, LABELS, samples, detector)
+    for part, message in (("second_bias", "adversarial_score of '[a-z_]*' may differ"), ("threshold", "suspicious of")):
+        copy = type(detector).from_config(detector.get_config())
+        copy.set_weights(detector.get_weights())
+        variable = copy.threshold if part == "threshold" else copy.state[part]
+        # Beyond the scores of all samples, which are brighter than those that the threshold was set on.
+        variable.assign(variable + 1000 * detector.spread)
+        with pytest.raises(VerificationError, match=message):
+            verification.verify(detected.folder, detected.network, LABELS, samples, copy)
+
+
 def write(folder, function):
     module = tf.Module()
     module.f = tf.function(function, input_signature=[tf.TensorSpec([4], tf.float32)])
