@@ -281,9 +281,8 @@ def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Da
     if count and (_at_chance(right, count, network.num_classes) or right_wide - right > count / 5):
         print(
             f"warning: {name} classifies {right / count:.0%} of {plural(count, 'clean image')} in [0, 1] correctly, "
-            "where "
-            f"chance is {1 / network.num_classes:.0%}, and {right_wide / count:.0%} in [0, 255]. If it expects another "
-            f"range, give --input_range '{{\"{name}\": [0, 255]}}'",
+            f"where chance is {1 / network.num_classes:.0%}, and {right_wide / count:.0%} in [0, 255]. If it expects "
+            f"another range, give --input_range '{{\"{name}\": [0, 255]}}'",
             file=sys.stderr,
         )
 

@@ -104,7 +104,7 @@ def label_leaking(predictions: Predictions, *repeats: Predictions) -> pd.DataFra
     def correct(cell: Cell) -> NDArray[np.bool_]:
         return np.concatenate([each.correct(*cell) for each in pooled])
 
-    # A query attack has no gradient through which a label could leak into the image.
+    # A query attack does not know which label it could encode in an image.
     asked = predictions.cells.rung == QUERIES
     cells = [Cell(*row) for row in predictions.cells[~asked][list(Cell._fields)].itertuples(index=False)]
     found: dict[Cell, Leak] = {}

@@ -178,8 +178,7 @@ class Config:
         if taken:
             raise ValueError(
                 "A group of surrogates must not have the name of a scheme, whose networks are each other's partners, "
-                "or "
-                f"be {UNSEEN!r}. Received: surrogates.{min(taken)}"
+                f"or be {UNSEEN!r}. Received: surrogates.{min(taken)}"
             )
         rungs = set(RUNGS) & set(self.schemes)
         if rungs:
@@ -241,8 +240,7 @@ class Config:
                     if other is not None and other not in self.trained_surrogates:
                         raise ValueError(
                             f"surrogates.{trained.group} is trained like {trained.target}, which needs {other!r}, but "
-                            "is not trained for "
-                            f"that scheme. Received: against={trained.described.against}"
+                            f"is not trained for that scheme. Received: against={trained.described.against}"
                         )
                 self.training(Stage(CO_TRAIN, name)).check(f"surrogates.{trained.group}.scheme")
                 self.frozen_sources(name)

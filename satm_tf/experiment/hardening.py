@@ -348,9 +348,9 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
     if at_chance(rate, images.num_classes):
         raise ValueError(
             f"The model classifies {rate:.0%} of {plural(len(labels), 'training image')} correctly, no better than "
-            "chance, so "
-            "there is nothing to defend. Check input_range; that class_names are in the order of the model's outputs; "
-            f"and that images differ from class to class. Received: the classes {', '.join(images.class_names)}"
+            "chance, so there is nothing to defend. Check input_range; that class_names are in the order of the "
+            "model's outputs; and that images differ from class to class. Received: the classes "
+            f"{', '.join(images.class_names)}"
         )
 
 

@@ -13,8 +13,7 @@ from satm_tf.models.runtimes import first_line
 
 _ADVICE = (
     "Give a model that ends in a Dense layer with one output per class, with a softmax or without, or in one output "
-    "with "
-    "a sigmoid; or name the layer before the head with features="
+    "with a sigmoid; or name the layer before the head with features="
 )
 
 

@@ -137,7 +137,7 @@ def reproduce(request: Request, account: str) -> None:
 
     Args:
         request: The requested tables and figures.
-        account: The text above every table: the command and the machine.
+        account: The text above every table: the command and the scale.
 
     Raises:
         ValueError: As `experiment.train` does.

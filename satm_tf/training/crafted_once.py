@@ -172,8 +172,7 @@ def fingerprint(network: Any, name: str) -> str:
     if not isinstance(model, keras.Model):
         raise ValueError(
             "crafted_once needs sources that are known not to change: a Keras model, or a model that "
-            "models.load_model loads "
-            f"from a file. Received: {type(model).__name__} for {name!r}"
+            f"models.load_model loads from a file. Received: {type(model).__name__} for {name!r}"
         )
     digest = hashlib.sha256()
     for layer in all_layers(model):

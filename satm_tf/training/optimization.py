@@ -29,7 +29,7 @@ class NetworkOptimizer:
         self.replicas = tf.distribute.get_strategy().num_replicas_in_sync
         config = {**original.get_config(), "name": name, "learning_rate": lambda: original.learning_rate}
         clips = [key for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key) is not None]
-        # Keras clips each replica's share of the gradient and then sums, so that equally clipped equal shares add up.
+        # Keras clips each replica's share and then sums: equal shares of the threshold add up to the whole.
         config.update({key: config[key] / self.replicas for key in clips})
         self.optimizer = type(original).from_config(config)
         copy_weight_decay_exclusions(original, self.optimizer)
