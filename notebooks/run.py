@@ -41,7 +41,7 @@ def execute(notebook: NotebookNode, folder: Path, *, twice: bool = False) -> Non
         notebook: Gets the outputs.
         folder: Where it runs.
         twice: Whether to run all cells a second time, in the same kernel, as a reader does who tries things out. Cells
-            with the tag `trains`, which take long and write no files, run once.
+            with the tag `once`, which take long and write no files, run once.
 
     Raises:
         CellExecutionError: If a cell fails, in either round.
@@ -61,7 +61,7 @@ def execute(notebook: NotebookNode, folder: Path, *, twice: bool = False) -> Non
         if twice:
             client.nb = copy.deepcopy(notebook)
             for index, cell in enumerate(client.nb.cells):
-                if "trains" not in cell.metadata.get("tags", ()):
+                if "once" not in cell.metadata.get("tags", ()):
                     client.execute_cell(cell, index)
 
 
