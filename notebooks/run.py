@@ -34,6 +34,11 @@ KERNEL = {
 }
 
 
+def code_of(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells that run."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def execute(notebook: NotebookNode, folder: Path, *, twice: bool = False) -> None:
     """Runs all cells, on the package of this checkout.
 
