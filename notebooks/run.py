@@ -34,6 +34,11 @@ KERNEL = {
 }
 
 
+def code_of(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells that run."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def execute(notebook: NotebookNode, folder: Path, *, twice: bool = False) -> None:
     """Runs all cells, on the package of this checkout.
 
@@ -41,7 +46,7 @@ def execute(notebook: NotebookNode, folder: Path, *, twice: bool = False) -> Non
         notebook: Gets the outputs.
         folder: Where it runs.
         twice: Whether to run all cells a second time, in the same kernel, as a reader does who tries things out. Cells
-            with the tag `trains`, which take long and write no files, run once.
+            with the tag `once`, which take long and write no files, run once.
 
     Raises:
         CellExecutionError: If a cell fails, in either round.
@@ -61,7 +66,7 @@ def execute(notebook: NotebookNode, folder: Path, *, twice: bool = False) -> Non
         if twice:
             client.nb = copy.deepcopy(notebook)
             for index, cell in enumerate(client.nb.cells):
-                if "trains" not in cell.metadata.get("tags", ()):
+                if "once" not in cell.metadata.get("tags", ()):
                     client.execute_cell(cell, index)
 
 

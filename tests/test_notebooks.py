@@ -103,7 +103,7 @@ def test_the_site_shows_every_notebook():
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_opens_in_colab_and_is_stored_as_run_py_stores_it(name):
     notebook = read(name)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = run.code_of(notebook)
     title, badge = notebook.cells[0].source.split("\n")[::2][:2]
     assert title.startswith("# ")
     assert badge.endswith(f"]({PUBLIC}/{name})")
@@ -134,10 +134,10 @@ def test_a_notebook_runs_twice_and_tells_the_story_that_is_stored(name, tmp_path
     stored = read(name)
     fresh = copy.deepcopy(stored)
     run.execute(fresh, tmp_path, twice=True)
-    for cell in fresh.cells:
-        assert seconds(cell) < LONG or shows_progress(cell), f"a reader waits {seconds(cell):.0f} s for\n{cell.source}"
+    silent = [cell.source for cell in fresh.cells if seconds(cell) > patience(fresh) and not shows_progress(cell)]
     run.tidy(fresh)
     assert differences(stored, fresh) == [], f"if the new figures are right: python notebooks/run.py {name}"
+    assert silent == [], "in these a reader waits without a sign"
 
 
 def seconds(cell: nbformat.NotebookNode) -> float:
@@ -147,6 +147,11 @@ def seconds(cell: nbformat.NotebookNode) -> float:
         return 0.0
     began, ended = (datetime.datetime.fromisoformat(each) for each in times)
     return (ended - began).total_seconds()
+
+
+def patience(notebook: nbformat.NotebookNode) -> float:
+    """How long a reader waits without a sign; on a machine that is busy, longer, as the imports show."""
+    return max(LONG, 2 * max(map(seconds, run.code_of(notebook)[:2])))
 
 
 def shows_progress(cell: nbformat.NotebookNode) -> bool:
@@ -167,12 +172,12 @@ def test_a_notebook_whose_point_no_longer_holds_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_that_cannot_run_twice_fails_unless_it_trains(tmp_path):
+def test_a_cell_that_cannot_run_twice_fails(tmp_path):
     notebook = notebook_of("import os", "os.mkdir('photos')")
     with pytest.raises(CellExecutionError, match="FileExistsError"):
         run.execute(copy.deepcopy(notebook), tmp_path, twice=True)
     (tmp_path / "photos").rmdir()
-    notebook.cells[1].metadata["tags"] = ["trains"]
+    notebook.cells[1].metadata["tags"] = ["once"]
     run.execute(notebook, tmp_path, twice=True)
 
 
