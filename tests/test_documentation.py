@@ -7,6 +7,7 @@ own line above a block says otherwise: `<!-- not run: REASON -->`, or `<!-- dry 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -160,6 +161,17 @@ def made():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_page_of_a_notebook_has_its_code_and_pictures_and_none_of_another_host(path, made):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    text, pictures = made.notebook_page(notebook, path.stem)
+    assert set(re.findall(r"!\[[^]]*\]\((.+?)\)", text)) == set(pictures)
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    fences = [token for token in MarkdownIt().parse(text) if token.type == "fence" and token.level == 0]
+    code = ["".join(each["source"]) + "\n" for each in notebook["cells"] if each["cell_type"] == "code"]
+    assert [fence.content for fence in fences if fence.info == "python"] == code
 
 
 def leaderboard_tables():
