@@ -31,6 +31,7 @@ from satm_tf.training.scheme import (
     DomainAdaptationLike,
     EpsilonScheduleLike,
     Mixing,
+    PenaltyNorm,
     Scheme,
     WeightLike,
 )
@@ -77,6 +78,7 @@ class CoTraining(Fitting):
         pairing_weight: Weight of the difference between the logits of clean and adversarial images.
         peer_weight: Weight of the divergence from the peers' answers.
         gradient_penalty: Weight of the norm of the clean loss's gradient by the image (double back-propagation).
+        penalty_norm: The norm of the perturbations that the penalty is for, "linf" or "l2"; the penalty takes its dual.
         teachers: Whose answers to clean images each network learns (distillation).
         teacher_weight: Weight of the cross-entropy with these answers.
         temperature: What logits are divided by in the cross-entropies.
@@ -142,6 +144,7 @@ class CoTraining(Fitting):
         pairing_weight: WeightLike | None = None,
         peer_weight: WeightLike | None = None,
         gradient_penalty: WeightLike | None = None,
+        penalty_norm: PenaltyNorm | None = None,
         teachers: LearnsFrom | None = None,
         teacher_weight: WeightLike | None = None,
         temperature: float | None = None,
@@ -175,6 +178,7 @@ class CoTraining(Fitting):
             "pairing_weight": pairing_weight,
             "peer_weight": peer_weight,
             "gradient_penalty": gradient_penalty,
+            "penalty_norm": penalty_norm,
             "teachers": teachers,
             "teacher_weight": teacher_weight,
             "temperature": temperature,
@@ -308,6 +312,7 @@ class CoTraining(Fitting):
             auxiliary,
             adaptation,
             head,
+            penalty_norm=self.scheme.penalty_norm,
             teachers=[self._teacher(teacher) for teacher in self.teachers.get(name, ())],
             temperature=self.scheme.temperature,
             null_share=null,

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from satm_tf.attacks.losses import divergence
+from satm_tf.attacks.norms import NORMS
 from satm_tf.models import ImageClassifier
 from satm_tf.training.crafting import Crafted
 from satm_tf.training.domain import DomainAdaptation
@@ -44,6 +45,7 @@ class Objective(NamedTuple):
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
         adaptation: The domain adaptation, if any.
         head: Its domain classifier, if it needs one.
+        penalty_norm: The norm of perturbations, whose dual the gradient penalty takes.
         teachers: From images to logits, each network whose answers this one learns.
         temperature: What logits are divided by in the cross-entropies.
         null_share: Share of the label that the null class has, of an image that is perturbed by `null_epsilon`.
@@ -57,6 +59,7 @@ class Objective(NamedTuple):
     auxiliary: Sequence[tuple[keras.Variable, keras.Variable]]
     adaptation: DomainAdaptation | None
     head: keras.layers.Layer | None
+    penalty_norm: str = "linf"
     teachers: Sequence[Callable[[tf.Tensor], tf.Tensor]] = ()
     temperature: float = 1.0
     null_share: float = 0.0
@@ -99,8 +102,11 @@ class Objective(NamedTuple):
         parts = {"clean_loss": importance * losses}
         loss = terms.clean_weight * parts["clean_loss"]
         if terms.gradient_penalty:
-            # The gradient of the sum over the batch: a mean would underflow in float16.
-            parts["gradient_loss"] = importance * tf.reduce_sum(tf.abs(tape.gradient(losses, images)), axis=[1, 2, 3])
+            # Of the sum over the batch: a mean would underflow in float16. The dual norm is the rise along the steepest
+            # step of unit length; its derivative is the one with that step held fixed.
+            gradient = tape.gradient(losses, images)
+            step = tf.stop_gradient(NORMS[self.penalty_norm].steepest(gradient))
+            parts["gradient_loss"] = importance * tf.reduce_sum(gradient * step, axis=[1, 2, 3])
             loss += terms.gradient_penalty * parts["gradient_loss"]
         if terms.teacher_weight:
             taught = [tf.nn.softmax(teacher(images) / self.temperature) for teacher in self.teachers]

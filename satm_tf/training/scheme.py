@@ -25,10 +25,12 @@ AdversarialLoss = Literal["cross_entropy", "divergence"]
 AdversarialLossLike = AdversarialLoss | Mapping[str, AdversarialLoss] | Sequence[AdversarialLoss]
 # A weight for all networks, a mapping by name, or a sequence in the networks' order.
 WeightLike = float | Mapping[str, float] | Sequence[float]
+PenaltyNorm = Literal["linf", "l2"]
 CraftingMode = Literal["inference", "training"]
 Mixing = Literal["steps", "images", "all"]
 
 ADVERSARIAL_LOSSES: tuple[AdversarialLoss, ...] = get_args(AdversarialLoss)
+PENALTY_NORMS: tuple[PenaltyNorm, ...] = get_args(PenaltyNorm)
 CRAFTING_MODES: tuple[CraftingMode, ...] = get_args(CraftingMode)
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
 WEIGHTS = (
@@ -59,7 +61,7 @@ class Scheme:
 
     With x the clean batch and x' a batch of adversarial twins, a network's loss is `clean_weight * CE(x)
     + adversarial_weight * (CE(x') or KL(x || x')) + pairing_weight * MSE(logits of x and x') + peer_weight * KL(peers
-    on x' || x') + gradient_penalty * |gradient of CE(x) by x|_1 + teacher_weight * CE(x, teachers on x) + domain
+    on x' || x') + gradient_penalty * |gradient of CE(x) by x| + teacher_weight * CE(x, teachers on x) + domain
     adaptation`.
 
     If epsilon is set in several places, the one given to `CoTraining` overrides the scheme's, and the scheme's
@@ -95,9 +97,10 @@ class Scheme:
             gradient through both; 0 leaves it out.
         peer_weight: Weight of `KL(p_peer(x') || p(x'))`, the mean over the other trained networks, through which no
             gradient flows; 0 leaves it out.
-        gradient_penalty: Weight of the L1 norm of the gradient of an image's clean loss by the image: how fast the loss
-            rises under the worst small L-infinity perturbation. A weight of epsilon adds, to first order, what an
+        gradient_penalty: Weight of the norm of the gradient of an image's clean loss with respect to the image: how
+            fast the loss rises under the worst small perturbation. A weight of epsilon adds, to first order, what an
             attack of that size adds to the loss. It needs no source; 0 leaves it out.
+        penalty_norm: The norm of these perturbations; the penalty takes its dual: L1 for "linf", L2 for "l2".
         teachers: Whose answers to clean images each network learns, as `resolve_sources` takes it; they must never
             change, so they are frozen networks or `before`. Several teach the mean of their probabilities.
         teacher_weight: Weight of the cross-entropy with the teachers' probabilities; 0 leaves it out.
@@ -151,6 +154,7 @@ class Scheme:
     pairing_weight: WeightLike = 0.0
     peer_weight: WeightLike = 0.0
     gradient_penalty: WeightLike = 0.0
+    penalty_norm: PenaltyNorm = "linf"
     teachers: LearnsFrom | None = None
     teacher_weight: WeightLike = 0.0
     temperature: float = 1.0
@@ -207,6 +211,7 @@ class Scheme:
             )
         for kind, values, known in (
             ("adversarial loss", _values(self.adversarial_loss), ADVERSARIAL_LOSSES),
+            ("penalty norm", [self.penalty_norm], PENALTY_NORMS),
             ("crafting mode", [self.crafting_mode], CRAFTING_MODES),
             ("mixing", [self.mixing], MIXINGS),
             ("batch normalisation mode", _values(self.batch_norm), BATCH_NORM_MODES),

@@ -101,6 +101,7 @@ def test_a_parameter_of_each_field_of_a_scheme(make_network):
         "adversarial_loss": "divergence",
         "peer_weight": 0.25,
         "gradient_penalty": 0.01,
+        "penalty_norm": "l2",
         "teachers": "before",
         "teacher_weight": 0.5,
         "temperature": 2.0,

@@ -37,20 +37,20 @@ def test_a_loss_of_its_own_is_that_of_clean_and_of_adversarial_images(make_netwo
         assert logs[f"a_{part}_loss"] == pytest.approx(float(tf.reduce_mean(loss(labels, network(x)))), rel=1e-5)
 
 
-def penalty(network, images, labels):
-    """The L1 norm of each image's gradient, one image at a time, from the formula."""
+def penalty(network, images, labels, order=1):
+    """The norm of each image's gradient, one image at a time, from the formula."""
     lengths = []
     for image, label in zip(images, labels, strict=True):
         x = tf.constant(image[None])
         with tf.GradientTape() as tape:
             tape.watch(x)
             loss = -tf.nn.log_softmax(network(x))[0, label]
-        lengths.append(float(tf.norm(tape.gradient(loss, x), ord=1)))
+        lengths.append(float(tf.norm(tape.gradient(loss, x), ord=order)))
     return np.array(lengths)
 
 
-@pytest.mark.parametrize("eagerly", [False, True])
-def test_the_gradient_penalty_descends_as_finite_differences_say(eagerly):
+@pytest.mark.parametrize(("eagerly", "norm", "order"), [(False, "linf", 1), (True, "linf", 1), (False, "l2", 2)])
+def test_the_gradient_penalty_descends_as_finite_differences_say(eagerly, norm, order):
     keras.utils.set_random_seed(1)
     network = small("a")  # without batch normalisation, so that no image changes another's gradient
     examples = data()
@@ -60,10 +60,10 @@ def test_the_gradient_penalty_descends_as_finite_differences_say(eagerly):
 
     def objective(share, direction):
         network.set_weights([w + share * d for w, d in zip(before, direction, strict=True)])
-        return np.mean(weight * penalty(network, images, labels)) + float(tf.add_n(network.losses))
+        return np.mean(weight * penalty(network, images, labels, order)) + float(tf.add_n(network.losses))
 
-    expected = np.mean(weight * penalty(network, images, labels))
-    trainer = CoTraining({"a": network}, "undefended", clean_weight=0.0, gradient_penalty=1.0)
+    expected = np.mean(weight * penalty(network, images, labels, order))
+    trainer = CoTraining({"a": network}, "undefended", clean_weight=0.0, gradient_penalty=1.0, penalty_norm=norm)
     trainer.compile(keras.optimizers.SGD(1.0), run_eagerly=eagerly)
     logs = trainer.train_on_batch(images, labels, sample_weight=weight, return_dict=True)
     assert logs["a_gradient_loss"] == pytest.approx(expected, rel=1e-5)
