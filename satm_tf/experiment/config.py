@@ -84,8 +84,8 @@ class Config:
         holdouts: Networks that no scheme ever learns from, by name; they attack at the end.
         surrogates: Groups of an attacker's other models, by name; they attack at the end.
         loss: The classification loss, in every stage.
-        precision: The dtype policy: float32, mixed_bfloat16 or mixed_float16; auto chooses what is fast on this
-            machine.
+        precision: The dtype policy: float32, mixed_bfloat16 or mixed_float16; auto measures which one trains these
+            networks faster on this machine.
         strategy: The devices: none uses one; mirrored uses all GPUs of this machine; multi_worker uses all machines in
             TF_CONFIG; network_per_device uses one for each network.
         fine_tune: Fine-tuning of each network on clean images.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,11 @@ import tensorflow as tf
 from satm_tf.configurable import plural
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config, NetworkConfig
+from satm_tf.experiment.precision import training_step
 from satm_tf.experiment.run_folder import CO_TRAIN
 from satm_tf.experiment.running import check
-from satm_tf.experiment.stage import precision
 from satm_tf.experiment.work import NOTHING, Cost, Network, Timed, crafted_bytes, finished, parts
+from satm_tf.training import resolve_precision
 
 _FACE_BYTES = 4_000
 # The size of the batch on which networks are timed: 64 images of 48 x 48.
@@ -30,31 +30,20 @@ def time_network(described: NetworkConfig, size: int, batch: int, policy: str, n
     if not tf.config.list_physical_devices("GPU"):
         batch = max(1, min(batch, _PIXELS // size**2))  # Fewer already keep a processor busy.
     began = time.monotonic()
-    with precision(policy):
-        network = dataclasses.replace(described, weights=None).build(num_classes, size)
-    images = tf.random.uniform([batch, *network.image_shape])
-
-    @tf.function
-    def step(images: tf.Tensor) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(network(images, training=True) ** 2)
-        return tape.gradient(loss, network.trainable_variables)
-
-    step(images)[-1].numpy()
+    step, weights = training_step(described, size, batch, policy, num_classes)
     first = time.monotonic() - began
     times = []
     for _ in range(3):
         began = time.monotonic()
-        step(images)[-1].numpy()
+        step()
         times.append(time.monotonic() - began)
-    weights = network.count_params()
     keras.utils.clear_session()
     return Network(float(np.median(times)) / batch, first, weights)
 
 
 def timed(config: Config) -> Timed:
     """The cost of each network of a configuration on this machine, by its name."""
-    options = config.data.image_size, config.co_train.batch_size, config.precision
+    options = config.data.image_size, config.co_train.batch_size, resolve_precision(config.precision)
     return lambda name: time_network(config.described_network(NetworkName.parse(name)), *options)
 
 

@@ -63,6 +63,7 @@ class RunFolder(ResultsFolder):
         crafted: The examples that schemes craft once, while their stages are unfinished.
         synthetic_faces: Where synthetic faces are drawn unless another place is given.
         measured: The folder of measurements for the paper's tables.
+        precision: The number format that "auto" has chosen, with what was measured.
 
     Example:
         >>> RunFolder("runs/quickstart").network(Stage("co_train", "satm"), "compact_vgg")
@@ -77,6 +78,7 @@ class RunFolder(ResultsFolder):
         self.crafted = self.unfinished / "crafted"
         self.synthetic_faces = self.path / "synthetic_faces"
         self.measured = self.path / "measured"
+        self.precision = self.path / "precision.json"
 
     def measurements(self) -> list[Path]:
         """The files in `measured`."""

@@ -20,6 +20,7 @@ from satm_tf.experiment.config import Config
 from satm_tf.experiment.detecting import check_detector
 from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data
 from satm_tf.experiment.outcome import conclude
+from satm_tf.experiment.precision import choose_precision
 from satm_tf.experiment.run_folder import Stage
 from satm_tf.experiment.sections import AT_HAND
 from satm_tf.experiment.stage import Job, train_stage
@@ -121,9 +122,10 @@ def _prepare(config: Config) -> Job:
         images = dataclasses.replace(images, train=withheld.defence)
         loss = _loss(config, images)
         claim(folder.path, _described(config))
+        policy = choose_precision(config)
     print(f"{config.name}, in {folder}: {len(images.train):,} training, {len(images.validation):,} validation and "
           f"{plural(len(images.test), 'test image')} of {images.num_classes} classes\n{images.account}")  # fmt: skip
-    return Job(config, images, withheld.surrogates, loss, strategy, devices)
+    return Job(config, images, withheld.surrogates, loss, strategy, devices, policy)
 
 
 def _train(job: Job, stages: Collection[Stage]) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from satm_tf.configurable import plural
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.experiment.images import Sizes, make_batches
+from satm_tf.experiment.precision import precision
 from satm_tf.experiment.run_folder import FINE_TUNE, RunFolder, Stage
 from satm_tf.metrics import at_chance
 from satm_tf.models import ImageClassifier, get_backbone, restore_batch_norm
@@ -30,7 +31,6 @@ from satm_tf.training import (
     Pictures,
     Progress,
     is_chief,
-    resolve_precision,
     wait_for_all,
 )
 
@@ -50,6 +50,7 @@ class Job:
         loss: The classification loss.
         strategy: The devices.
         devices: Where each network is created, if it has its own device.
+        policy: Keras's dtype policy for new networks.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class Job:
     loss: ClassificationLoss
     strategy: tf.distribute.Strategy
     devices: Mapping[str, str]
+    policy: str
 
     @property
     def folder(self) -> RunFolder:
@@ -94,17 +96,6 @@ class Job:
             return self.folder.load(stage, name)
 
 
-@contextlib.contextmanager
-def precision(option: str) -> Iterator[None]:
-    """Sets Keras's dtype policy to the configuration's meanwhile."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(resolve_precision(option))
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
 def train_stage(job: Job, stage: Stage) -> None:
     """Trains the networks of a stage and saves them, resuming from a checkpoint; a finished stage is unchanged.
 
@@ -126,7 +117,7 @@ def train_stage(job: Job, stage: Stage) -> None:
     began = time.monotonic()
     keras.utils.clear_session()
     keras.utils.set_random_seed(zlib.crc32(f"{job.seed(stage)}/{stage}".encode()))
-    with precision(job.config.precision):
+    with precision(job.policy):
         with job.strategy.scope():
             trainer = _fine_tuning(job, stage) if stage.kind == FINE_TUNE else _co_training(job, stage)
         rows = _fit(job, trainer, stage) if job.config.training(stage).epochs else []

@@ -1,0 +1,103 @@
+"""The number format of a run: the one that it asks for or, with "auto", the one in which its networks train faster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+import tensorflow as tf
+
+from satm_tf.bars import say
+from satm_tf.experiment.config import Config
+from satm_tf.experiment.sections import NetworkConfig
+from satm_tf.storage import read_json, write_json
+from satm_tf.training import resolve_precision
+
+# Half precision must be faster by this factor: it also rounds, and machines are noisy.
+_FASTER = 1.1
+# Rounds of steps, in which the formats alternate, so that both have their share of what else the machine does.
+_ROUNDS = 5
+
+
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Sets Keras's dtype policy for the `with` block."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def choose_precision(config: Config) -> str:
+    """The dtype policy of a run.
+
+    With "auto", on hardware that supports a half-precision format, each of the run's networks takes a few training
+    steps in that format and in float32. The faster one over all networks is chosen, printed with the measured figures
+    and recorded in the run folder, so that a resumed run chooses the same.
+
+    Args:
+        config: The run's configuration. The run folder exists.
+
+    Example:
+        >>> choose_precision(config.from_arguments(["--config", "utkface_age", "--precision", "auto"]))
+        precision: 101 images a second in float32, 76 in mixed_bfloat16: float32
+        'float32'
+    """
+    policy = resolve_precision(config.precision)
+    if config.precision != "auto" or policy == "float32":
+        return policy
+    record = config.folder.precision
+    if not record.exists():
+        networks = {name: described for name, described in config.networks.items() if described.model is None}
+        speeds = _speeds(networks, config.data.image_size, config.co_train.batch_size, ("float32", policy))
+        chosen = policy if speeds[policy] > _FASTER * speeds["float32"] else "float32"
+        write_json(record, {"chosen": chosen, "images_per_second": speeds})
+        say(
+            f"precision: {speeds['float32']:.0f} images a second in float32, {speeds[policy]:.0f} in {policy}: {chosen}"
+        )
+    return str(read_json(record)["chosen"])
+
+
+def _speeds(
+    networks: Mapping[str, NetworkConfig], size: int, batch: int, policies: tuple[str, ...]
+) -> dict[str, float]:
+    """Images a second in each format of a training step of all networks, one after the other."""
+    seconds = dict.fromkeys(policies, 0.0)
+    for described in networks.values():
+        steps = {policy: training_step(described, size, batch, policy)[0] for policy in policies}
+        times: dict[str, list[float]] = {policy: [] for policy in policies}
+        for _ in range(_ROUNDS):
+            for policy, step in steps.items():
+                began = time.monotonic()
+                step()
+                times[policy].append(time.monotonic() - began)
+        for policy in policies:
+            seconds[policy] += min(times[policy])  # what else the machine does only adds
+        keras.utils.clear_session()
+    return {policy: batch / each if each else 0.0 for policy, each in seconds.items()}
+
+
+def training_step(
+    described: NetworkConfig, size: int, batch: int, policy: str, num_classes: int = 8
+) -> tuple[Callable[[], None], int]:
+    """A step of a network, without its published weights, on a batch of noise, traced; and its number of parameters."""
+    with precision(policy):
+        network = dataclasses.replace(described, weights=None).build(num_classes, size)
+    images = tf.random.uniform([batch, *network.image_shape])
+
+    @tf.function
+    def compiled(images: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(images, training=True) ** 2)
+        return tape.gradient(loss, network.trainable_variables)
+
+    def step() -> None:
+        compiled(images)[-1].numpy()
+
+    step()
+    return step, network.count_params()
