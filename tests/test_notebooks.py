@@ -24,7 +24,7 @@ INSTALL = re.compile(
 )
 LARGEST, LARGEST_PICTURE = 400_000, 60_000  # bytes: a repository and a phone have to carry them
 NOISE = re.compile(r"\r|\x1b|/(tmp|home|root|work|Users|opt)/|Warning|Traceback| at 0x[0-9a-f]")
-LONG = 20.0  # seconds that a reader waits without a sign
+LONG = 30.0  # seconds that a reader waits without a sign
 
 # A number that is not part of a name, a path or a version, and the unit after it.
 NUMBER = re.compile(r"(?<![\w./-])([-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w/-]|\.\d)( ?%| ?points| \w+)?")
@@ -151,7 +151,7 @@ def seconds(cell: nbformat.NotebookNode) -> float:
 
 def patience(notebook: nbformat.NotebookNode) -> float:
     """How long a reader waits without a sign; on a machine that is busy, longer, as the imports show."""
-    return max(LONG, 2 * max(map(seconds, run.code_of(notebook)[:2])))
+    return max(LONG, 4 * max(map(seconds, run.code_of(notebook)[:2])))
 
 
 def shows_progress(cell: nbformat.NotebookNode) -> bool:
