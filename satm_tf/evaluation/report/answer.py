@@ -100,7 +100,7 @@ def answer(predictions: Predictions) -> list[str]:
         gains = _gains(predictions, baseline, best)
         gained = [rung for rung in rungs if rung in gains]
         helped = [rung for rung in gained if gains[rung]["low"] > 0]
-        changes = {rung: f"{kept[baseline][rung]:.1%} → {own[rung]:.1%}" for rung in gains}
+        changes = {rung: f"{gain['before']:.1%} → {gain['after']:.1%}" for rung, gain in gains.items()}
         sentences = [_help(best, baseline, gains, changes, helped, gained)]
         if CLEAN_RUNG in gains:
             sentences.append(_price(gains[CLEAN_RUNG], changes[CLEAN_RUNG]))
@@ -112,9 +112,12 @@ def answer(predictions: Predictions) -> list[str]:
 
 
 def _gains(predictions: Predictions, first: str, second: str) -> dict[str, dict[str, float]]:
-    """The second scheme's gain over the first in each column, means over networks: `difference`, `low`, `high`."""
-    compared = compare_ladder(predictions, first, second).groupby("rung", sort=False)
-    means: Any = compared[["difference", "low", "high"]].mean()
+    """The second scheme's gain over the first in each column, means over the networks that both have.
+
+    The accuracies `before` and `after` are of the same networks and images as `difference`, `low` and `high`.
+    """
+    compared = compare_ladder(predictions, first, second).rename(columns={first: "before", second: "after"})
+    means: Any = compared.groupby("rung", sort=False)[["before", "after", "difference", "low", "high"]].mean()
     return {str(rung): dict(row) for rung, row in means.iterrows()}
 
 

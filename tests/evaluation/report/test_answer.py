@@ -13,13 +13,13 @@ IMAGES, EPSILON = 200, 0.1
 
 
 def predictions(**kept):
-    """Of one network for each scheme: how many of 200 images stay right, by rung; the first ones, so that sets nest."""
+    """Of one network for each scheme, or of those that are named: how many of 200 images stay right, by rung; the first ones, so that sets nest."""
     sources = {"clean": "", "unseen": "holdout/b", "start": "start/a", "queries": "queries"}
     rows, cells = [], []
     labels = np.arange(IMAGES, dtype=np.int32) % 4
     for scheme, rungs in kept.items():
         for rung, right in rungs.items():
-            target = f"{scheme}/a"
+            target = scheme if "/" in scheme else f"{scheme}/a"
             attack, epsilon = ("clean", 0.0) if rung == "clean" else ("fgsm", EPSILON)
             cells.append((attack, epsilon, sources.get(rung, target), target))
             rows.append(np.where(np.arange(IMAGES) < right, labels, (labels + 1) % 4))
@@ -52,6 +52,14 @@ def test_the_worst_attacker_leads_where_the_defence_withstands_it_and_those_that
     )
     assert price.startswith("On clean images it makes no significant difference (80.0% → 80.0%: +0.0")
     assert rest == ["Under the worst of all attackers, other cannot be distinguished from it."]
+
+
+def test_a_network_that_only_the_defence_has_is_not_in_the_gain():
+    defended = {"clean": 150, "unseen": 140}
+    partner = {"clean": 200, "unseen": 200}
+    first, price, *_ = answer(predictions(**{"undefended": UNDEFENDED, "satm": defended, "satm/b": partner}))
+    assert first == "satm helps against unseen models (40.0% → 70.0%)."
+    assert "(80.0% → 75.0%: -5.0 points" in price
 
 
 def test_a_defence_that_does_not_help_is_told_so():
