@@ -58,7 +58,7 @@ def test_a_network_that_only_the_defence_has_is_not_in_the_gain():
     defended = {"clean": 150, "unseen": 140}
     partner = {"clean": 200, "unseen": 200}
     first, price, *_ = answer(predictions(**{"undefended": UNDEFENDED, "satm": defended, "satm/b": partner}))
-    assert first == "satm helps against unseen models (40.0% → 70.0%)."
+    assert "40.0% → 70.0% (+30.0 points" in first
     assert "(80.0% → 75.0%: -5.0 points" in price
 
 
