@@ -13,8 +13,8 @@ accuracy on validation images. A detector's threshold lets 3 % of the validation
 that differ in a weight only, `<name>_<weight>`, the one with the largest weight that gives up no more is shown. The
 other schemes are shown as they are; their clean accuracy says what they cost.
 
-- `unseen`, `public_weights`, `defended`, `start`: the rungs that the configuration has. Their examples are made on models
-  without the countermeasure.
+- `unseen`, `public_weights`, `defended`, `start`: the rungs that the configuration has. Their examples are made on
+  models without the countermeasure.
 - `same`: the attacker knows the countermeasure and lacks the weights. The partner network has it too, and its MI-FGSM
   and APGD examples fool it and evade its own detector.
 - `queries`: Square with 100 queries. A rejection is an answer that the attacker sees and avoids.

@@ -10,7 +10,7 @@ document.querySelectorAll("table[data-sortable]").forEach((table) => {
       const rows = [...table.tBodies[0].rows];
       const numeric = rows.some((row) => content(row, column) !== "" && !isNaN(content(row, column)));
       const first = numeric ? "descending" : "ascending";
-      const order = head.ariaSort !== first ? first : numeric ? "ascending" : "descending";
+      const order = head.getAttribute("aria-sort") !== first ? first : numeric ? "ascending" : "descending";
       const sign = order === "ascending" ? 1 : -1;
       heads.forEach((each) => each.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order);

@@ -272,14 +272,20 @@ def check_claim(folder: str | Path, described: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     check_layout(folder)
-    described = json.loads(json.dumps(described))
-    found = read_config(folder)
+    # Without nulls, so that a later release can add a field whose default is null.
+    described, found = _without_nulls(json.loads(json.dumps(described))), _without_nulls(read_config(folder))
     differing = [key for key in {**described, **found} if described.get(key) != found.get(key)]
     if differing:
         raise ValueError(
             f"{folder} holds results of another configuration; choose another folder, or delete it. "
             f"Received: other values of {', '.join(differing)}"
         )
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def check_layout(folder: str | Path) -> None:

@@ -30,6 +30,7 @@ NUMBER = re.compile(r"(?<![\w./-])([-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)(
 TIMES = {"s", "ms", "min", "h", "seconds", "minutes"}
 # Bounds. Another number of threads trains another network, on as few images as here. Counts are equal.
 PER_CENT, RATE = 15.0, 0.15
+FEW, SOME = 30, 3
 OTHER = 0.25  # relative, of what is more than 100 % can be: sizes of files
 
 
@@ -54,9 +55,10 @@ def numbers_of(text: str) -> list[tuple[str, str]]:
 
 def close(stored: str, fresh: str, unit: str) -> bool:
     """Whether two numbers tell the same story."""
-    if unit not in ("%", "points") and stored.lstrip("-+").isdigit() and fresh.lstrip("-+").isdigit():
-        return stored == fresh  # images, classes, networks
     before, after = float(stored), float(fresh)
+    if unit not in ("%", "points") and stored.lstrip("-+").isdigit() and fresh.lstrip("-+").isdigit():
+        # Images, classes, networks; of a few, such as checks that detect something, some differ between machines.
+        return before == after or (max(before, after) <= FEW and abs(before - after) <= SOME)
     if unit not in ("%", "points") and max(abs(before), abs(after)) <= 1:
         return abs(before - after) <= RATE
     return abs(before - after) <= (PER_CENT if abs(before) <= 100 else OTHER * abs(before))

@@ -116,6 +116,15 @@ def test_a_folder_belongs_to_one_configuration(tmp_path):
     assert {"python", "keras", "devices"} <= set(storage.read_json(tmp_path / "run" / storage.ENVIRONMENT))
 
 
+def test_a_field_that_is_null_by_default_may_be_added_later(tmp_path):
+    storage.claim(tmp_path, {"schemes": {"a": {"preset": "satm"}}, "epochs": 3})
+    storage.claim(tmp_path, {"schemes": {"a": {"preset": "satm", "added": None}}, "epochs": 3})
+    with pytest.raises(ValueError, match="other values of schemes"):
+        storage.claim(tmp_path, {"schemes": {"a": {"preset": "satm", "added": 1}}, "epochs": 3})
+    with pytest.raises(ValueError, match="other values of epochs"):
+        storage.claim(tmp_path, {"schemes": {"a": {"preset": "satm"}}, "epochs": None})
+
+
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [", b"\xff\xfe\x00"])
 def test_a_damaged_configuration_is_named(tmp_path, content):
     (tmp_path / storage.CONFIG).write_bytes(content)

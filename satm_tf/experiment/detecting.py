@@ -7,7 +7,7 @@ import numpy as np
 
 from satm_tf import attacks, bars, data
 from satm_tf.attacks.losses import EVADING
-from satm_tf.detection import Detector, FittedDetector, Guarded, measure
+from satm_tf.detection import Detector, FittedDetector, Guarded, NullClass, measure
 from satm_tf.detection.base import scikit_learn
 from satm_tf.experiment.config import Config, make_attack
 from satm_tf.experiment.images import make_batches
@@ -20,14 +20,25 @@ _TRAINING, _VALIDATION, _TEST = 1000, 1000, 300
 _STEPS = 40
 
 
-def check_detector(config: Config) -> None:
+def check_detector(kind: str | None, null_class: bool) -> None:
     """Finds before any training that a detector could not be fitted.
 
+    Args:
+        kind: Its kind; None for no detector.
+        null_class: Whether the exported networks have a null class.
+
     Raises:
+        ValueError: If the detector needs a null class.
         ImportError: If scikit-learn is missing.
     """
-    if config.export.detector is not None:
-        scikit_learn("svm")
+    if kind is None:
+        return
+    if kind == NullClass.name and not null_class:
+        raise ValueError(
+            f"The detector {kind!r} needs a scheme with null_share, which trains a null class; choose another "
+            "detector or scheme. Received: a scheme without null_share"
+        )
+    scikit_learn("svm")
 
 
 def detector_of(config: Config, images: data.ImageData, name: str) -> FittedDetector | None:

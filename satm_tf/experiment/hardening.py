@@ -20,7 +20,6 @@ import tensorflow as tf
 from satm_tf import storage
 from satm_tf.configurable import look_up, plural
 from satm_tf.detection import Detector, FittedDetector
-from satm_tf.detection.base import scikit_learn
 from satm_tf.evaluation import Predictions
 from satm_tf.evaluation.ladder import ladder_table
 from satm_tf.evaluation.predictions import CLEAN
@@ -37,12 +36,14 @@ from satm_tf.experiment.config import (
     SchemeConfig,
     TrainingConfig,
 )
+from satm_tf.experiment.detecting import check_detector
 from satm_tf.experiment.images import Sizes, load_data, make_batches
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.experiment.running import run
 from satm_tf.experiment.surrogates import SurrogateConfig
 from satm_tf.metrics import at_chance
 from satm_tf.models import ImageClassifier, get_backbone
+from satm_tf.training import Scheme
 
 ORIGINAL, HARDENED = "original", "hardened"
 """The names of the original and of the hardened model in results."""
@@ -158,7 +159,7 @@ def harden(
     kind = _DETECTOR if detector is True else detector or None
     if kind is not None:
         look_up("detector", kind, Detector.members)
-        scikit_learn("svm")
+        check_detector(kind, null_class=Scheme.get(scheme).null_share > 0)
     record = _Record(output, {**locals(), "detector": kind})
     file, classifier = _model_file(model, input_range, output, record)
     if classifier.image_shape[0] != classifier.image_shape[1]:
@@ -250,7 +251,8 @@ class _Record:
         """Stores a value to be written, or checks that it equals the written one."""
         before = self.content.setdefault(key, value)
         if before != value:
-            differing = sorted(k for k in value if before.get(k) != value[k]) if isinstance(value, dict) else [key]
+            names = {**before, **value} if isinstance(value, dict) else ()
+            differing = sorted(name for name in names if before.get(name) != value.get(name)) or [key]
             raise ValueError(
                 f"{self.path.parent} holds the results of another call; choose another output, or delete it. "
                 f"Received: other values of {', '.join(differing)}"

@@ -113,7 +113,7 @@ def _prepare(config: Config) -> Job:
     """Checks everything that could stop the run, and returns what all stages need: images and devices."""
     strategy = get_strategy(config.strategy)  # Several workers must connect before TensorFlow does any work.
     _check_optimizers(config)
-    check_detector(config)
+    _check_detector(config)
     devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
     folder = config.folder
     with _one_after_the_other(strategy):
@@ -161,7 +161,7 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
     if config.strategy == "network_per_device":
         devices_for(tuple(config.all_networks))
     _check_optimizers(config)
-    check_detector(config)
+    _check_detector(config)
     surrogates = [network for group in config.surrogates.values() for network in (group.networks or {}).values()]
     for network in [*config.all_networks.values(), *surrogates]:
         if network.model is not None and not Path(network.model).is_file():
@@ -179,9 +179,12 @@ def _described(config: Config) -> dict[str, Any]:
     """The description that a run folder is claimed for. A folder that was moved or copied is the same run."""
     described = dataclasses.asdict(config)
     del described["run_dir"]
-    if config.export.detector is None:
-        del described["export"]["detector"]  # which run folders from before there were detectors lack
     return described
+
+
+def _check_detector(config: Config) -> None:
+    scheme = config.export.scheme
+    check_detector(config.export.detector, null_class=scheme is not None and config.scheme(scheme).null_share > 0)
 
 
 def _check_optimizers(config: Config) -> None:

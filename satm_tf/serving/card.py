@@ -34,8 +34,8 @@ LIMITS = (
 )
 DETECTOR_LIMIT = (
     "The detector is an alarm, not a defence: an attacker who knows of it can fool it together with the classifier, as "
-    "Carlini and Wagner (2017) have shown for detectors of this kind. That an image is not suspicious says nothing "
-    "where images are made to pass."
+    "Carlini and Wagner (2017) have shown for ten detectors. A score below the threshold is no evidence that an image "
+    "is harmless."
 )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from satm_tf.attacks.base import consensus
+from satm_tf.attacks.sources import logits_of, refuse_probabilities
 from satm_tf.models import ImageClassifier
 from satm_tf.training.crafted_once import CraftedOnce
 from satm_tf.training.crafting import Batch, Crafted, Crafting
@@ -304,27 +306,36 @@ class CoTraining(Fitting):
             if mode == "auxiliary" and self.sources[name]
         ]
         null = self.scheme.null_share
+        terms = self.scheme.terms_of(name)
+        if not self.teachers.get(name):
+            terms = terms._replace(teacher_weight=0.0)
         return Objective(
             network,
-            self.scheme.terms_of(name),
+            terms,
             loss,
             mode,
             auxiliary,
             adaptation,
             head,
             penalty_norm=self.scheme.penalty_norm,
-            teachers=[self._teacher(teacher) for teacher in self.teachers.get(name, ())],
+            teachers=[self._teacher(teacher, network.num_classes) for teacher in self.teachers.get(name, ())],
             temperature=self.scheme.temperature,
             null_share=null,
             null_epsilon=self.scheme.null_epsilon_of(name, self.sources[name], self.networks) if null else 0.0,
         )
 
-    def _teacher(self, name: str) -> Callable[[tf.Tensor], tf.Tensor]:
-        network: Any = self._recalled[name].at(0) if name in self._recalled else self.frozen[name]
+    def _teacher(self, name: str, num_classes: int) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The logits `[batch, classes]` of a teacher, from images."""
 
         def answers(images: tf.Tensor) -> tf.Tensor:
+            # The remembered weights are read here, in each step: a checkpoint may replace them.
+            network: Any = self._recalled[name].at(0) if name in self._recalled else self.frozen[name]
+            refuse_probabilities(network, images.shape)
             with on_device(self.devices, name):
-                return tf.cast(network(images, training=False), tf.float32)
+                logits = consensus(logits_of(network, images))
+            if logits.shape[-1] != num_classes:
+                raise ValueError(f"Teacher {name!r} must distinguish {num_classes} classes. Received: {logits.shape}")
+            return logits
 
         return answers
 

@@ -168,6 +168,8 @@ def test_what_cannot_be_hardened_is_said_before_any_training(mine, photos, tmp_p
         attempt((alike, labels % 2))
     with pytest.raises(ValueError, match="Did you mean 'quantised_rbf'"):
         attempt((alike, labels), detector="quantized_rbf")
+    with pytest.raises(ValueError, match="needs a scheme with null_share"):
+        attempt((alike, labels), detector="null_class")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         satm_tf.harden(tmp_path / "nowhere.keras", photos, output=tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -47,12 +47,22 @@ def test_half_precision_that_gains_nothing_is_not_chosen(monkeypatch, automatic)
     assert choose_precision(automatic) == "float32"
 
 
+def test_a_resumed_run_keeps_its_choice_on_other_hardware(monkeypatch, automatic):
+    for here, there in (("mixed_bfloat16", "float32"), ("float32", "mixed_bfloat16")):
+        monkeypatch.setattr(precision, "resolve_precision", lambda asked, policy=here: policy)
+        slow_in(monkeypatch, "float32")
+        assert choose_precision(automatic) == here
+        monkeypatch.setattr(precision, "resolve_precision", lambda asked, policy=there: policy)
+        assert choose_precision(automatic) == here
+        automatic.folder.precision.unlink()
+
+
 def test_what_is_asked_for_or_all_there_is_is_not_measured(monkeypatch, automatic):
     for asked in ("float32", "mixed_bfloat16"):
         assert choose_precision(dataclasses.replace(automatic, precision=asked)) == asked
     monkeypatch.setattr(precision, "resolve_precision", lambda asked: "float32")
     assert choose_precision(automatic) == "float32"
-    assert not automatic.folder.precision.exists()
+    assert read_json(automatic.folder.precision)["images_per_second"] == {}
 
 
 def test_a_real_network_is_measured_in_both(monkeypatch, automatic):

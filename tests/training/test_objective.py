@@ -139,6 +139,47 @@ def test_one_who_teaches_oneself_stays(make_network, images, labels):
         np.testing.assert_allclose(ours, value, atol=1e-7)
 
 
+def test_a_restored_teacher_is_the_one_that_was_saved(make_network, images, labels):
+    def trained(start):
+        network = make_network("a")
+        network.set_weights([start * each for each in network.get_weights()])
+        trainer = CoTraining({"a": network}, "distillation", teachers="before")
+        trainer.compile(keras.optimizers.SGD(1.0))
+        trainer.train_on_batch(images, labels)  # Graphs are traced before the state is restored.
+        return network, trainer
+
+    (network, trainer), (other, resumed) = trained(1.0), trained(3.0)
+    network.set_weights([2 * each for each in network.get_weights()])
+    for variable, value in zip(resumed.state(), [each.numpy() for each in trainer.state()], strict=True):
+        variable.assign(value)
+    for each in (trainer, resumed):
+        each.train_on_batch(images, labels)
+    for ours, value in zip(other.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, value, atol=1e-6)
+
+
+def test_a_teacher_is_refused_or_left_out_where_it_cannot_teach(make_network, images, labels):
+    network, partner = make_network("a"), make_network("b", width=4)
+    probabilities = keras.Sequential([make_network("c"), keras.layers.Softmax()])
+    fewer = make_network("d", num_classes=3)
+    for teacher, message in (
+        (probabilities, "probabilities"),
+        (fewer, r"must distinguish 4 classes. Received: \(12, 3\)"),
+    ):
+        trainer = CoTraining({"a": network}, "distillation", frozen={"old": teacher})
+        trainer.compile("sgd")
+        with pytest.raises(ValueError, match=message):
+            trainer.train_on_batch(images, labels)
+    trainer = CoTraining(
+        {"a": network, "b": partner},
+        "distillation",
+        teachers={"a": "frozen", "b": "nobody"},
+        frozen={"old": make_network("c")},
+    )
+    trainer.compile("sgd")
+    assert "b_teacher_loss" not in trainer.train_on_batch(images, labels, return_dict=True)
+
+
 @pytest.mark.parametrize(("perturbed", "share"), [(0.0, 0.0), (0.5, 0.4), (1.0, 0.8), (2.0, 0.8)])
 def test_the_null_classs_share_of_a_label_grows_with_the_perturbation(make_network, images, labels, perturbed, share):
     network = make_network("a").with_null_class()

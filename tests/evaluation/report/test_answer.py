@@ -13,7 +13,10 @@ IMAGES, EPSILON = 200, 0.1
 
 
 def predictions(**kept):
-    """Of one network for each scheme, or of those that are named: how many of 200 images stay right, by rung; the first ones, so that sets nest."""
+    """Of one network for each scheme, or of those that are named: how many of 200 images stay right, by rung.
+
+    They are the first ones, so that sets nest.
+    """
     sources = {"clean": "", "unseen": "holdout/b", "start": "start/a", "queries": "queries"}
     rows, cells = [], []
     labels = np.arange(IMAGES, dtype=np.int32) % 4
