@@ -45,11 +45,11 @@ def run(config: Config) -> pd.DataFrame:
     The run folder holds `config.yaml`, `environment.json`, `networks/<stage>/<name>.keras` with a record of the weights
     they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
     pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
-    attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, and `exports.json`. All
-    files are written atomically, and random numbers depend only on the seed and the stage's name. So a run that was
-    killed at any moment and resumed with the same command has the same result as an uninterrupted one: on CPUs, weights
-    and results are identical to the bit. The figures of the epochs in `metrics.csv` have differed by up to 5e-7 between
-    runs with the same seed.
+    attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, `exports.json`,
+    `detectors` and `precision.json`. All files are written atomically, and random numbers depend only on the seed and
+    the stage's name. So a run that was killed at any moment and resumed with the same command has the same result as an
+    uninterrupted one: on CPUs, weights and results are identical to the bit. The figures of the epochs in `metrics.csv`
+    have differed by up to 5e-7 between runs with the same seed.
 
     With the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
     folder must be on a shared file system.
