@@ -1,7 +1,7 @@
 """Detectors of adversarial examples, fitted to a classifier: an alarm, not a defence.
 
 A detector is a configuration with a name; `fit` gives what scores images, with a threshold that a chosen share of clean
-images exceeds. `Guarded` joins it to its classifier, to attack both together, and `measure` says what it is worth.
+images exceeds. `Guarded` joins it to its classifier, to attack both together, and `measure` says how well it works.
 
 | name | class | how it tells |
 | --- | --- | --- |

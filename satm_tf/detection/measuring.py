@@ -1,4 +1,4 @@
-"""What detectors are worth: how well they tell, and what rejecting costs and gains."""
+"""How well detectors work, and what rejecting costs and gains."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Hardened:
         saved_model: Its SavedModel, for TensorFlow Serving, with the model card in `assets.extra`.
         report: The page with all figures.
         summary: The text that printing shows.
-        detector: The detector that the SavedModel holds, if one was asked for.
+        detector: The detector in the SavedModel, if one was requested.
     """
 
     model: ImageClassifier
@@ -147,7 +147,7 @@ def harden(
         ValueError: If the model and the images do not match, the model is no better than chance on them, an option is
             unknown, or `output` holds another run.
         FileNotFoundError: If the model or the folder does not exist.
-        ImportError: If a detector is asked for and scikit-learn is missing.
+        ImportError: If a detector is requested and scikit-learn is missing.
         Interrupted: If SIGINT or SIGTERM was received while it trained; everything is saved.
 
     Example:

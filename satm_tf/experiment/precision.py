@@ -47,7 +47,7 @@ def choose_precision(config: Config) -> str:
 
     Example:
         >>> choose_precision(config.from_arguments(["--config", "utkface_age", "--precision", "auto"]))
-        precision: 101 images a second in float32, 76 in mixed_bfloat16: float32
+        precision: 101 images per second in float32, 76 in mixed_bfloat16: float32
         'float32'
     """
     policy = resolve_precision(config.precision)
@@ -62,7 +62,7 @@ def choose_precision(config: Config) -> str:
     if networks and policy != chosen:
         batch = max(1, min(config.co_train.batch_size, _PIXELS // config.data.image_size**2))
         speeds = _speeds(networks, config.data.image_size, batch, (chosen, policy))
-        shown = f"{speeds[chosen]:.0f} images a second in {chosen}, {speeds[policy]:.0f} in {policy}"
+        shown = f"{speeds[chosen]:.0f} images per second in {chosen}, {speeds[policy]:.0f} in {policy}"
         chosen = policy if speeds[policy] > _FASTER * speeds[chosen] else chosen
         say(f"precision: {shown}: {chosen}")
     write_json(record, {"chosen": chosen, "images_per_second": speeds})

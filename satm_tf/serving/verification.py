@@ -167,9 +167,7 @@ def _compare_scores(
         )
     suspicious = values["valid"] & (found > float(detector.threshold))
     if (values[SUSPICIOUS] != suspicious).any():
-        raise VerificationError(
-            f"{SUSPICIOUS} of {name!r} does not follow from its score. Received: {values[SUSPICIOUS]}"
-        )
+        raise VerificationError(f"{SUSPICIOUS} of {name!r} contradicts its score. Received: {values[SUSPICIOUS]}")
 
 
 def _png(image: np.ndarray) -> bytes:

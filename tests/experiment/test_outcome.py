@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,10 @@ def finished(config, monkeypatch):
     return config
 
 
-def export(network, place, *, labels, card):
+IMAGES = SimpleNamespace(class_names=("x",))
+
+
+def export(network, place, *, labels, card, detector=None):
     versions = len(list(place.glob("*"))) + 1
     written = place / str(versions) / "assets.extra" / "model_card.json"
     written.parent.mkdir(parents=True)
@@ -45,9 +49,9 @@ def test_a_kill_during_exports_leaves_one_version_of_each(finished, monkeypatch,
             exports = iter([export, stop])
             patched.setattr(outcome.serving, "export_saved_model", lambda *a, **o: next(exports)(*a, **o))
         with pytest.raises(StoppedError):
-            outcome._export(finished, ("x",))
+            outcome._export(finished, IMAGES)
     for _ in range(2):
-        outcome._export(finished, ("x",))
+        outcome._export(finished, IMAGES)
     recorded = json.loads(finished.folder.exports.read_text())
     assert recorded == {name: str(Path(finished.export.folder) / name / "1") for name in "ab"}
     assert all(len(list((Path(finished.export.folder) / name).iterdir())) == 1 for name in "ab")
@@ -55,9 +59,9 @@ def test_a_kill_during_exports_leaves_one_version_of_each(finished, monkeypatch,
 
 def test_another_network_of_this_name_is_a_version_of_its_own(finished, monkeypatch):
     monkeypatch.setattr(outcome.serving, "export_saved_model", export)
-    outcome._export(finished, ("x",))
+    outcome._export(finished, IMAGES)
     finished.folder.exports.unlink()
     finished.folder.network(Stage("co_train", "satm"), "a").write_text("trained again")
-    outcome._export(finished, ("x",))
+    outcome._export(finished, IMAGES)
     recorded = json.loads(finished.folder.exports.read_text())
     assert [Path(recorded[name]).name for name in "ab"] == ["2", "1"]

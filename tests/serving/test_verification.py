@@ -24,7 +24,7 @@ def test_another_network_is_detected(exported, samples):
     other = build_network()
     kernel = other._classification.kernel
     kernel.assign(kernel + 1e-3 * tf.one_hot(0, kernel.shape[0])[:, None] * tf.one_hot(0, 4))
-    with pytest.raises(VerificationError, match="may differ by 1e-05"):
+    with pytest.raises(VerificationError, match="may differ by at most 1e-05"):
         verification.verify(exported.folder, other, LABELS, samples)
 
 
