@@ -72,7 +72,7 @@ def choose_precision(config: Config) -> str:
 def _speeds(
     networks: Mapping[str, NetworkConfig], size: int, batch: int, policies: tuple[str, ...]
 ) -> dict[str, float]:
-    """Images a second in each format of a training step of all networks, one after the other."""
+    """Images per second in each format of a training step of all networks, one after the other."""
     seconds = dict.fromkeys(policies, 0.0)
     for described in networks.values():
         steps = {policy: training_step(described, size, batch, policy)[0] for policy in policies}
