@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from satm_tf import detection, experiment
 from satm_tf.attacks import APGD, MIFGSM, PGD, Attack, SquareAttack
@@ -173,6 +174,29 @@ def measure(config: Config, defences: dict[str, dict[str, Any]], epsilon: float,
     return pd.DataFrame(rows), pd.concat(told)
 
 
+def draw(means: pd.DataFrame, path: Path) -> None:
+    """A row for each countermeasure: a line from the worst attacker without the weights to clean images, and dots."""
+    figure = Figure(figsize=(10, 0.42 * len(means) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    table, rows = 100 * means, np.arange(len(means))
+    axes.hlines(rows, table.worst, table.clean, color="0.8", lw=6, zorder=0)
+    for column, marker, colour, label in (
+        ("clean", "s", "black", "clean"),
+        ("unseen", "o", "C0", "unseen models"),
+        ("queries", "D", "C1", "queries, knows"),
+        ("worst", "X", "C3", "all without the weights"),
+        ("white_box", "^", "C2", "white box, ignores"),
+        ("white_box_knowing", "v", "C4", "white box, knows"),
+    ):
+        axes.plot(table[column], rows, marker, color=colour, ms=8, alpha=0.85, label=label)
+    axes.set_yticks(rows, [name.replace("_", " ") for name in table.index])
+    axes.set(xlabel="withstood, %: classified correctly or rejected", xlim=(-2, 100))
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="A YAML file, as satm-tf train --config takes it.")
@@ -197,6 +221,7 @@ def main() -> None:
     for table, frames in tables.items():
         write_text(given.out / f"{table}.csv", pd.concat(frames).to_csv(index=False, float_format="%.4f"))
     means = pd.concat(tables["countermeasures"]).groupby("countermeasure", sort=False).mean(numeric_only=True)
+    draw(means, given.out / "countermeasures.png")
     print(means.drop(columns="seed").mul(100).round(1).to_string())
 
 
