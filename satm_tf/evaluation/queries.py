@@ -18,6 +18,7 @@ from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.predictions import NOT_MEASURED, Predictions, concatenate
 from satm_tf.evaluation.rungs import QUERIES, RUNGS, Group, rung_of
+from satm_tf.evaluation.stand_ins import StandIns
 
 SQUARE, WARM = "square", "transfer+square"
 
@@ -84,14 +85,8 @@ def measure_queries(
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
 
-    @functools.cache
-    def compiled(source: str, name: str) -> Callable[..., tf.Tensor]:
-        return crafting[name].compiled(sources[source])
-
-    @functools.cache
-    def searching(target: str, count: int) -> Callable[..., tf.Tensor]:
+    def searching(count: int, network: Any) -> Callable[..., tf.Tensor]:
         """The search on a target from this many examples; it gives the target's classes `[budgets, images]`."""
-        network = targets[target]
 
         def search(images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, starts: list[tf.Tensor]) -> tf.Tensor:
             found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
@@ -102,6 +97,7 @@ def measure_queries(
         images, classes = dataset.element_spec
         return tf.function(search, input_signature=[images, classes, tf.TensorSpec([2], tf.int32), [images] * count])
 
+    stand_ins = StandIns([*sources.values(), *targets.values()])
     num_classes = next(iter(targets.values())).num_classes
     answers: list[list[NDArray[np.integer]]] = [[] for _ in searches]
     with Bar(len(searches) * len(dataset), stage, "batch") as bar:
@@ -128,11 +124,14 @@ def measure_queries(
                     answer.append(Predictions.load(path).predicted)
                 else:
                     makers = [(source, name) for source in ladder for name in crafting]
-                    for each in makers:
-                        if each not in crafted:
-                            crafted[each] = compiled(*each)(images, batch, epsilon=epsilon, seed=key)
+                    for source, name in makers:
+                        if (source, name) not in crafted:
+                            craft = stand_ins.compiled(name, crafting[name].compiled, sources[source])
+                            crafted[source, name] = craft(images, batch, epsilon=epsilon, seed=key)
                     starts = [crafted[each] for each in makers]
-                    found = searching(target, len(starts))(images, batch, key, starts).numpy()
+                    make = functools.partial(searching, len(starts))
+                    search = stand_ins.compiled(len(starts), make, targets[target])
+                    found = search(images, batch, key, starts).numpy()
                     answer.append(found.astype(np.min_scalar_type(-num_classes)))
                     if path:
                         cells = _cells(kind, budgets, epsilon, target)
