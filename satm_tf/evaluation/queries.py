@@ -95,7 +95,8 @@ def measure_queries(
         if getattr(network, "remote", False):
             return search
         images, classes = dataset.element_spec
-        return tf.function(search, input_signature=[images, classes, tf.TensorSpec([2], tf.int32), [images] * count])
+        signature = [images, classes, tf.TensorSpec([2], tf.int32), [images] * count]
+        return tf.function(search, input_signature=signature, autograph=False)
 
     stand_ins = StandIns([*sources.values(), *targets.values()])
     num_classes = next(iter(targets.values())).num_classes

@@ -233,7 +233,8 @@ def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Call
     if any(getattr(target, "remote", False) for target in targets.values()):
         return predict
     # One trace for all batches, including a smaller last one.
-    return tf.function(predict, input_signature=[dataset.element_spec[0]]).get_concrete_function()
+    compiled = tf.function(predict, input_signature=[dataset.element_spec[0]], autograph=False)
+    return compiled.get_concrete_function()
 
 
 def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
@@ -252,7 +253,7 @@ def _unchanged(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: t
 def _crafter(attack: Attack, dataset: tf.data.Dataset, network: Network) -> Network:
     signature = [*dataset.element_spec, tf.TensorSpec([], tf.float32), tf.TensorSpec([2], tf.int32)]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return attack(network, images, labels, epsilon=epsilon, seed=seed)
 

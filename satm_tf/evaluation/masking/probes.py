@@ -203,7 +203,7 @@ def loss_surface(
     along_gradient = tf.zeros_like(images) if gradient is None else tf.sign(gradient)
     along_random = _random_signs(images, tf.constant([seed, 0]))
 
-    @tf.function
+    @tf.function(autograph=False)
     def loss_at(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
         moved = tf.clip_by_value(images + first * along_gradient + second * along_random, 0.0, 1.0)
         return tf.reduce_mean(cross_entropy(labels, logits_of(network, moved)))
@@ -231,7 +231,7 @@ def _random_signs(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _probe(dataset: tf.data.Dataset, iterative: Attack, network: Model) -> Callable[..., dict[str, tf.Tensor]]:
-    @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
+    @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)], autograph=False)
     def probe(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
         images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
 
