@@ -47,7 +47,7 @@ class StandIns:
         self._functions: dict[Hashable, Function] = {}
 
     def compiled(self, key: Hashable, make: Callable[[Any], Function], network: Any) -> Function:
-        """A function of a network, compiled the first time that its architecture is asked for.
+        """A function of a network, compiled once for its architecture.
 
         Args:
             key: What tells this function from others of the same network.
