@@ -182,18 +182,13 @@ class RobustValidation(keras.callbacks.Callback):
         return batches
 
     def _epsilon(self) -> float:
-        scheme, sources = self.model.scheme, self.model.sources
-        epsilons = [
-            scheme.attack_on(source, learner, trained=source in self.model.networks).epsilon
-            for learner, its in sources.items()
-            for source in its
-        ]
-        if not epsilons:
+        attacks = self.model.scheme.attacks(self.model.sources, self.model.networks)
+        if not attacks:
             raise ValueError(
                 "No network learns from adversarial examples, so there is no epsilon to validate with. Give "
                 "`attack`. Received: attack=None"
             )
-        return max(epsilons)
+        return float(max(attack.epsilon for attack in attacks.values()))
 
     def _measure(self) -> dict[str, dict[str, np.ndarray]]:
         """The images that each network classifies correctly, without an attack and under each attack."""

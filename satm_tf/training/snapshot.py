@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +26,7 @@ class Snapshot(NamedTuple):
 def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
     """Writes a file atomically: SHA-256 of the rest, a line break, a NumPy archive.
 
-    Args:
-        path: The file, which is overwritten.
-        snapshot: The content.
-        previous: Where to keep the file's earlier content.
+    An earlier file is moved to `previous`, or else overwritten.
     """
     archive = io.BytesIO()
     facts = np.frombuffer(json.dumps(snapshot.facts).encode(), np.uint8)
@@ -42,18 +38,6 @@ def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
             file.write(content)
         if previous is not None and path.exists():
             path.replace(previous)
-
-
-def copy(path: Path, target: Path) -> None:
-    """Copies a file atomically."""
-    with atomic_file(target) as temporary:
-        shutil.copyfile(path, temporary)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes partial files that a killed process left in a folder of snapshots."""
-    for path in folder.glob(".*.ckpt-*.ckpt"):
-        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Snapshot:

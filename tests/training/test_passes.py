@@ -1,5 +1,7 @@
 """How clean and adversarial images share batch normalisation, against passes made one by one with Keras."""
 
+from typing import get_args
+
 import keras
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import tensorflow as tf
 
 from satm_tf import CoTraining, ImageClassifier
 from satm_tf.attacks import FGSM, PGD
-from satm_tf.training.passes import BATCH_NORM_MODES, forward, in_training_mode
+from satm_tf.training.passes import BatchNormMode, forward, in_training_mode
 
+MODES = get_args(BatchNormMode)
 EPSILON, RATE = 0.1, 0.1
 ATTACK = FGSM(epsilon=EPSILON)
 # Float32 sums over a batch in another order.
@@ -142,7 +145,7 @@ def test_auxiliary_statistics_go_on_from_step_to_step(make, images, labels):
         assert_close([mean, counterpart], expected)
 
 
-@pytest.mark.parametrize("mode", BATCH_NORM_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_dropout_goes_on_and_drops_anew_in_every_mode(make, images, labels, mode):
     network = make(dropout=0.5)
     (seed,) = [v for v in network.variables if v.name == "seed_generator_state"]
@@ -172,7 +175,7 @@ def test_the_second_of_separate_passes_drops_otherwise(make, images):
     assert np.abs(logits[0] - logits[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("mode", BATCH_NORM_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_a_pass_holds_its_updates_back(make, images, arrays, mode):
     network = make(dropout=0.5)
     before = arrays(network)
@@ -184,7 +187,7 @@ def test_a_pass_holds_its_updates_back(make, images, arrays, mode):
     assert names == {"seed_generator_state"} | statistics
 
 
-@pytest.mark.parametrize("mode", BATCH_NORM_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_in_inference_mode_the_mode_makes_no_difference(make, images, mode):
     network = make(dropout=0.5)
     passed = forward(network, [images, images**2], training=False, mode=mode)

@@ -110,8 +110,8 @@ def test_the_most_particular_description_of_a_source_goes_first():
 def test_a_sequence_is_for_the_networks_in_their_order():
     scheme = Scheme.get("cat").by_name(["a", "b"])
     assert scheme.adversarial_loss == {"a": "divergence", "b": "cross_entropy"}
-    assert scheme.terms_of("b") == (1 / 40, 1 / 40, "cross_entropy", 1 / 20, 19 / 20, 0.0, 0.0)
-    assert scheme.terms_of("sparring_a") == (1.0, 1.0, "cross_entropy", 0.0, 0.0, 0.0, 0.0)
+    assert scheme.terms_of("b")[:5] == (1 / 40, 1 / 40, "cross_entropy", 1 / 20, 19 / 20)
+    assert scheme.terms_of("sparring_a") == Scheme().terms_of("any")
     with pytest.raises(ValueError, match=r"clean_weight has values for 2 networks. Received: a, b, c"):
         Scheme.get("cat").by_name(["a", "b", "c"])
 
