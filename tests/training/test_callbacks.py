@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import satm_tf
 from satm_tf import CoTraining
 from satm_tf.attacks import FGSM
 from satm_tf.training import Pictures, Progress, callbacks
@@ -144,9 +143,3 @@ def test_pictures_of_every_source_reach_tensorboard_and_leave_no_trace(make_netw
     expected = callbacks.strip(images[:3], crafted)
     # A PNG keeps 256 levels.
     np.testing.assert_allclose(pictures[1, "b"].numpy() / 255, expected, atol=1 / 255)
-
-
-def test_callbacks_have_one_name_each():
-    for name in ("Checkpoint", "Pictures", "Progress"):
-        assert getattr(satm_tf, name) is getattr(satm_tf.training, name)
-    assert not hasattr(satm_tf, "callbacks")

@@ -95,13 +95,19 @@ def test_networks_as_they_were_are_those_of_the_first_start(make_network, images
         keras.utils.set_random_seed(seed)
         networks = {"a": make_network("a"), "b": make_network("b", width=4)}
         trainer = CoTraining(networks, learns_from=("before", "past", "sparring"), mixing="images", snapshots=2)
-        trainer.compile("sgd")
+        trainer.compile("sgd", run_eagerly=True)
         return trainer
+
+    def step(data):
+        for variable in first.variables:
+            if not variable.name.startswith("before"):
+                variable.assign(variable + keras.ops.ones_like(variable))
+        return {"loss": 0.0}
 
     first = make(0)
     start = [np.array(weight) for weight in first.networks["a"].weights]
-    checkpoint = Checkpoint(tmp_path)
-    first.fit(images, labels, epochs=1, batch_size=6, verbose=0, shuffle=False, callbacks=[checkpoint])
+    first.train_step = step
+    first.fit(images, labels, epochs=1, verbose=0, callbacks=[Checkpoint(tmp_path)])
     resumed = make(1)
     Checkpoint(tmp_path).restore(resumed, [])
     for ours, expected in zip(resumed.state(), first.state(), strict=True):

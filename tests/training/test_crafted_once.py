@@ -11,7 +11,7 @@ from satm_tf import CoTraining
 from satm_tf.attacks import BIM, PGD, FastGradientValue
 from satm_tf.data import Augmentation, Examples, batches
 from satm_tf.data.pipeline import order
-from satm_tf.training import Checkpoint, crafted_once
+from satm_tf.training import Checkpoint, Scheme, crafted_once
 from tests.training import reference
 from tests.training.resumable import At
 from tests.training.test_steps import by_image
@@ -226,7 +226,7 @@ def test_the_network_as_it_was_is_crafted_from_once(make_trainer, examples, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("fields", "message"),
     [
         ({"crafted_once": -1}, r"crafted_once must be 0 or a number of copies. Received: -1"),
         ({"learns_from": "itself"}, r"sources that never change: frozen networks, or 'before'. Received: a"),
@@ -235,6 +235,16 @@ def test_the_network_as_it_was_is_crafted_from_once(make_trainer, examples, tmp_
         ({"learns_from": "nobody"}, r"Received: no source"),
         ({"epsilon_schedule": "uniform"}, r"leave out crafted_once or epsilon_schedule"),
         ({"attack": FastGradientValue(epsilon=1.0, norm="l2")}, r"L-infinity.*Received: .* norm='l2'.* for 'f'"),
+    ],
+)
+def test_what_a_scheme_cannot_craft_once_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Scheme(**{"learns_from": "frozen", "attack": ATTACK, "crafted_once": 2, **fields}).sources(["a"], ["f", "g"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"frozen": {"f": lambda images, training: tf.zeros([8, 4])}}, r"known not to change.*Received: function"),
         ({"data": "augmented"}, r"Numbered images cannot be augmented or mapped"),
         ({"data": "mapped"}, r"Numbered images cannot be augmented or mapped"),

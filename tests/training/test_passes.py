@@ -145,30 +145,6 @@ def test_auxiliary_statistics_go_on_from_step_to_step(make, images, labels):
         assert_close([mean, counterpart], expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_dropout_goes_on_and_drops_anew_in_every_mode(make, images, labels, mode):
-    network = make(dropout=0.5)
-    (seed,) = [v for v in network.variables if v.name == "seed_generator_state"]
-    states = [np.array(seed)]
-    trainer = CoTraining({"a": network}, learns_from="itself", attack=ATTACK, batch_norm=mode)
-    trainer.compile(keras.optimizers.SGD(0.0))
-    losses = []
-    for _ in range(2):
-        trainer.reset_metrics()
-        losses.append(trainer.train_on_batch(images, labels, return_dict=True)["a_clean_loss"])
-        states.append(np.array(seed))
-    passes = 2 if mode in ("separate", "auxiliary") else 1
-    reference = make(dropout=0.5)
-    (seed,) = [v for v in reference.variables if v.name == "seed_generator_state"]
-    expected = [np.array(seed)]
-    for _ in range(2):
-        for _ in range(passes):
-            reference(images, training=True)
-        expected.append(np.array(seed))
-    np.testing.assert_array_equal(states, expected)
-    assert losses[0] != losses[1], "nothing but the mask has changed, and the moving statistics that training ignores"
-
-
 def test_the_second_of_separate_passes_drops_otherwise(make, images):
     network = make(dropout=0.5)
     logits = forward(network, [images, images], training=True, mode="separate").logits
@@ -182,9 +158,15 @@ def test_a_pass_holds_its_updates_back(make, images, arrays, mode):
     passed = forward(network, [images, images**2], training=True, mode=mode)
     for old, new in zip(before, arrays(network), strict=True):
         np.testing.assert_array_equal(old, new)
-    names = {variable.name for variable, _ in passed.updates}
+    updates = {variable.name: value for variable, value in passed.updates}
     statistics = set() if mode == "frozen" else {"moving_mean", "moving_variance"}
-    assert names == {"seed_generator_state"} | statistics
+    assert updates.keys() == {"seed_generator_state"} | statistics
+    # Dropout's seed is where as many passes of Keras leave it.
+    reference = make(dropout=0.5)
+    for _ in range(2 if mode in ("separate", "auxiliary") else 1):
+        reference(images, training=True)
+    (seed,) = [v for v in reference.variables if v.name == "seed_generator_state"]
+    np.testing.assert_array_equal(updates["seed_generator_state"], seed)
 
 
 @pytest.mark.parametrize("mode", MODES)
