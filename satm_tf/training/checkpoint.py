@@ -19,7 +19,7 @@ from satm_tf.storage import atomic_file
 from satm_tf.training.distribution import Position, greatest, is_chief, several_workers
 from satm_tf.training.private_keras import all_layers
 from satm_tf.training.robust_validation import RobustValidation
-from satm_tf.training.snapshot import Snapshot, read_first_whole, write
+from satm_tf.training.snapshot import Snapshot, read, write
 
 # The state of Keras's callbacks between epochs; the best weights of `EarlyStopping` are saved as arrays.
 _CALLBACK_STATE = {
@@ -93,10 +93,18 @@ class Checkpoint(keras.callbacks.Callback):
             UserWarning: If a checkpoint is damaged.
         """
         self._stateful = [callback for callback in callbacks if isinstance(callback, tuple(_CALLBACK_STATE))]
-        found, broken = read_first_whole([self.folder / name for name in ("last.ckpt", "previous.ckpt")])
+        found, broken = None, []
+        for name in ("last.ckpt", "previous.ckpt"):
+            try:
+                found = read(self.folder / name)
+                break
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                broken.append(error)
         instead = "There is no other, so training restarts" if found is None else "The one before it is used"
-        for message in broken:
-            warnings.warn(f"{message}. {instead}.", stacklevel=2)
+        for error in broken:
+            warnings.warn(f"{error}. {instead}.", stacklevel=2)
         if found is None:
             self.rows, self._position, self._found = [], Position(), None
             return self._position

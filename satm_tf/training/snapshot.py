@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,16 +54,3 @@ def read(path: Path) -> Snapshot:
     with np.load(io.BytesIO(rest)) as archive:
         facts = json.loads(archive["facts"].tobytes())
         return Snapshot([archive[str(index)] for index in range(len(archive.files) - 1)], facts)
-
-
-def read_first_whole(paths: Sequence[Path]) -> tuple[Snapshot | None, list[str]]:
-    """The first of these files that exists and is whole, or None; and the errors of those before it."""
-    broken: list[str] = []
-    for path in paths:
-        try:
-            return read(path), broken
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            broken.append(str(error))
-    return None, broken

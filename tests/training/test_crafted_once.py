@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from satm_tf import CoTraining
-from satm_tf.attacks import BIM, PGD, FastGradientValue
+from satm_tf.attacks import BIM, PGD
 from satm_tf.data import Augmentation, Examples, batches
 from satm_tf.data.pipeline import order
-from satm_tf.training import Checkpoint, Scheme, crafted_once
+from satm_tf.training import Checkpoint, crafted_once
 from tests.training import reference
 from tests.training.resumable import At
 from tests.training.test_steps import by_image
@@ -223,23 +223,6 @@ def test_the_network_as_it_was_is_crafted_from_once(make_trainer, examples, tmp_
     trainer.crafts_once(batches(examples, image_size=16, batch_size=BATCH), "training", quiet=True)
     (found,) = kept(tmp_path / "crafted", examples)
     assert np.abs(found - expected).max() <= EPSILON / 254 + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"crafted_once": -1}, r"crafted_once must be 0 or a number of copies. Received: -1"),
-        ({"learns_from": "itself"}, r"sources that never change: frozen networks, or 'before'. Received: a"),
-        ({"learns_from": ("f", "past")}, r"Received: past_a"),
-        ({"learns_from": ("f", "sparring")}, r"Received: sparring_a"),
-        ({"learns_from": "nobody"}, r"Received: no source"),
-        ({"epsilon_schedule": "uniform"}, r"leave out crafted_once or epsilon_schedule"),
-        ({"attack": FastGradientValue(epsilon=1.0, norm="l2")}, r"L-infinity.*Received: .* norm='l2'.* for 'f'"),
-    ],
-)
-def test_what_a_scheme_cannot_craft_once_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Scheme(**{"learns_from": "frozen", "attack": ATTACK, "crafted_once": 2, **fields}).sources(["a"], ["f", "g"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from satm_tf import CoTraining
 from satm_tf.attacks import PGD
-from satm_tf.training import ClassificationLoss, Scheme
+from satm_tf.training import ClassificationLoss
 from satm_tf.training.crafting import Crafted
 from tests.training.by_hand import ATTACK, craft
 from tests.training.small_training import data
@@ -195,23 +195,6 @@ def test_the_null_classs_share_of_a_label_grows_with_the_perturbation(make_netwo
         label = (1 - its) * truth + its * np.eye(5)[4]
         expected = -np.sum(label * tf.nn.log_softmax(network.features(x) @ kernel + bias), axis=-1)
         np.testing.assert_allclose(evaluated.parts[part], expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"teachers": "others", "teacher_weight": 1.0}, "Teachers must never change"),
-        ({"teachers": "before"}, "teachers and teacher_weight need each other"),
-        ({"teacher_weight": 1.0}, "teachers and teacher_weight need each other"),
-        ({"temperature": 0.5}, "temperature must be at least 1"),
-        ({"null_share": 1.5}, r"null_share must be in \[0, 1\]"),
-        ({"null_share": 0.5, "adversarial_loss": "divergence"}, "A null class needs the cross-entropy"),
-        ({"null_share": 0.5, "attack": PGD(epsilon=1.0, norm="l2")}, "norm='linf'"),
-    ],
-)
-def test_what_has_no_meaning_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Scheme(**fields).sources(["a", "b"])
 
 
 def test_a_null_class_that_is_missing(make_network):
