@@ -103,8 +103,8 @@ class Checkpoint(keras.callbacks.Callback):
             except ValueError as error:
                 broken.append(error)
         instead = "There is no other, so training restarts" if found is None else "The one before it is used"
-        for error in broken:
-            warnings.warn(f"{error}. {instead}.", stacklevel=2)
+        for each in broken:
+            warnings.warn(f"{each}. {instead}.", stacklevel=2)
         if found is None:
             self.rows, self._position, self._found = [], Position(), None
             return self._position

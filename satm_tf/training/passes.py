@@ -146,7 +146,9 @@ def forward(
                 features = network.features(tf.concat(group, 0), training=training)
                 outputs.append((features, *network.answers(features, training=training)))
             losses += [tf.cast(loss, tf.float32) for loss in scope.losses]
-    features, logits, null = (None if each[0] is None else tf.concat(each, 0) for each in zip(*outputs, strict=True))
+    every_features, every_logits, every_null = zip(*outputs, strict=True)
+    features, logits = tf.concat(every_features, 0), tf.concat(every_logits, 0)
+    null = None if every_null[0] is None else tf.concat(every_null, 0)
     return Passed(
         tf.reshape(features, [len(batches), -1, features.shape[-1]]),
         tf.reshape(logits, [len(batches), -1, logits.shape[-1]]),

@@ -203,14 +203,14 @@ class Scheme:
         ):
             if not holds:
                 raise ValueError(f"{advice}. Received: {received}")
-        for kind, field, known in (
+        for kind, given, known in (
             ("adversarial loss", loss, AdversarialLoss),
             ("penalty norm", self.penalty_norm, PenaltyNorm),
             ("crafting mode", self.crafting_mode, CraftingMode),
             ("mixing", self.mixing, Mixing),
             ("batch normalisation mode", self.batch_norm, BatchNormMode),
         ):
-            for value in _values(field):
+            for value in _values(given):
                 look_up(kind, value, dict.fromkeys(get_args(known)))
 
     @classmethod
