@@ -117,25 +117,18 @@ class Crafting:
         if self.scheme.mixing == "images":
             return self._by_image(batch, step)
         if self.scheme.mixing == "all":
-            return self._for_learners(self._all(), batch, step, training=True)
-
-        def craft(turn: int) -> dict[str, Crafted]:
-            ids = {name: [turn % len(self.sources[name])] for name in self.learners}
-            return self._for_learners(ids, batch, step, training=True)
-
-        turns = [functools.partial(craft, turn) for turn in range(self._period)]
+            return self._in_turn(None, batch, step, training=True)
+        turns = [functools.partial(self._in_turn, turn, batch, step, training=True) for turn in range(self._period)]
         return turns[0]() if self._period == 1 else tf.switch_case(tf.cast(step % self._period, tf.int32), turns)
 
     def for_validation(self, batch: Batch) -> dict[str, Crafted]:
         """The validation examples for each network that learns: batches of all its sources, with fixed noise."""
-        return self._for_learners(self._all(), batch, tf.constant(-1, tf.int64), training=False)
+        return self._in_turn(None, batch, tf.constant(-1, tf.int64), training=False)
 
-    def _all(self) -> dict[str, list[int]]:
-        return {name: list(range(len(self.sources[name]))) for name in self.learners}
-
-    def _for_learners(
-        self, ids: Mapping[str, list[int]], batch: Batch, step: tf.Tensor, training: bool
-    ) -> dict[str, Crafted]:
+    def _in_turn(self, turn: int | None, batch: Batch, step: tf.Tensor, training: bool) -> dict[str, Crafted]:
+        """The examples of the source whose turn it is for each network, or of all its sources without a turn."""
+        counts = {name: len(self.sources[name]) for name in self.learners}
+        ids = {name: list(range(count)) if turn is None else [turn % count] for name, count in counts.items()}
         pairs = [(name, self.sources[name][index]) for name in self.learners for index in ids[name]]
         crafted = self.craft(pairs, batch, step, training)
         batches = {name: [crafted[name, self.sources[name][index]] for index in ids[name]] for name in ids}

@@ -93,40 +93,25 @@ class MlflowModelCheckpointCallback(keras.callbacks.Callback):
             self.model.save("latest_checkpoint.h5", overwrite=True)
 
 
-@pytest.mark.parametrize(
-    "callback",
-    [
-        lambda folder: keras.callbacks.ModelCheckpoint(folder / "a.keras"),
-        lambda folder: keras.callbacks.BackupAndRestore(folder),
-        lambda folder: keras.callbacks.SwapEMAWeights(),
-        lambda folder: WandbModelCheckpoint(folder / "a.keras"),
-        lambda folder: MlflowModelCheckpointCallback(),
-    ],
-    ids=[
-        "ModelCheckpoint",
-        "BackupAndRestore",
-        "SwapEMAWeights",
-        "WandbModelCheckpoint",
-        "MlflowModelCheckpointCallback",
-    ],
-)
-def test_callbacks_that_cannot_work_are_refused_before_the_first_step(trainer, images, labels, callback, tmp_path):
-    callback = callback(tmp_path)
-    with pytest.raises(ValueError, match=f"{type(callback).__name__} does not work with CoTraining"):
-        trainer.fit(images, labels, verbose=0, callbacks=[callback])
+def test_callbacks_that_cannot_work_are_refused_before_the_first_step(trainer, images, labels, tmp_path):
+    for callback in (
+        keras.callbacks.ModelCheckpoint(tmp_path / "a.keras"),
+        keras.callbacks.BackupAndRestore(tmp_path),
+        keras.callbacks.SwapEMAWeights(),
+        WandbModelCheckpoint(tmp_path / "a.keras"),
+        MlflowModelCheckpointCallback(),
+    ):
+        with pytest.raises(ValueError, match=f"{type(callback).__name__} does not work with CoTraining"):
+            trainer.fit(images, labels, verbose=0, callbacks=[callback])
     assert int(trainer.step) == 0
 
 
-@pytest.mark.parametrize("method", ["save", "save_weights", "export"])
-def test_a_trainer_has_no_file_and_says_what_has(trainer, method, tmp_path):
-    with pytest.raises(ValueError, match=rf"save each of its networks.*satm_tf\.Checkpoint.*Received: {method}\(\)"):
-        getattr(trainer, method)(tmp_path / "trainer.keras")
-
-
-@pytest.mark.parametrize("method", ["get_config", "to_json"])
-def test_a_trainer_has_no_configuration_either(trainer, method):
-    with pytest.raises(ValueError, match=r"save each of its networks.*Received: get_config\(\)"):
-        getattr(trainer, method)()
+def test_a_trainer_has_no_file_and_no_configuration_and_says_what_has(trainer, tmp_path):
+    calls = {method: [tmp_path / "trainer.keras"] for method in ("save", "save_weights", "export")}
+    for method, arguments in {**calls, "get_config": [], "to_json": []}.items():
+        received = method.replace("to_json", "get_config")
+        with pytest.raises(ValueError, match=rf"each of its networks.*satm_tf\.Checkpoint.*Received: {received}\(\)"):
+            getattr(trainer, method)(*arguments)
 
 
 class TestRamps:
