@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import threading
 import time
@@ -14,10 +15,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from satm_tf.storage import atomic_file
 from satm_tf.training.distribution import Position, greatest, is_chief, several_workers
 from satm_tf.training.private_keras import all_layers
 from satm_tf.training.robust_validation import RobustValidation
-from satm_tf.training.snapshot import Snapshot, copy, read_first_whole, remove_unfinished, write
+from satm_tf.training.snapshot import Snapshot, read, write
 
 # The state of Keras's callbacks between epochs; the best weights of `EarlyStopping` are saved as arrays.
 _CALLBACK_STATE = {
@@ -28,11 +30,7 @@ _CALLBACK_STATE = {
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised out of `fit` after a signal, once the step is finished and everything is saved.
-
-    Attributes:
-        signal_number: The signal that was received.
-    """
+    """Raised out of `fit` after a signal (`signal_number`), once the step is finished and everything is saved."""
 
     def __init__(self, signal_number: int, folder: Path):
         name = signal.Signals(signal_number).name
@@ -95,10 +93,18 @@ class Checkpoint(keras.callbacks.Callback):
             UserWarning: If a checkpoint is damaged.
         """
         self._stateful = [callback for callback in callbacks if isinstance(callback, tuple(_CALLBACK_STATE))]
-        found, broken = read_first_whole([self.folder / name for name in ("last.ckpt", "previous.ckpt")])
+        found, broken = None, []
+        for name in ("last.ckpt", "previous.ckpt"):
+            try:
+                found = read(self.folder / name)
+                break
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                broken.append(error)
         instead = "There is no other, so training restarts" if found is None else "The one before it is used"
-        for message in broken:
-            warnings.warn(f"{message}. {instead}.", stacklevel=2)
+        for each in broken:
+            warnings.warn(f"{each}. {instead}.", stacklevel=2)
         if found is None:
             self.rows, self._position, self._found = [], Position(), None
             return self._position
@@ -116,8 +122,12 @@ class Checkpoint(keras.callbacks.Callback):
                 f"delete it. Received: {len(shapes)} arrays for {len(expected)} variables of other shapes"
             )
         for kind, saved, present in (
-            ("metrics", found.facts["metrics"], _names(model.metrics)),
-            ("callbacks", [name for name, *_ in found.facts["callbacks"]], _classes(self._stateful)),
+            ("metrics", found.facts["metrics"], [metric.name for metric in model.metrics]),
+            (
+                "callbacks",
+                [name for name, *_ in found.facts["callbacks"]],
+                [type(callback).__name__ for callback in self._stateful],
+            ),
         ):
             if saved != present:
                 raise ValueError(
@@ -129,13 +139,14 @@ class Checkpoint(keras.callbacks.Callback):
         self.rows = found.facts["rows"]
         self._position = Position(*found.facts["position"])
         self._found = Snapshot(found.arrays[len(expected) :], found.facts)
-        self._metric_values = _values(_metric_variables(model))
+        self._metric_values = _values(model.metrics_variables)
         return self._position
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if is_chief(self.model.distribute_strategy):
-            remove_unfinished(self.folder)
+            for unfinished in self.folder.glob(".*.ckpt-*.ckpt"):  # left by a killed process
+                unfinished.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         self._epoch, self._step = self._position.epoch, self._position.step
         self._received = None
@@ -162,34 +173,30 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._step = batch + 1
         if self._epoch == self._position.epoch and self._step <= self._position.step:
-            return  # Already done before the interruption.
+            return  # already done before the interruption
         late = int(time.monotonic() - self._saved_at >= self.every_seconds)
         late, received = greatest(self.model.distribute_strategy, [late, self._received or 0])
         self._received = received or None
         if late or self._received is not None:
             self._save(Position(self._epoch, self._step))
-        self._leave_if_asked()
 
     def on_test_begin(self, logs: Any = None) -> None:
         # Keras resets them next, but a checkpoint during validation must hold those of the epoch.
-        self._metric_values = _values(_metric_variables(self.model))
+        self._metric_values = _values(self.model.metrics_variables)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         # Several workers stop together, at the end of the epoch.
         if self._received is not None and not several_workers(self.model.distribute_strategy):
             self._put_metrics_back()
             self._save(Position(self._epoch, self._step))
-            self._leave_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._received = greatest(self.model.distribute_strategy, [self._received or 0])[0] or None
         figures = {key: float(value) for key, value in (logs or {}).items()}
         best = min((row.get(self.monitor, np.inf) for row in self.rows), default=np.inf)
         self.rows.append({"epoch": epoch, **figures})
-        self._save(
-            Position(epoch + 1, 0, bool(self.model.stop_training)), best=figures.get(self.monitor, np.inf) < best
-        )
-        self._leave_if_asked()
+        position = Position(epoch + 1, 0, bool(self.model.stop_training))
+        self._save(position, best=figures.get(self.monitor, np.inf) < best)
 
     def release(self) -> None:
         """Restores the previous signal handlers; `fit` does so however it ends."""
@@ -202,27 +209,25 @@ class Checkpoint(keras.callbacks.Callback):
         self.release()  # A second signal has its usual effect.
 
     def _put_metrics_back(self) -> None:
-        for variable, value in zip(_metric_variables(self.model), self._metric_values, strict=True):
+        for variable, value in zip(self.model.metrics_variables, self._metric_values, strict=True):
             variable.assign(value)
 
-    def _leave_if_asked(self) -> None:
-        if self._received is not None:
-            raise Interrupted(self._received, self.folder)
-
     def _save(self, position: Position, best: bool = False) -> None:
+        """Writes a checkpoint, and ends the training if a signal was received."""
         self._saved_at = time.monotonic()
         self.model.averages.take_out()  # The optimizers' state holds them.
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self.model.state()]
         saved = []
-        for callback, name in zip(self._stateful, _classes(self._stateful), strict=True):
+        for callback in self._stateful:
             keys = next(keys for each, keys in _CALLBACK_STATE.items() if isinstance(callback, each))
             weights = getattr(callback, "best_weights", None) or []
-            saved.append((name, {key: _plain(getattr(callback, key)) for key in keys}, len(weights)))
+            state = {key: _plain(getattr(callback, key)) for key in keys}
+            saved.append((type(callback).__name__, state, len(weights)))
             arrays += weights
         facts = {
             "position": position,
             "rows": self.rows,
-            "metrics": _names(self.model.metrics),
+            "metrics": [metric.name for metric in self.model.metrics],
             "callbacks": saved,
             "precision": _precision(self.model),
         }
@@ -230,19 +235,10 @@ class Checkpoint(keras.callbacks.Callback):
             last = self.folder / "last.ckpt"
             write(last, Snapshot(arrays, facts), previous=self.folder / "previous.ckpt")
             if best:
-                copy(last, self.folder / "best.ckpt")
-
-
-def _metric_variables(model: keras.Model) -> list[keras.Variable]:
-    return [variable for metric in model.metrics for variable in metric.variables]
-
-
-def _names(metrics: Sequence[keras.metrics.Metric]) -> list[str]:
-    return [metric.name for metric in metrics]
-
-
-def _classes(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
-    return [type(callback).__name__ for callback in callbacks]
+                with atomic_file(self.folder / "best.ckpt") as temporary:
+                    shutil.copyfile(last, temporary)
+        if self._received is not None:
+            raise Interrupted(self._received, self.folder)
 
 
 def _values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:

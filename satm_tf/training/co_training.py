@@ -17,7 +17,6 @@ from satm_tf.models import ImageClassifier
 from satm_tf.training.crafted_once import CraftedOnce
 from satm_tf.training.crafting import Batch, Crafted, Crafting
 from satm_tf.training.distribution import on_device
-from satm_tf.training.figures import Figures, resolve_metrics
 from satm_tf.training.fitting import Fitting
 from satm_tf.training.guards import check_finite, check_networks, checked_batch
 from satm_tf.training.losses import ClassificationLoss
@@ -46,8 +45,7 @@ class CoTraining(Fitting):
     In each step, every source crafts with its current weights, before any update; then each network takes one gradient
     step on its own loss. The scheme decides who learns from whom, from which examples and with which weights, so this
     class does SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see
-    `Scheme`. If epsilon is set in several places, the one given here overrides the scheme's, and the scheme's overrides
-    each attack's; `epsilon_schedule` then scales that value.
+    `Scheme`.
 
     `fit` takes a data set of `(images, labels)`: float images `[batch, height, width, 3]` in [0, 1], integer labels
     `[batch]`. Sample weights scale the clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with
@@ -64,32 +62,8 @@ class CoTraining(Fitting):
     Args:
         networks: The networks to train, by name, all with the same image shape and number of classes.
         scheme: Name of a preset (see `SCHEMES`) or a `Scheme`; None is the default `Scheme()`.
-        learns_from: Whose adversarial examples each network learns from. This and the following parameters, up to
-            `crafted_once`, override the scheme's field of that name, see `Scheme`; None keeps the scheme's own.
-        attack: What the sources craft with.
-        epsilon: The epsilon of every attack.
-        epsilon_schedule: Which share of epsilon a training step uses; "none" always uses all of it.
-        mixing: How sources share a network's adversarial images: "steps", "images" or "all".
-        source_weights: How much each source counts.
-        snapshots: How many snapshots of a network the sources `past` replay.
-        snapshot_steps: After how many steps a new snapshot replaces the oldest.
-        crafting_mode: "inference" or "training".
-        clean_weight: Weight of the clean loss.
-        adversarial_weight: Weight of the adversarial loss.
-        adversarial_loss: "cross_entropy" or "divergence".
-        pairing_weight: Weight of the difference between the logits of clean and adversarial images.
-        peer_weight: Weight of the divergence from the peers' answers.
-        gradient_penalty: Weight of the norm of the clean loss's gradient by the image (double back-propagation).
-        penalty_norm: The norm of the perturbations that the penalty is for, "linf" or "l2"; the penalty takes its dual.
-        teachers: Whose answers to clean images each network learns (distillation).
-        teacher_weight: Weight of the cross-entropy with these answers.
-        temperature: What logits are divided by in the cross-entropies.
-        null_share: Share of an adversarial image's label that goes to the null class.
-        domain_adaptation: One for all networks that have a source, or for some by name; "none" turns it off.
-        batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
-        crafted_once: How many adversarial copies of each training image are crafted before the first step of `fit`, and
-            used from then on. The data must come from `satm_tf.data.batches`, without augmentation. For such validation
-            data, one copy is crafted.
+        learns_from: This and the following parameters, up to `crafted_once`, replace the field of the scheme of that
+            name, which `Scheme` describes; None keeps the scheme's own.
         crafted_folder: The folder for these copies, with 8 bits per value. A resumed training, and others with the same
             sources, images and seed, reuse them. None is a temporary folder.
         frozen: Networks that only craft, by name; never changed.
@@ -163,33 +137,9 @@ class CoTraining(Fitting):
         seed: int = 0,
         name: str = "co_training",
     ):
+        arguments = locals()
         super().__init__(name=name, dtype="float32")
-        fields = {
-            "learns_from": learns_from,
-            "attack": attack,
-            "epsilon": epsilon,
-            "epsilon_schedule": epsilon_schedule,
-            "mixing": mixing,
-            "source_weights": source_weights,
-            "snapshots": snapshots,
-            "snapshot_steps": snapshot_steps,
-            "crafting_mode": crafting_mode,
-            "clean_weight": clean_weight,
-            "adversarial_weight": adversarial_weight,
-            "adversarial_loss": adversarial_loss,
-            "pairing_weight": pairing_weight,
-            "peer_weight": peer_weight,
-            "gradient_penalty": gradient_penalty,
-            "penalty_norm": penalty_norm,
-            "teachers": teachers,
-            "teacher_weight": teacher_weight,
-            "temperature": temperature,
-            "null_share": null_share,
-            "domain_adaptation": domain_adaptation,
-            "batch_norm": batch_norm,
-            "crafted_once": crafted_once,
-        }
-        given = {field: value for field, value in fields.items() if value is not None}
+        given = {field: arguments[field] for field in Scheme.__dataclass_fields__ if arguments[field] is not None}
         self.scheme = Scheme.get(scheme, **given).by_name(networks)
         # Proxies, because Keras would treat the values of a dict as parts of this model.
         self.frozen = MappingProxyType(dict(frozen or {}))
@@ -213,9 +163,7 @@ class CoTraining(Fitting):
             self.scheme,
             self.sources,
             dict(networks),
-            self.frozen,
-            dict(self.sparring),
-            self._recalled,
+            {**self.frozen, **self.sparring, **self._recalled},
             devices=self.devices,
             seed=seed,
             progress=self._progress,
@@ -279,12 +227,12 @@ class CoTraining(Fitting):
             )
         return recalled
 
-    def _remembered(self, name: str, value: tf.Tensor) -> keras.Variable:
+    def _remembered(self, name: str, value: tf.Tensor, trainable: bool = False) -> keras.Variable:
         return self.add_weight(
             name=name,
             shape=value.shape,
             dtype=value.dtype.name,
-            trainable=False,
+            trainable=trainable,
             initializer=lambda shape, dtype=None: value,
         )
 
@@ -301,11 +249,10 @@ class CoTraining(Fitting):
             head.build((None, network.feature_size))
             self.domain_heads[name] = head
         auxiliary = [
-            (own, self._copy(own, f"{name}_auxiliary_{index}"))
+            (own, self._remembered(f"{name}_auxiliary_{index}", tf.convert_to_tensor(own), own.trainable))
             for index, own in enumerate(batch_norm_variables(network))
             if mode == "auxiliary" and self.sources[name]
         ]
-        null = self.scheme.null_share
         terms = self.scheme.terms_of(name)
         if not self.teachers.get(name):
             terms = terms._replace(teacher_weight=0.0)
@@ -317,11 +264,10 @@ class CoTraining(Fitting):
             auxiliary,
             adaptation,
             head,
-            penalty_norm=self.scheme.penalty_norm,
-            teachers=[self._teacher(teacher, network.num_classes) for teacher in self.teachers.get(name, ())],
-            temperature=self.scheme.temperature,
-            null_share=null,
-            null_epsilon=self.scheme.null_epsilon_of(name, self.sources[name], self.networks) if null else 0.0,
+            [self._teacher(teacher, network.num_classes) for teacher in self.teachers.get(name, ())],
+            self.scheme.null_epsilon_of(
+                [attack for (learner, _), attack in self._crafting.attacks.items() if learner == name]
+            ),
         )
 
     def _teacher(self, name: str, num_classes: int) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -338,21 +284,6 @@ class CoTraining(Fitting):
             return logits
 
         return answers
-
-    def _copy(self, variable: keras.Variable, name: str) -> keras.Variable:
-        return self.add_weight(
-            name=name,
-            shape=variable.shape,
-            dtype=variable.dtype,
-            trainable=variable.trainable,
-            initializer=lambda shape, dtype=None: tf.convert_to_tensor(variable),
-        )
-
-    def _make_figures(self) -> Figures:
-        learners = self._crafting.learners
-        losses = {name: objective.parts(name in learners) for name, objective in self._objectives.items()}
-        with self.distribute_strategy.scope():
-            return Figures(losses, learners, self.ordered, resolve_metrics(self._given_metrics))
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -442,17 +373,6 @@ class CoTraining(Fitting):
         num_classes = next(iter(self.networks.values())).num_classes
         return Batch(*checked_batch(images, labels, num_classes), rows), weights
 
-    def crafts_once(self, data: Any, split: str, *, quiet: bool) -> Any:
-        if self._crafting.kept is None or not (split == "training" or hasattr(data, "numbered")):
-            return data
-        if not hasattr(data, "numbered"):
-            raise ValueError(
-                "crafted_once needs data with numbered images, such as that of satm_tf.data.batches; pass such data, "
-                f"or crafted_once=0. Received: {type(data).__name__}"
-            )
-        self._crafting.craft_once(split, data.in_order(), quiet=quiet)
-        return data.numbered
-
     def _report(self, name: str, labels: tf.Tensor, evaluated: Evaluated) -> None:
         for part, values in {**evaluated.parts, "loss": evaluated.loss}.items():
             self._figures.update_loss(f"{name}_{part}", values)
@@ -464,11 +384,6 @@ class CoTraining(Fitting):
         """The share of the planned steps that is done, in [0, 1]; 1 if none are planned."""
         planned = tf.cast(self.planned_steps, tf.float32)
         return tf.where(planned > 0, tf.minimum(tf.cast(self.step, tf.float32) / tf.maximum(planned, 1.0), 1.0), 1.0)
-
-    def ramps(self) -> bool:
-        """Whether a step depends on how much of the planned training is done."""
-        schedules = [self.scheme.epsilon_schedule, *self.domain_adaptation.values()]
-        return any(getattr(each, "ramps", False) for each in schedules)
 
 
 def _share_of_batch(losses: tf.Tensor) -> tf.Tensor:

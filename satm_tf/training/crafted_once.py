@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +28,7 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 
 class Crafter(NamedTuple):
-    """A source with an attack.
-
-    Attributes:
-        source: Name of the source.
-        attack: What it crafts with.
-    """
+    """The name of a source, with what it crafts with."""
 
     source: str
     attack: Attack
@@ -77,7 +72,7 @@ class CraftedOnce:
             batches: `((images, rows), labels)`, every image once and in the order of `rows`.
             crafters: The network of each source and attack.
             copies: How many copies of each image.
-            quiet: Whether to hide the progress bar, which is shown on a terminal.
+            quiet: Whether to hide the progress bar.
 
         Raises:
             ValueError: If the disk has too little space; if another process uses the folder; or if a source is neither
@@ -88,16 +83,22 @@ class CraftedOnce:
         """
         described = {crafter: fingerprint(network, crafter.source) for crafter, network in crafters.items()}
         shape, digest = _look_at(batches)
-        paths = {
-            (crafter, copy): self.folder / f"{_name(described[crafter], crafter.attack, digest, self.seed, copy)}.npy"
-            for crafter in crafters
-            for copy in range(copies)
-        }
+        paths = {}
+        for crafter, copy in itertools.product(crafters, range(copies)):
+            content = [described[crafter], serialize(crafter.attack), digest, self.seed, copy]
+            name = hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()[:32]
+            paths[crafter, copy] = self.folder / f"{name}.npy"
         with lock(self.folder):
             for unfinished in self.folder.glob(".*-*"):
                 unfinished.unlink()
             missing = {each: path for each, path in paths.items() if not _is_whole(path)}
-            _check_room(self.folder, len(set(missing.values())) * int(np.prod(shape)))
+            needed, free = len(set(missing.values())) * int(np.prod(shape)), shutil.disk_usage(self.folder).free
+            if needed > free:
+                raise ValueError(
+                    "The disk has too little space for the examples that are crafted once; choose fewer copies, or "
+                    f"another folder. Received: {needed / 1e9:.1f} GB to craft, {free / 1e9:.1f} GB free in "
+                    f"{self.folder}"
+                )
             steps = len(missing) * len(batches)
             with tqdm(total=steps, desc=f"crafting {split} images", unit="step", disable=quiet or None) as bar:
                 for crafter, network in crafters.items():
@@ -126,7 +127,7 @@ class CraftedOnce:
                 file[rows.numpy()] = _quantised(craft(images, labels, seed) - images, epsilon)
                 bar.update()
             file.flush()
-        write_text(_checksum(path), sha256(path))
+        write_text(path.with_suffix(".sha256"), sha256(path))
 
     def read(
         self, split: str, source: str, attack: Attack, images: tf.Tensor, rows: tf.Tensor, seed: tf.Tensor
@@ -141,30 +142,27 @@ class CraftedOnce:
             rows: Their numbers, int64 `[batch]`.
             seed: Seed for drawing the copies, int32 `[2]`.
         """
-        copies = len(self._files[split, Crafter(source, attack)])
+        key = split, Crafter(source, attack)
+
+        def look_up(rows: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+            files = self._files[key]  # those of the last `prepare`
+            found = np.empty((len(rows), *files[0].shape[1:]), np.int8)
+            for copy, file in enumerate(files):
+                found[drawn == copy] = file[rows[drawn == copy]]
+            return found
+
+        copies = len(self._files[key])
         drawn = tf.random.stateless_uniform([tf.shape(images)[0]], seed, maxval=copies, dtype=tf.int32)
-        look_up = partial(self._look_up, split, Crafter(source, attack))
         differences = tf.ensure_shape(tf.numpy_function(look_up, [rows, drawn], tf.int8), images.shape)
         adversarial = images + tf.cast(differences, tf.float32) * (attack.epsilon / _LEVELS)
         return tf.clip_by_value(adversarial, 0.0, 1.0)
-
-    def _look_up(self, split: str, crafter: Crafter, rows: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        files = self._files[split, crafter]
-        found = np.empty((len(rows), *files[0].shape[1:]), np.int8)
-        for copy, file in enumerate(files):
-            found[drawn == copy] = file[rows[drawn == copy]]
-        return found
 
 
 def fingerprint(network: Any, name: str) -> str:
     """A digest of what a source computes: its layers without their names, and its weights; or its file.
 
-    Args:
-        network: The source.
-        name: Its name in errors.
-
     Raises:
-        ValueError: If it is neither a Keras model nor loaded from a file.
+        ValueError: If it is neither a Keras model nor loaded from a file; `name` is the source's.
     """
     if getattr(network, "fingerprint", None):
         return str(network.fingerprint)
@@ -209,35 +207,17 @@ def _look_at(batches: tf.data.Dataset) -> tuple[tuple[int, ...], str]:
     return (count, *shape), digest.hexdigest()
 
 
-def _name(network: str, attack: Attack, images: str, seed: int, copy: int) -> str:
-    described: Sequence[Any] = [network, serialize(attack), images, seed, copy]
-    return hashlib.sha256(json.dumps(described, default=str, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _quantised(differences: tf.Tensor, epsilon: float) -> np.ndarray:
     return tf.cast(tf.round(tf.math.divide_no_nan(_LEVELS * differences, epsilon)), tf.int8).numpy()
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_suffix(".sha256")
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a file exists and is as it was written; a damaged file is removed."""
     if not path.exists():
         return False
-    if _checksum(path).exists():
-        if _checksum(path).read_text(encoding="utf-8") == sha256(path):
+    if (checksum := path.with_suffix(".sha256")).exists():
+        if checksum.read_text(encoding="utf-8") == sha256(path):
             return True
         warnings.warn(f"{path} is damaged; its examples are crafted again.", stacklevel=4)
     path.unlink()
     return False
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            "The disk has too little space for the examples that are crafted once; choose fewer copies, or another "
-            f"folder. Received: {needed / 1e9:.1f} GB to craft, {free / 1e9:.1f} GB free in {folder}"
-        )

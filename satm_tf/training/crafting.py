@@ -23,13 +23,7 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 
 class Batch(NamedTuple):
-    """The batch that a step crafts from.
-
-    Attributes:
-        images: float32 `[batch, height, width, 3]`.
-        labels: int32 `[batch]`.
-        rows: The images' numbers in their data, int64 `[batch]`; None if unknown.
-    """
+    """The batch that a step crafts from; `rows` are the images' numbers in their data, int64 `[batch]`, if known."""
 
     images: tf.Tensor
     labels: tf.Tensor
@@ -63,9 +57,7 @@ class Crafting:
         scheme: The scheme.
         sources: The sources of each network that trains, in the order of their turns.
         networks: The networks that train, by name.
-        frozen: The networks that only craft, by name.
-        sparring: The sparring partners, by name.
-        recalled: Earlier states of networks, by the source's name.
+        others: The other sources by name: frozen networks, sparring partners, earlier states of networks.
         devices: The devices of networks that have their own.
         seed: Seed of the random numbers.
         progress: Returns the share of the planned steps that is done.
@@ -73,6 +65,7 @@ class Crafting:
 
     Attributes:
         learners: The networks that have any sources.
+        attacks: What each learner's sources craft with, by learner and source.
     """
 
     def __init__(
@@ -80,9 +73,7 @@ class Crafting:
         scheme: Scheme,
         sources: Mapping[str, Sequence[str]],
         networks: Mapping[str, ImageClassifier],
-        frozen: Mapping[str, Callable[..., tf.Tensor]],
-        sparring: Mapping[str, ImageClassifier],
-        recalled: Mapping[str, Recalled],
+        others: Mapping[str, Any],
         *,
         devices: Mapping[str, str],
         seed: int,
@@ -98,26 +89,19 @@ class Crafting:
         self.kept = kept
         self.learners = [name for name, its in sources.items() if its]
         # A source's random numbers depend on its position here.
-        self._crafters: dict[str, Any] = {**networks, **frozen, **sparring, **recalled}
-        self._in_training = {*networks, *sparring}
-        pairs = [(name, source) for name in self.learners for source in sources[name]]
-        self._attacks = {(name, its): scheme.attack_on(its, name, trained=its in networks) for name, its in pairs}
-        self._weights = {(name, its): scheme.weight_of(its, name, trained=its in networks) for name, its in pairs}
+        self._crafters: dict[str, Any] = {**networks, **others}
+        self.attacks = scheme.attacks(sources, networks)
+        self._weights = {(name, its): scheme.weight_of(its, name, its in networks) for name, its in self.attacks}
         counts = [len(sources[name]) if scheme.mixing == "steps" else 1 for name in self.learners]
         self._period = math.lcm(*counts)
 
     def craft_once(self, split: str, batches: tf.data.Dataset, *, quiet: bool) -> None:
         """Crafts the examples that steps will read from `kept`: the scheme's number of copies, or one for validation.
 
-        Args:
-            split: "training" or "validation".
-            batches: As `CraftedOnce.prepare` takes them.
-            quiet: Whether to hide the progress bar.
+        The arguments are those of `CraftedOnce.prepare`.
         """
         if self.kept is not None:
-            crafters = {
-                Crafter(source, attack): self._crafters[source] for (_, source), attack in self._attacks.items()
-            }
+            crafters = {Crafter(source, attack): self._crafters[source] for (_, source), attack in self.attacks.items()}
             copies = self.scheme.crafted_once if split == "training" else 1
             self.kept.prepare(split, batches, crafters, copies, quiet=quiet)
 
@@ -133,25 +117,18 @@ class Crafting:
         if self.scheme.mixing == "images":
             return self._by_image(batch, step)
         if self.scheme.mixing == "all":
-            return self._for_learners(self._all(), batch, step, training=True)
-
-        def craft(turn: int) -> dict[str, Crafted]:
-            ids = {name: [turn % len(self.sources[name])] for name in self.learners}
-            return self._for_learners(ids, batch, step, training=True)
-
-        turns = [functools.partial(craft, turn) for turn in range(self._period)]
+            return self._in_turn(None, batch, step, training=True)
+        turns = [functools.partial(self._in_turn, turn, batch, step, training=True) for turn in range(self._period)]
         return turns[0]() if self._period == 1 else tf.switch_case(tf.cast(step % self._period, tf.int32), turns)
 
     def for_validation(self, batch: Batch) -> dict[str, Crafted]:
         """The validation examples for each network that learns: batches of all its sources, with fixed noise."""
-        return self._for_learners(self._all(), batch, tf.constant(-1, tf.int64), training=False)
+        return self._in_turn(None, batch, tf.constant(-1, tf.int64), training=False)
 
-    def _all(self) -> dict[str, list[int]]:
-        return {name: list(range(len(self.sources[name]))) for name in self.learners}
-
-    def _for_learners(
-        self, ids: Mapping[str, list[int]], batch: Batch, step: tf.Tensor, training: bool
-    ) -> dict[str, Crafted]:
+    def _in_turn(self, turn: int | None, batch: Batch, step: tf.Tensor, training: bool) -> dict[str, Crafted]:
+        """The examples of the source whose turn it is for each network, or of all its sources without a turn."""
+        counts = {name: len(self.sources[name]) for name in self.learners}
+        ids = {name: list(range(count)) if turn is None else [turn % count] for name, count in counts.items()}
         pairs = [(name, self.sources[name][index]) for name in self.learners for index in ids[name]]
         crafted = self.craft(pairs, batch, step, training)
         batches = {name: [crafted[name, self.sources[name][index]] for index in ids[name]] for name in ids}
@@ -177,7 +154,7 @@ class Crafting:
         made: dict[tuple[str, Attack], tf.Tensor] = {}
         crafted = {}
         for name, source in pairs:
-            attack = self._attacks[name, source]
+            attack = self.attacks[name, source]
             if (source, attack) not in made:
                 made[source, attack] = self._craft(source, attack, batch, step, seed, training)
             crafted[name, source] = made[source, attack]
@@ -204,7 +181,7 @@ class Crafting:
         if isinstance(network, Recalled):
             # Each source in turn. Validation has step -1, and so always the last.
             network = network.at(tf.cast(step // self._period % network.slots, tf.int32))
-        elif training and self.scheme.crafting_mode == "training" and source in self._in_training:
+        elif training and self.scheme.crafting_mode == "training" and source in self.sources:
             network = in_training_mode(network)
         with on_device(self.devices, source):
             return attack(network, batch.images, batch.labels, epsilon=epsilon, seed=own)
@@ -218,7 +195,7 @@ class Crafting:
         seed, count = self._seed(step, training=True), tf.shape(batch.images)[0]
         single = [(name, self.sources[name][0]) for name in self.learners if len(self.sources[name]) == 1]
         alone = self.craft(single, batch, step, training=True)
-        whole = {(source, self._attacks[name, source]): made for (name, source), made in alone.items()}
+        whole = {(source, self.attacks[name, source]): made for (name, source), made in alone.items()}
         order = tf.argsort(tf.random.stateless_uniform([count], _fold_in(seed, -1)))
         rounding = tf.random.stateless_uniform([], _fold_in(seed, -2))
         mixed: dict[tuple[Any, ...], tuple[tf.Tensor, tf.Tensor]] = {}
@@ -228,7 +205,7 @@ class Crafting:
             if len(its) == 1:
                 adversarial, chosen = alone[name, its[0]], tf.zeros([count], tf.int32)
             else:
-                key = tuple((each, self._attacks[name, each], self._weights[name, each]) for each in its)
+                key = tuple((each, self.attacks[name, each], self._weights[name, each]) for each in its)
                 if key not in mixed:
                     mixed[key] = self._shared_out(key, whole, batch, step, seed, order, rounding)
                 adversarial, chosen = mixed[key]
@@ -248,8 +225,7 @@ class Crafting:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """A batch of which each source crafts its share, and each image's source, an index into `key`, int32 `[batch]`.
 
-        A source's share is a contiguous part of `order`. `rounding`, in [0, 1), decides whether a fraction of an image
-        is rounded up, so that shares are correct on average.
+        A share is a contiguous part of `order`. `rounding`, in [0, 1), rounds shares up or down: right on average.
         """
         weights = np.array([weight for *_, weight in key])
         count = tf.shape(order)[0]
@@ -275,7 +251,7 @@ class Crafting:
 
     def by_source(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         """The adversarial images of each source, as validation uses them."""
-        crafted = self.craft(self._attacks, Batch(images, labels), tf.constant(-1, tf.int64), training=False)
+        crafted = self.craft(self.attacks, Batch(images, labels), tf.constant(-1, tf.int64), training=False)
         return {source: adversarial for (_, source), adversarial in crafted.items()}
 
     def _ask_peers(self, name: str, batches: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -200,16 +200,13 @@ class DistributedFit(BuiltBeforehand):
         # Data that was iterated over is past its first epoch, so the start needs a position too.
         positioned = position is not None and movable
         epoch, step = (0, 0) if position is None else (position.epoch, position.step)
-        if step + epoch and not movable:
-            raise ValueError(
-                "Resuming needs data that can start in the middle of an epoch, such as that of satm_tf.data.batches. "
-                f"Received: {type(dataset).__name__}"
-            )
-        if self._several_workers() and not movable:
-            raise ValueError(
-                "Several workers need data that each of them can read in part, such as that of satm_tf.data.batches. "
-                f"Received: {type(dataset).__name__}"
-            )
+        for needed, why in (
+            (step + epoch, "Resuming needs data that can start in the middle of an epoch"),
+            (self._several_workers(), "Several workers need data that each of them can read in part"),
+        ):
+            if needed and not movable:
+                received = type(dataset).__name__
+                raise ValueError(f"{why}, such as that of satm_tf.data.batches. Received: {received}")
         self._check_last_batch(dataset)
 
         def begin(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:

@@ -20,8 +20,8 @@ class Figures:
     Args:
         losses: For each network the parts of its loss, such as "clean_loss".
         learners: The networks that learn from adversarial examples, which are also measured on them.
-        ordered: Whether the classes are in a meaningful order, so that one-off accuracies have a meaning.
-        metrics: Your own metrics, as `resolve_metrics` returns them.
+        ordered: Whether one-off accuracies have a meaning.
+        metrics: The caller's own, as `resolve_metrics` returns them.
 
     Raises:
         ValueError: If a metric has the name of another figure.

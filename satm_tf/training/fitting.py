@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -12,12 +12,30 @@ import numpy as np
 import tensorflow as tf
 
 from satm_tf.training.checkpoint import Checkpoint
+from satm_tf.training.crafting import Crafting
 from satm_tf.training.distribution import DistributedFit, Position, naming_lost_workers, on_device
-from satm_tf.training.figures import Figures, MetricLike
+from satm_tf.training.domain import DomainAdaptation
+from satm_tf.training.figures import Figures, MetricLike, resolve_metrics
 from satm_tf.training.guards import check_callbacks, naming_bad_values
 from satm_tf.training.objective import Objective
 from satm_tf.training.optimization import AveragedWeights, NetworkOptimizer, in_half_precision
 from satm_tf.training.robust_validation import RobustValidation
+from satm_tf.training.scheme import Scheme
+
+
+def _refused(method: str) -> Callable[..., NoReturn]:
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: save or export each of `networks`.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "CoTraining cannot be saved to a file: save each of its networks, `trainer.networks[name].save(...)`, and "
+            f"add a satm_tf.Checkpoint to the callbacks of `fit` to resume training. Received: {method}()"
+        )
+
+    return refuse
 
 
 class Fitting(DistributedFit):
@@ -26,12 +44,15 @@ class Fitting(DistributedFit):
     A subclass sets the attributes declared here and defines the steps.
     """
 
+    scheme: Scheme
+    domain_adaptation: Mapping[str, DomainAdaptation]
     devices: Mapping[str, str]
     ordered: bool
     step: keras.Variable
     planned_steps: keras.Variable
     optimizers: Mapping[str, NetworkOptimizer]
     averages: AveragedWeights
+    _crafting: Crafting
     _objectives: Mapping[str, Objective]
     _figures: Figures
     _given_order: bool | None
@@ -39,21 +60,31 @@ class Fitting(DistributedFit):
     _skip: int
 
     def _make_figures(self) -> Figures:
-        raise NotImplementedError
+        learners = self._crafting.learners
+        losses = {name: objective.parts(name in learners) for name, objective in self._objectives.items()}
+        with self.distribute_strategy.scope():
+            return Figures(losses, learners, self.ordered, resolve_metrics(self._given_metrics))
 
     def ramps(self) -> bool:
-        """Whether a step depends on the progress of the planned training."""
-        raise NotImplementedError
+        """Whether a step depends on how much of the planned training is done."""
+        schedules = [self.scheme.epsilon_schedule, *self.domain_adaptation.values()]
+        return any(getattr(each, "ramps", False) for each in schedules)
 
     def crafts_once(self, data: Any, split: str, *, quiet: bool) -> Any:
-        """Prepares data for the steps, and crafts the examples that are crafted before training.
+        """Crafts the examples of "training" or "validation" data that are crafted before the first step.
 
-        Args:
-            data: As `fit` takes it.
-            split: "training" or "validation".
-            quiet: Whether to hide the progress bar.
+        Returns:
+            The data as the steps take it: with numbered images if there are such examples.
         """
-        raise NotImplementedError
+        if self._crafting.kept is None or not (split == "training" or hasattr(data, "numbered")):
+            return data
+        if not hasattr(data, "numbered"):
+            raise ValueError(
+                "crafted_once needs data with numbered images, such as that of satm_tf.data.batches; pass such data, "
+                f"or crafted_once=0. Received: {type(data).__name__}"
+            )
+        self._crafting.craft_once(split, data.in_order(), quiet=quiet)
+        return data.numbered
 
     def compile(
         self,
@@ -245,37 +276,10 @@ class Fitting(DistributedFit):
 
         self.train_function = train_function
 
-    def save(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: save each of `networks`.
-
-        Raises:
-            ValueError: Always.
-        """
-        _refuse_saving("save")
-
-    def save_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: save each of `networks`.
-
-        Raises:
-            ValueError: Always.
-        """
-        _refuse_saving("save_weights")
-
-    def export(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: export each of `networks`.
-
-        Raises:
-            ValueError: Always.
-        """
-        _refuse_saving("export")
-
-    def get_config(self) -> NoReturn:
-        """Refused: each of `networks` has a configuration, and the scheme is `scheme`.
-
-        Raises:
-            ValueError: Always.
-        """
-        _refuse_saving("get_config")
+    save = _refused("save")
+    save_weights = _refused("save_weights")
+    export = _refused("export")
+    get_config = _refused("get_config")
 
 
 class _Plan(keras.callbacks.Callback):
@@ -317,10 +321,3 @@ class _Plan(keras.callbacks.Callback):
         self.model.averages.take_out()
         for optimizer in self.model.optimizers.values():
             optimizer.finalize()
-
-
-def _refuse_saving(method: str) -> NoReturn:
-    raise ValueError(
-        "CoTraining cannot be saved to a file: save each of its networks, `trainer.networks[name].save(...)`, and "
-        f"add a satm_tf.Checkpoint to the callbacks of `fit` to resume training. Received: {method}()"
-    )

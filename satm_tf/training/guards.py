@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,7 @@ _OTHER_RANK = r"Shape of tensor \S+ (\[[\d,]*\]) is not compatible with expected
 _ONE_LABEL_EACH = "Labels must be one integer for each image, of shape [batch], neither one-hot nor [batch, 1]."
 _NOT_FINITE = "is not a finite number at step"
 _SAVE_AT_THE_END = "Add satm_tf.Checkpoint to resume, and save each of trainer.networks at the end"
-# By package and class, because MLflow is not a dependency, and MLflow only logs errors that its callback raises in
-# `fit`.
+# By package and class: MLflow is not a dependency, and only logs errors that its callback raises in `fit`.
 _INSTEAD = {
     "keras.ModelCheckpoint": _SAVE_AT_THE_END,
     "keras.BackupAndRestore": "Add satm_tf.Checkpoint to resume",
@@ -40,12 +40,6 @@ def check_networks(
     null_class: bool = False,
 ) -> None:
     """Refuses networks that cannot train together.
-
-    Args:
-        networks: The networks that train.
-        frozen: The networks that only craft.
-        sparring: Sparring partners.
-        null_class: Whether those that train need a null class.
 
     Raises:
         ValueError: If there are no networks, one has two names, shapes or numbers of classes differ, or a null class
@@ -73,26 +67,16 @@ def check_networks(
         values = {name: getattr(network, fact) for each in (networks, sparring) for name, network in each.items()}
         if len(set(values.values())) > 1:
             raise ValueError(f"All networks must have the same {fact}. Received: {values}")
-    named = list(networks.items())
-    for index, (name, network) in enumerate(named):
-        for other_name, other in named[index + 1 :]:
-            if network is other:
-                raise ValueError(f"{name!r} and {other_name!r} are the same network; give each name its own.")
-            if _equal_weights(network, other):
-                warnings.warn(
-                    f"{name!r} and {other_name!r} have equal architecture and weights: each would learn from its own "
-                    "white-box examples, and the paper found that this diverges (5.5).",
-                    stacklevel=3,
-                )
-
-
-def _equal_weights(network: keras.Model, other: keras.Model) -> bool:
-    pairs = list(zip(network.weights, other.weights, strict=False))
-    return (
-        len(network.weights) == len(other.weights)
-        and all(a.shape == b.shape for a, b in pairs)
-        and all(np.array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)) for a, b in pairs)
-    )
+    for (name, network), (other_name, other) in itertools.combinations(networks.items(), 2):
+        if network is other:
+            raise ValueError(f"{name!r} and {other_name!r} are the same network; give each name its own.")
+        weights, others = network.get_weights(), other.get_weights()
+        if len(weights) == len(others) and all(map(np.array_equal, weights, others)):
+            warnings.warn(
+                f"{name!r} and {other_name!r} have equal architecture and weights: each would learn from its own "
+                "white-box examples, and the paper found that this diverges (5.5).",
+                stacklevel=3,
+            )
 
 
 def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -110,12 +94,7 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
 
 
 def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Checks a batch and returns it as float32 images and int32 labels.
-
-    Args:
-        images: Floats `[batch, height, width, 3]` in [0, 1].
-        labels: Integers `[batch]` in `[0, num_classes)`.
-        num_classes: Number of classes.
+    """Checks a batch and returns it as float32 images in [0, 1] and int32 labels `[batch]` in `[0, num_classes)`.
 
     Raises:
         ValueError: While the step is traced, if a type or shape is wrong.
@@ -137,12 +116,10 @@ def checked_batch(images: Any, labels: Any, num_classes: int) -> tuple[tf.Tensor
     images, labels = tf.cast(images, tf.float32), tf.ensure_shape(tf.cast(labels, tf.int32), [None])
     # NaN fails both comparisons.
     in_range = tf.reduce_all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
-    advice = "Images must be numbers in [0, 1]; divide 8-bit images by 255."
+    known = tf.reduce_all((labels >= 0) & (labels < num_classes))
     checks = [
-        _check_values(in_range, advice, images),
-        _check_values(
-            tf.reduce_all((labels >= 0) & (labels < num_classes)), f"Labels must be in [0, {num_classes}).", labels
-        ),
+        _check_values(in_range, "Images must be numbers in [0, 1]; divide 8-bit images by 255.", images),
+        _check_values(known, f"Labels must be in [0, {num_classes}).", labels),
     ]
     with tf.control_dependencies(checks):
         return tf.identity(images), tf.identity(labels)

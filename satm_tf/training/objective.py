@@ -39,17 +39,14 @@ class Objective(NamedTuple):
 
     Attributes:
         network: The network.
-        terms: The weights of the parts of the loss.
+        terms: The scheme's fields that define the loss.
         classification_loss: The loss on the network's answers.
-        batch_norm: How clean and adversarial images share batch normalisation.
+        batch_norm: A mode of `passes.forward`.
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
         adaptation: The domain adaptation, if any.
         head: Its domain classifier, if it needs one.
-        penalty_norm: The norm of perturbations, whose dual the gradient penalty takes.
         teachers: From images to logits, each network whose answers this one learns.
-        temperature: What logits are divided by in the cross-entropies.
-        null_share: Share of the label that the null class has, of an image that is perturbed by `null_epsilon`.
-        null_epsilon: That size, of the largest value of a perturbation.
+        null_epsilon: The largest value of a perturbation that has all of the null class's share.
     """
 
     network: ImageClassifier
@@ -59,11 +56,8 @@ class Objective(NamedTuple):
     auxiliary: Sequence[tuple[keras.Variable, keras.Variable]]
     adaptation: DomainAdaptation | None
     head: keras.layers.Layer | None
-    penalty_norm: str = "linf"
-    teachers: Sequence[Callable[[tf.Tensor], tf.Tensor]] = ()
-    temperature: float = 1.0
-    null_share: float = 0.0
-    null_epsilon: float = 0.0
+    teachers: Sequence[Callable[[tf.Tensor], tf.Tensor]]
+    null_epsilon: float
 
     def trainable_variables(self) -> list[keras.Variable]:
         """All variables that the loss trains: the network's, and those needed only for training."""
@@ -105,13 +99,13 @@ class Objective(NamedTuple):
             # Of the sum over the batch: a mean would underflow in float16. The dual norm is the rise along the steepest
             # step of unit length; its derivative is the one with that step held fixed.
             gradient = tape.gradient(losses, images)
-            step = tf.stop_gradient(NORMS[self.penalty_norm].steepest(gradient))
+            step = tf.stop_gradient(NORMS[terms.penalty_norm].steepest(gradient))
             parts["gradient_loss"] = importance * tf.reduce_sum(gradient * step, axis=[1, 2, 3])
             loss += terms.gradient_penalty * parts["gradient_loss"]
         if terms.teacher_weight:
-            taught = [tf.nn.softmax(teacher(images) / self.temperature) for teacher in self.teachers]
+            taught = [tf.nn.softmax(teacher(images) / terms.temperature) for teacher in self.teachers]
             taught = tf.stop_gradient(tf.reduce_mean(tf.stack(taught), axis=0))
-            losses = tf.nn.softmax_cross_entropy_with_logits(taught, logits[0] / self.temperature)
+            losses = tf.nn.softmax_cross_entropy_with_logits(taught, logits[0] / terms.temperature)
             parts["teacher_loss"] = importance * losses
             loss += terms.teacher_weight * parts["teacher_loss"]
         if adversarial:
@@ -149,11 +143,11 @@ class Objective(NamedTuple):
         log-odds of the null class.
         """
         labels = tf.tile(labels[None], [len(batches), 1])
-        losses = self.classification_loss(labels, logits / self.temperature)
-        if not self.null_share:
+        losses = self.classification_loss(labels, logits / self.terms.temperature)
+        if not self.terms.null_share:
             return losses
         sizes = tf.stack([tf.reduce_max(tf.abs(batch - batches[0]), axis=[1, 2, 3]) for batch in batches])
-        share = self.null_share * tf.minimum(tf.math.divide_no_nan(sizes, self.null_epsilon), 1.0)
+        share = self.terms.null_share * tf.minimum(tf.math.divide_no_nan(sizes, self.null_epsilon), 1.0)
         return (1 - share) * losses + tf.nn.sigmoid_cross_entropy_with_logits(share, null)
 
 

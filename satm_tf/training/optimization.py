@@ -17,12 +17,6 @@ class NetworkOptimizer:
 
     The copy uses the learning rate of the original, whose `iterations` count all steps, including those that loss
     scaling skips here. Its clipping thresholds apply to the whole gradient, whatever the number of replicas.
-
-    Args:
-        original: The optimizer to copy.
-        variables: The variables that it updates.
-        half_precision: Whether to scale the loss.
-        name: The name of the copy.
     """
 
     def __init__(self, original: keras.optimizers.Optimizer, variables: Sequence[Any], half_precision: bool, name: str):
@@ -59,11 +53,7 @@ class NetworkOptimizer:
 
 
 class AveragedWeights:
-    """Replaces weights by their moving averages while the networks are evaluated.
-
-    Args:
-        optimizers: The optimizers that may keep averages.
-    """
+    """Replaces weights by their moving averages, where optimizers keep any, while the networks are evaluated."""
 
     def __init__(self, optimizers: Sequence[NetworkOptimizer]):
         self._pairs = [pair for each in optimizers for pair in moving_averages(each.optimizer)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -84,8 +84,7 @@ def batch_normalizations(network: keras.Model) -> list[keras.layers.BatchNormali
 def synchronize(network: keras.Model) -> None:
     """Makes batch normalisation compute its statistics over all replicas, if there are several.
 
-    The change is permanent, because the replicas of a step are traced in turns, and a temporary one would not reach
-    all.
+    For good: the replicas of a step are traced in turns, and a temporary change would not reach all.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         for layer in batch_normalizations(network):
@@ -115,7 +114,6 @@ _GROUPS: dict[str, Callable[[list[tf.Tensor]], list[list[tf.Tensor]]]] = {
     "separate": lambda batches: [[batch] for batch in batches],
     "auxiliary": lambda batches: [batches[:1], batches[1:]] if len(batches) > 1 else [batches],
 }
-BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 
 
 def forward(
@@ -132,8 +130,7 @@ def forward(
         network: An `ImageClassifier`.
         batches: Images, float32 `[batch, height, width, 3]` each.
         training: Whether the network is in training mode; if not, the mode makes no difference.
-        mode: "shared" (one pass, one set of batch statistics), "separate" (a pass each), "frozen" (moving statistics)
-            or "auxiliary" (adversarial batches with separate batch normalisation).
+        mode: As the scheme's `batch_norm`.
         auxiliary: For the mode "auxiliary", each batch normalisation variable with its counterpart.
     """
     groups = _GROUPS[mode](list(batches)) if training else [list(batches)]

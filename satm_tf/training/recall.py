@@ -43,12 +43,7 @@ class Recalled:
         return call
 
     def remember(self, step: tf.Tensor, every: int) -> None:
-        """Every `every` steps, replaces the oldest weights by the current ones.
-
-        Args:
-            step: The number of steps taken.
-            every: Number of steps between replacements.
-        """
+        """After every `every` steps, replaces the oldest weights by the current ones; `step` are taken."""
 
         def replace() -> tf.Operation:
             slot = tf.cast((step // every) % self.slots, tf.int32)

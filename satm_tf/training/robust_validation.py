@@ -104,29 +104,21 @@ class RobustValidation(keras.callbacks.Callback):
         began = time.monotonic()
         self._batches = self._take()
         attack = self.attack or PGD(epsilon=self._epsilon(), steps=10)
-        single = FGSM(epsilon=attack.epsilon) if attack.norm == "linf" else None
-        networks = self.model.networks
+        attacks = {"pgd": attack, **({"single_step": FGSM(epsilon=attack.epsilon)} if attack.norm == "linf" else {})}
+        networks = self.model.networks.values()
 
         def answers(images: tf.Tensor) -> tf.Tensor:
-            return tf.stack([tf.argmax(network(images, training=False), -1) for network in networks.values()])
+            return tf.stack([tf.argmax(network(images, training=False), -1) for network in networks])
 
-        signature = [
-            tf.TensorSpec([None, *self._batches[0][0].shape[1:]]),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([2], tf.int32),
-        ]
+        shape = [None, *self._batches[0][0].shape[1:]]
+        signature = [tf.TensorSpec(shape), tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)]
 
         @tf.function(input_signature=signature, autograph=False)
         def attacked(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
             found = {"clean": answers(images)}
-            for kind, each in (("pgd", attack), ("single_step", single)):
-                if each is not None:
-                    found[kind] = tf.stack(
-                        [
-                            tf.argmax(network(each(network, images, labels, seed=key), training=False), -1)
-                            for network in networks.values()
-                        ]
-                    )
+            for kind, each in attacks.items():
+                crafted = ((network, each(network, images, labels, seed=key)) for network in networks)
+                found[kind] = tf.stack([tf.argmax(network(made, training=False), -1) for network, made in crafted])
             return found
 
         self._attacked = attacked
@@ -182,18 +174,13 @@ class RobustValidation(keras.callbacks.Callback):
         return batches
 
     def _epsilon(self) -> float:
-        scheme, sources = self.model.scheme, self.model.sources
-        epsilons = [
-            scheme.attack_on(source, learner, trained=source in self.model.networks).epsilon
-            for learner, its in sources.items()
-            for source in its
-        ]
-        if not epsilons:
+        attacks = self.model.scheme.attacks(self.model.sources, self.model.networks)
+        if not attacks:
             raise ValueError(
                 "No network learns from adversarial examples, so there is no epsilon to validate with. Give "
                 "`attack`. Received: attack=None"
             )
-        return max(epsilons)
+        return float(max(attack.epsilon for attack in attacks.values()))
 
     def _measure(self) -> dict[str, dict[str, np.ndarray]]:
         """The images that each network classifies correctly, without an attack and under each attack."""

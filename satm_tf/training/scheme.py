@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from satm_tf.attacks import KLPGD, PGD, RSFGSM, Attack, IterativeLL, RandomisedStep, StepLL
-from satm_tf.configurable import Configurable, unknown_name
+from satm_tf.configurable import Configurable, look_up, unknown_name
 from satm_tf.training.domain import DomainAdaptation, DomainAdversarial, UnifiedEmbedding
 from satm_tf.training.epsilon import EpsilonSchedule
-from satm_tf.training.passes import BATCH_NORM_MODES, BatchNormMode
+from satm_tf.training.passes import BatchNormMode
 from satm_tf.training.sources import WORDS, LearnsFrom, descriptions, resolve_sources, split
 
 # The description of an attack, schedule or adaptation: itself, its name, or a mapping with its name and options.
@@ -29,18 +29,7 @@ PenaltyNorm = Literal["linf", "l2"]
 CraftingMode = Literal["inference", "training"]
 Mixing = Literal["steps", "images", "all"]
 
-ADVERSARIAL_LOSSES: tuple[AdversarialLoss, ...] = get_args(AdversarialLoss)
-PENALTY_NORMS: tuple[PenaltyNorm, ...] = get_args(PenaltyNorm)
-CRAFTING_MODES: tuple[CraftingMode, ...] = get_args(CraftingMode)
-MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
-WEIGHTS = (
-    "clean_weight",
-    "adversarial_weight",
-    "pairing_weight",
-    "peer_weight",
-    "gradient_penalty",
-    "teacher_weight",
-)
+WEIGHTS = ("clean_weight", "adversarial_weight", "pairing_weight", "peer_weight", "gradient_penalty", "teacher_weight")
 
 
 class Terms(NamedTuple):
@@ -52,7 +41,10 @@ class Terms(NamedTuple):
     pairing_weight: float
     peer_weight: float
     gradient_penalty: float
+    penalty_norm: PenaltyNorm
     teacher_weight: float
+    temperature: float
+    null_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,50 +167,51 @@ class Scheme:
             for weight in _values(getattr(self, field)):
                 if not weight >= 0:
                     raise ValueError(f"{field} must be non-negative. Received: {getattr(self, field)}")
-        for source, weight in (self.source_weights or {}).items():
-            if not weight > 0:
-                raise ValueError(
-                    f"source_weights must be above 0; leave a source out of learns_from. Received: {source}: {weight}"
-                )
-        if self.source_weights and self.mixing == "steps":
-            raise ValueError(
-                "Sources that take turns cannot have weights; choose mixing='images' or 'all'. Received: "
-                f"source_weights={dict(self.source_weights)}"
-            )
-        if (self.teachers is None) == any(_values(self.teacher_weight)):
-            raise ValueError(
-                "teachers and teacher_weight need each other. Received: "
-                f"teachers={self.teachers}, teacher_weight={self.teacher_weight}"
-            )
-        if not self.temperature >= 1:
-            raise ValueError(f"temperature must be at least 1. Received: {self.temperature}")
-        if not 0 <= self.null_share <= 1:
-            raise ValueError(f"null_share must be in [0, 1]. Received: {self.null_share}")
-        if self.null_share and ("divergence" in _values(self.adversarial_loss) or self.temperature != 1):
-            raise ValueError(
-                "A null class needs the cross-entropy as adversarial loss, without a temperature. Received: "
-                f"adversarial_loss={self.adversarial_loss!r}, temperature={self.temperature}"
-            )
-        for field in ("snapshots", "snapshot_steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1. Received: {getattr(self, field)}")
-        if self.crafted_once < 0:
-            raise ValueError(f"crafted_once must be 0 or a number of copies. Received: {self.crafted_once}")
-        if self.crafted_once and self.epsilon_schedule is not None:
-            raise ValueError(
-                "Examples that are crafted once use the full epsilon; leave out crafted_once or epsilon_schedule. "
-                f"Received: {self.epsilon_schedule}"
-            )
-        for kind, values, known in (
-            ("adversarial loss", _values(self.adversarial_loss), ADVERSARIAL_LOSSES),
-            ("penalty norm", [self.penalty_norm], PENALTY_NORMS),
-            ("crafting mode", [self.crafting_mode], CRAFTING_MODES),
-            ("mixing", [self.mixing], MIXINGS),
-            ("batch normalisation mode", _values(self.batch_norm), BATCH_NORM_MODES),
+        weights = dict(self.source_weights or {})
+        loss, schedule = self.adversarial_loss, self.epsilon_schedule
+        for holds, advice, received in (
+            (
+                all(weight > 0 for weight in weights.values()),
+                "source_weights must be above 0; leave a source out of learns_from",
+                weights,
+            ),
+            (
+                not weights or self.mixing != "steps",
+                "Sources that take turns cannot have weights; choose mixing='images' or 'all'",
+                f"source_weights={weights}",
+            ),
+            (
+                (self.teachers is None) != any(_values(self.teacher_weight)),
+                "teachers and teacher_weight need each other",
+                f"teachers={self.teachers}, teacher_weight={self.teacher_weight}",
+            ),
+            (self.temperature >= 1, "temperature must be at least 1", self.temperature),
+            (0 <= self.null_share <= 1, "null_share must be in [0, 1]", self.null_share),
+            (
+                not self.null_share or ("divergence" not in _values(loss) and self.temperature == 1),
+                "A null class needs the cross-entropy as adversarial loss, without a temperature",
+                f"adversarial_loss={loss!r}, temperature={self.temperature}",
+            ),
+            (self.snapshots >= 1, "snapshots must be at least 1", self.snapshots),
+            (self.snapshot_steps >= 1, "snapshot_steps must be at least 1", self.snapshot_steps),
+            (self.crafted_once >= 0, "crafted_once must be 0 or a number of copies", self.crafted_once),
+            (
+                not self.crafted_once or schedule is None,
+                "Examples that are crafted once use the full epsilon; leave out crafted_once or epsilon_schedule",
+                schedule,
+            ),
         ):
-            for value in values:
-                if value not in known:
-                    raise unknown_name(kind, value, known)
+            if not holds:
+                raise ValueError(f"{advice}. Received: {received}")
+        for kind, given, known in (
+            ("adversarial loss", loss, AdversarialLoss),
+            ("penalty norm", self.penalty_norm, PenaltyNorm),
+            ("crafting mode", self.crafting_mode, CraftingMode),
+            ("mixing", self.mixing, Mixing),
+            ("batch normalisation mode", self.batch_norm, BatchNormMode),
+        ):
+            for value in _values(given):
+                look_up(kind, value, dict.fromkeys(get_args(known)))
 
     @classmethod
     def get(cls, identifier: str | Mapping[str, Any] | Scheme | None, **fields: Any) -> Scheme:
@@ -236,13 +229,9 @@ class Scheme:
             fields = {**identifier, **fields}
             start = fields.pop("preset", None)
         if isinstance(start, str):
-            if start not in SCHEMES:
-                raise unknown_name("scheme", start, SCHEMES)
-            start = SCHEMES[start]
-        known = [field.name for field in dataclasses.fields(cls)]
+            start = look_up("scheme", start, SCHEMES)
         for name in fields:
-            if name not in known:
-                raise unknown_name("field of a scheme", name, known)
+            look_up("field of a scheme", name, cls.__dataclass_fields__)
         return dataclasses.replace(start or cls(), **fields)
 
     def by_name(self, networks: Collection[str]) -> Scheme:
@@ -274,50 +263,28 @@ class Scheme:
             ValueError: If the scheme names a network or source that does not exist, lacks an attack, or needs peers.
         """
         sources = resolve_sources(self.learns_from, networks, frozen, sparring)
-        known = [*WORDS, *networks, *frozen, *itertools.chain(*sources.values())]
-        for field in ("attack", "source_weights"):
-            for key in getattr(self, field) if isinstance(getattr(self, field), Mapping) else ():
-                if key not in known:
-                    raise unknown_name(f"source in {field}", key, known)
-        for name, its in sources.items():
+        makers = [*WORDS, *networks, *frozen, *itertools.chain(*sources.values())]
+        for kind, fields, known in (
+            ("source", ("attack", "source_weights"), makers),
+            ("network", (*WEIGHTS, "adversarial_loss"), [*sources, "sparring"]),
+        ):
+            for field in fields:
+                value = getattr(self, field)
+                for key in value if isinstance(value, Mapping) else ():
+                    if key not in known:
+                        raise unknown_name(f"{kind} in {field}", key, known)
+        for name in sources:
             self.terms_of(name)
-            for source in its:
-                self.attack_on(source, name, trained=source in networks)
-        for field in (*WEIGHTS, "adversarial_loss"):
-            value = getattr(self, field)
-            for key in value if isinstance(value, Mapping) else ():
-                if key not in (*sources, "sparring"):
-                    raise unknown_name(f"network in {field}", key, (*sources, "sparring"))
         if any(_values(self.peer_weight)) and len(networks) < 2:
             raise ValueError(f"peer_weight needs at least two networks that train. Received: {list(networks)}")
         self.domain_adaptation_of(sources)
         self.batch_norm_of(sources)
         self.teachers_of(networks, frozen)
-        if self.null_share:
-            for name, its in sources.items():
-                self.null_epsilon_of(name, its, networks)
+        attacks = self.attacks(sources, networks)
+        self.null_epsilon_of(attacks.values())
         if self.crafted_once:
-            self._check_crafted_once(sources, networks, frozen)
+            _check_crafted_once(attacks, frozen)
         return sources
-
-    def _check_crafted_once(
-        self, sources: Mapping[str, Collection[str]], networks: Collection[str], frozen: Collection[str]
-    ) -> None:
-        pairs = [(source, learner) for learner, its in sources.items() for source in its]
-        changing = sorted({source for source, _ in pairs if not _is_fixed(source, frozen)})
-        if changing or not pairs:
-            raise ValueError(
-                "crafted_once is for sources that never change: frozen networks, or 'before'. "
-                f"Received: {', '.join(changing) or 'no source'}"
-            )
-        for source, learner in pairs:
-            attack = self.attack_on(source, learner, trained=source in networks)
-            if attack.norm != "linf" or attack.epsilon > 1:
-                raise ValueError(
-                    "Examples that are crafted once are stored as 8-bit differences, which only work for L-infinity "
-                    f"attacks. Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for "
-                    f"{source!r}"
-                )
 
     def teachers_of(self, networks: Collection[str], frozen: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
         """The teachers of each network; arguments as for `sources`.
@@ -335,14 +302,13 @@ class Scheme:
             )
         return teachers
 
-    def null_epsilon_of(self, learner: str, sources: Collection[str], networks: Collection[str]) -> float:
+    def null_epsilon_of(self, attacks: Collection[Attack]) -> float:
         """The size of a perturbation with all of `null_share`: the largest epsilon of a network's sources; 0 if none.
 
         Raises:
-            ValueError: If an attack has another norm than "linf".
+            ValueError: If there is a null class, and an attack has another norm than "linf".
         """
-        attacks = [self.attack_on(source, learner, trained=source in networks) for source in sources]
-        for attack in attacks:
+        for attack in attacks if self.null_share else ():
             if attack.norm != "linf":
                 raise ValueError(
                     "null_share grows with the largest change of a pixel, so it needs attacks with norm='linf'. "
@@ -402,6 +368,32 @@ class Scheme:
                 f"Received: attack={self.attack}"
             )
         return attack if self.epsilon is None else dataclasses.replace(attack, epsilon=self.epsilon)
+
+    def attacks(
+        self, sources: Mapping[str, Collection[str]], networks: Collection[str]
+    ) -> dict[tuple[str, str], Attack]:
+        """The attack for each pair of learner and source, from the result and the argument of `sources`."""
+        return {
+            (learner, source): self.attack_on(source, learner, trained=source in networks)
+            for learner, its in sources.items()
+            for source in its
+        }
+
+
+def _check_crafted_once(attacks: Mapping[tuple[str, str], Attack], frozen: Collection[str]) -> None:
+    changing = sorted({source for _, source in attacks if not _is_fixed(source, frozen)})
+    if changing or not attacks:
+        raise ValueError(
+            "crafted_once is for sources that never change: frozen networks, or 'before'. "
+            f"Received: {', '.join(changing) or 'no source'}"
+        )
+    for (_, source), attack in attacks.items():
+        if attack.norm != "linf" or attack.epsilon > 1:
+            raise ValueError(
+                "Examples that are crafted once are stored as 8-bit differences, which only work for L-infinity "
+                f"attacks. Received: {attack.name!r} with norm={attack.norm!r}, epsilon={attack.epsilon:g} for "
+                f"{source!r}"
+            )
 
 
 def _is_fixed(source: str, frozen: Collection[str]) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +25,7 @@ class Snapshot(NamedTuple):
 def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
     """Writes a file atomically: SHA-256 of the rest, a line break, a NumPy archive.
 
-    Args:
-        path: The file, which is overwritten.
-        snapshot: The content.
-        previous: Where to keep the file's earlier content.
+    An earlier file is moved to `previous`, or else overwritten.
     """
     archive = io.BytesIO()
     facts = np.frombuffer(json.dumps(snapshot.facts).encode(), np.uint8)
@@ -42,18 +37,6 @@ def write(path: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
             file.write(content)
         if previous is not None and path.exists():
             path.replace(previous)
-
-
-def copy(path: Path, target: Path) -> None:
-    """Copies a file atomically."""
-    with atomic_file(target) as temporary:
-        shutil.copyfile(path, temporary)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes partial files that a killed process left in a folder of snapshots."""
-    for path in folder.glob(".*.ckpt-*.ckpt"):
-        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Snapshot:
@@ -71,16 +54,3 @@ def read(path: Path) -> Snapshot:
     with np.load(io.BytesIO(rest)) as archive:
         facts = json.loads(archive["facts"].tobytes())
         return Snapshot([archive[str(index)] for index in range(len(archive.files) - 1)], facts)
-
-
-def read_first_whole(paths: Sequence[Path]) -> tuple[Snapshot | None, list[str]]:
-    """The first of these files that exists and is whole, or None; and the errors of those before it."""
-    broken: list[str] = []
-    for path in paths:
-        try:
-            return read(path), broken
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            broken.append(str(error))
-    return None, broken

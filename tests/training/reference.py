@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,10 +87,9 @@ def step(
     `heads` are the kernels and biases of each network's domain classifier.
     """
     sources = case.turns[count % len(case.turns)]
-    adversarial = {
-        name: [_craft(case, source, {**networks, **frozen}, images, labels, count, seed) for source in sources[name]]
-        for name in networks
-    }
+    everyone = {**networks, **frozen}
+    crafted = {each: _craft(case, each, everyone, images, labels, count, seed) for each in {*"".join(sources.values())}}
+    adversarial = {name: [crafted[source] for source in sources[name]] for name in networks}
     answers = {
         name: [[networks[peer](x, training=False) for x in adversarial[name]] for peer in networks if peer != name]
         for name in networks
@@ -118,7 +118,12 @@ def _craft(
     attack = case.frozen_attack if source == "o" and case.frozen_attack else case.attack
     fold_in = tf.random.experimental.stateless_fold_in
     numbers = fold_in(fold_in([seed, 0], tf.constant(count, tf.int64)), list(networks).index(source))
-    return attack.compiled(networks[source])(images, labels, seed=numbers)
+    return _compiled(attack, networks[source])(images, labels, seed=numbers)
+
+
+@functools.cache
+def _compiled(attack: Attack, network: keras.Model) -> Any:
+    return attack.compiled(network)
 
 
 def _of(case: Case, name: str) -> Case:

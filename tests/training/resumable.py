@@ -1,12 +1,12 @@
 """A training that can be stopped in many ways, here or as a process of its own.
 
-`python resumable.py FOLDER PRECISION KILL_AT_STEP` ends by SIGKILL. `python resumable.py FOLDER PRECISION REFERENCE`
-goes on in FOLDER and does the whole again in REFERENCE; what remains at the end goes into `result.npz`. In these all on
-which a step depends is in use: networks as they were,
-sparring partners, dropout, batch normalisation, augmentation, a drawn epsilon, a domain head, an optimizer
-with a schedule.
+`python resumable.py FOLDER REFERENCE KILL_AT_STEP` trains in REFERENCE, and then, from the same start, in FOLDER, where
+it ends by SIGKILL. `python resumable.py FOLDER` resumes there. What remains at the end goes into `result.npz`. In these
+all on which a step depends is in use: networks as they were, sparring partners, dropout, batch normalisation,
+augmentation, a drawn epsilon, a domain head, a loss scale, an optimizer with a schedule.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -55,32 +55,45 @@ def make_examples():
     )
 
 
-def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_rate=0.01, everything=False, **compiled):
-    """Trains in a folder, from its last checkpoint on; gives all that is left: state, history, rows.
-
-    One network with dropout and batch normalisation on clean images, unless `everything` is asked for.
-    """
+@functools.cache
+def make_trainer(policy, everything, learning_rate, epochs, optimizer, **compiled):
+    """A trainer and its state at the start: all trainings of one kind share it, so that it is traced once."""
     keras.utils.set_random_seed(3)
-    examples = make_examples()
-    networks = {"a": make_network("a", batch_norm=True)}
-    augmentation, fields = None, {"scheme": "undefended"}
+    keras.config.set_dtype_policy("mixed_float16" if everything else policy)
+    networks, fields = {"a": make_network("a", batch_norm=True)}, {"scheme": "undefended"}
+    keras.config.set_dtype_policy(policy)
     if everything:
         networks["b"] = make_network("b", batch_norm=False)
-        attack = RandomisedStep(epsilon=0.1)
-        augmentation = Augmentation()
         fields = {
             "scheme": "satm",
             "learns_from": ("others", "before", "past", "sparring_others"),
             "mixing": "images",
             "snapshots": 2,
             "snapshot_steps": 2,
-            "attack": attack,
+            "attack": RandomisedStep(epsilon=0.1),
             "epsilon_schedule": UniformEpsilon(low=0.3),
         }
     trainer = CoTraining(networks, ordered=True, **fields)
     decay = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)
-    trainer.compile(**{"optimizer": keras.optimizers.Adam(decay), **compiled})
+    trainer.compile(optimizer() if optimizer else keras.optimizers.Adam(decay), **compiled)
+    return trainer, [variable.numpy().copy() for variable in trainer.state()]
+
+
+def train(
+    folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_rate=0.01, everything=False, optimizer=None,
+    **compiled,
+):  # fmt: skip
+    """Trains in a folder, from its last checkpoint on; gives all that is left: state, history, rows.
+
+    One network with dropout and batch normalisation on clean images, unless `everything` is asked for.
+    """
+    policy = keras.config.dtype_policy().name
+    trainer, start = make_trainer(policy, everything, learning_rate, max(epochs, EPOCHS), optimizer, **compiled)
+    for variable, value in zip(trainer.state(), start, strict=True):
+        variable.assign(value.copy())  # whose memory TensorFlow may keep
+    examples = make_examples()
     checkpoint = Checkpoint(folder, every_seconds=every_seconds)
+    augmentation = Augmentation() if everything else None
     data = batches(examples, image_size=SIZE, batch_size=BATCH, shuffle=True, augmentation=augmentation)
     next(iter(data))  # A look at the data changes nothing.
     history = trainer.fit(
@@ -96,12 +109,11 @@ def train(folder, *, callbacks=(), every_seconds=0.0, epochs=EPOCHS, learning_ra
     return {**state, **rows, **{key: np.array(values) for key, values in history.history.items()}}
 
 
-def main(folder, precision, last):
-    keras.config.set_dtype_policy(precision)
-    if last.isdigit():
-        train(folder, callbacks=[At(int(last), lambda: os.kill(os.getpid(), signal.SIGKILL))], everything=True)
-    for place in (folder, last):
-        np.savez(Path(place) / "result.npz", **train(place, everything=True))
+def main(folder, reference=None, kill_at=None):
+    if reference is not None:
+        np.savez(Path(reference) / "result.npz", **train(reference, everything=True))
+        train(folder, callbacks=[At(int(kill_at), lambda: os.kill(os.getpid(), signal.SIGKILL))], everything=True)
+    np.savez(Path(folder) / "result.npz", **train(folder, everything=True))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def make_network(name, norm=None, dropout=0.0):
 NETWORKS = {"plain": None, "own": BatchNormalization, "keras": keras.layers.BatchNormalization}
 
 
-def train(strategy, optimizer, *, norms=NETWORKS, dropout=0.0, epochs=2, callbacks=(), data_set=None, **options):
+def make_trainer(strategy, optimizer, *, norms=NETWORKS, dropout=0.0, **options):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         trainer = CoTraining(
@@ -44,7 +44,18 @@ def train(strategy, optimizer, *, norms=NETWORKS, dropout=0.0, epochs=2, callbac
             **{"attack": FastGradientValue(epsilon=0.05), "ordered": True, **options},
         )
         trainer.compile(optimizer())
+    return trainer
+
+
+def fit(trainer, *, epochs=2, callbacks=(), data_set=None):
+    """Figures of each epoch, of training and validation."""
     train_data = data_set or batches(data(), image_size=16, batch_size=BATCH, shuffle=True)
     validation = batches(data(), image_size=16, batch_size=BATCH)
-    history = trainer.fit(train_data, validation_data=validation, epochs=epochs, verbose=0, callbacks=list(callbacks))
-    return trainer, history.history
+    return trainer.fit(
+        train_data, validation_data=validation, epochs=epochs, verbose=0, callbacks=list(callbacks)
+    ).history
+
+
+def train(strategy, optimizer, *, epochs=2, data_set=None, **options):
+    trainer = make_trainer(strategy, optimizer, **options)
+    return trainer, fit(trainer, epochs=epochs, data_set=data_set)

@@ -1,4 +1,5 @@
 import functools
+import io
 import re
 
 import keras
@@ -6,33 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import satm_tf
 from satm_tf import CoTraining
 from satm_tf.attacks import FGSM
 from satm_tf.training import Pictures, Progress, callbacks
 from tests.training.resumable import STEPS, At, train
 
 
-class Terminal:
-    """A stream that says it is a terminal, and keeps what is written."""
-
-    def __init__(self):
-        self.text = ""
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
 def terminal(monkeypatch):
     """What is shown on a terminal 80 columns wide, figures at every step."""
-    stream = Terminal()
+    stream = io.StringIO()
+    stream.isatty = lambda: True
     monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_FIGURES", 0.0)
     shape = {"dynamic_ncols": False, "file": stream, "ncols": 80, "mininterval": 0}
     monkeypatch.setattr(callbacks, "Bar", functools.partial(callbacks.Bar, **shape))
@@ -42,8 +27,8 @@ def terminal(monkeypatch):
 def test_the_bar_shows_the_stage_the_time_left_and_the_figures_within_an_epoch(terminal, tmp_path):
     train(tmp_path, callbacks=[Progress("co-train", {"clean": "val_a_accuracy", "loss": "loss"})], epochs=2)
     figure = r"\d?\.\d\d"
-    assert re.search(rf"co-train 1/2 +25%\|.*\| \d\d:\d\d, loss {figure}\r", terminal.text + "\r")
-    assert re.search(rf"co-train 2/2 100%\|.*\| 00:00, clean {figure}  loss {figure}", terminal.text)
+    assert re.search(rf"co-train 1/2 +25%\|.*\| \d\d:\d\d, loss {figure}\r", terminal.getvalue() + "\r")
+    assert re.search(rf"co-train 2/2 100%\|.*\| 00:00, clean {figure}  loss {figure}", terminal.getvalue())
 
 
 def test_a_log_has_a_line_for_each_epoch(tmp_path, capsys):
@@ -82,8 +67,8 @@ def one_epoch(stage):
 def test_figures_of_networks_with_long_names_fit_into_a_line(terminal, capsys):
     """The means of three networks, in a log and in a terminal of 80 columns."""
     one_epoch("co_train/satm")
-    assert "loss 12.34  clean .75  adv .38" in terminal.text
-    assert max(len(line) for line in re.split(r"[\r\n]", terminal.text)) <= 80
+    assert "loss 12.34  clean .75  adv .38" in terminal.getvalue()
+    assert max(len(line) for line in re.split(r"[\r\n]", terminal.getvalue())) <= 80
     terminal.isatty = lambda: False
     one_epoch("co_train/satm")
     assert capsys.readouterr().out == "co_train/satm: epoch 59/60  loss 12.34  clean .75  adv .38\n"
@@ -101,7 +86,7 @@ def test_a_resumed_bar_begins_where_the_training_does(terminal, tmp_path):
     with pytest.raises(RuntimeError):
         train(tmp_path, callbacks=[At(STEPS + 2, stop)])
     train(tmp_path, callbacks=[Progress("co-train", {"loss": "loss"})])
-    shown = [int(share) for share in re.findall(r"(\d+)%", terminal.text)]
+    shown = [int(share) for share in re.findall(r"(\d+)%", terminal.getvalue())]
     assert (shown[0], shown[-1]) == (33, 100), "one of three epochs was done"
 
 
@@ -144,9 +129,3 @@ def test_pictures_of_every_source_reach_tensorboard_and_leave_no_trace(make_netw
     expected = callbacks.strip(images[:3], crafted)
     # A PNG keeps 256 levels.
     np.testing.assert_allclose(pictures[1, "b"].numpy() / 255, expected, atol=1 / 255)
-
-
-def test_callbacks_have_one_name_each():
-    for name in ("Checkpoint", "Pictures", "Progress"):
-        assert getattr(satm_tf, name) is getattr(satm_tf.training, name)
-    assert not hasattr(satm_tf, "callbacks")

@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 from satm_tf.training import devices_for, get_strategy, is_chief
-from tests.training.worker import arrays, train_small
+from tests.training.small_training import fit
+from tests.training.worker import arrays, make_small
 
 ROOT = Path(__file__).parents[2]
 # Several times what is needed on two slow cores; a deadlock takes as long.
@@ -68,7 +69,8 @@ def test_two_workers_equal_one_process_also_after_one_was_killed(tmp_path):
     assert (broken / "last.ckpt").exists()
 
     workers = [dict(np.load(whole / f"{index}.npz")) for index in range(2)]
-    expected = arrays(*train_small(tf.distribute.get_strategy()))
+    trainer = make_small(tf.distribute.get_strategy())
+    expected = arrays(trainer, fit(trainer))
     for worker in workers:
         assert worker.keys() == expected.keys()
         for key, value in expected.items():

@@ -74,12 +74,6 @@ def test_ramp_in_closed_form(progress, share):
     assert float(ramp.share(tf.constant(progress), tf.constant(3), tf.constant([0, 0]))) == pytest.approx(share)
 
 
-def test_epsilon_of_the_scheme_in_place_of_the_attacks(sizes):
-    trained, validated = sizes(epsilon=0.02)
-    np.testing.assert_allclose(trained, 0.02, atol=1e-6)
-    np.testing.assert_allclose(validated, 0.02, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("schedule", "mistake"),
     [

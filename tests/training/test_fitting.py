@@ -13,10 +13,6 @@ from satm_tf.attacks import FGSM
 from satm_tf.training import RampedEpsilon, UniformEpsilon
 from tests.training.by_hand import ATTACK, EPSILON
 
-RATE = 0.1
-# Float32 sums over 12 images in another order.
-TOLERANCE = 2e-6
-
 
 @pytest.fixture
 def trainer(make_network):
@@ -24,22 +20,6 @@ def trainer(make_network):
     trainer = CoTraining({"a": make_network("a")}, "undefended")
     trainer.compile("sgd")
     return trainer
-
-
-def assert_weights(network, expected, tolerance=TOLERANCE):
-    for variable, value in zip(network.weights, expected.weights, strict=True):
-        np.testing.assert_allclose(variable, value, rtol=0, atol=tolerance, err_msg=variable.path)
-
-
-def test_class_weights_are_those_of_plain_fit(make_network, images, labels):
-    a, plain = make_network("a"), make_network("plain")
-    plain.set_weights(a.get_weights())
-    trainer = CoTraining({"a": a}, learns_from="nobody")
-    trainer.compile(keras.optimizers.SGD(RATE))
-    plain.compile(keras.optimizers.SGD(RATE), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    for model in (trainer, plain):
-        model.fit(images, labels, batch_size=4, shuffle=False, verbose=0, class_weight={0: 0.1, 1: 2.0, 2: 1.0, 3: 3.0})
-    assert_weights(a, plain)
 
 
 def test_early_stopping_watches_the_sum_and_restores_the_best(make_network, images, labels):
@@ -51,17 +31,6 @@ def test_early_stopping_watches_the_sum_and_restores_the_best(make_network, imag
     assert len(history.history["loss"]) < 20
     best = min(history.history["val_loss"])
     assert trainer.evaluate(images, labels, verbose=0, return_dict=True)["loss"] == pytest.approx(best, rel=1e-5)
-
-
-def test_the_schedule_knows_how_many_steps_are_planned(make_network, images, labels):
-    trainer = CoTraining(
-        {"a": make_network("a"), "b": make_network("b", width=4)},
-        attack=FGSM(epsilon=EPSILON),
-        domain_adaptation=DomainAdversarial(hidden=4),
-    )
-    trainer.compile("sgd")
-    trainer.fit(images, labels, epochs=2, batch_size=6, verbose=0)
-    assert (int(trainer.planned_steps), int(trainer.step)) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -124,40 +93,25 @@ class MlflowModelCheckpointCallback(keras.callbacks.Callback):
             self.model.save("latest_checkpoint.h5", overwrite=True)
 
 
-@pytest.mark.parametrize(
-    "callback",
-    [
-        lambda folder: keras.callbacks.ModelCheckpoint(folder / "a.keras"),
-        lambda folder: keras.callbacks.BackupAndRestore(folder),
-        lambda folder: keras.callbacks.SwapEMAWeights(),
-        lambda folder: WandbModelCheckpoint(folder / "a.keras"),
-        lambda folder: MlflowModelCheckpointCallback(),
-    ],
-    ids=[
-        "ModelCheckpoint",
-        "BackupAndRestore",
-        "SwapEMAWeights",
-        "WandbModelCheckpoint",
-        "MlflowModelCheckpointCallback",
-    ],
-)
-def test_callbacks_that_cannot_work_are_refused_before_the_first_step(trainer, images, labels, callback, tmp_path):
-    callback = callback(tmp_path)
-    with pytest.raises(ValueError, match=f"{type(callback).__name__} does not work with CoTraining"):
-        trainer.fit(images, labels, verbose=0, callbacks=[callback])
+def test_callbacks_that_cannot_work_are_refused_before_the_first_step(trainer, images, labels, tmp_path):
+    for callback in (
+        keras.callbacks.ModelCheckpoint(tmp_path / "a.keras"),
+        keras.callbacks.BackupAndRestore(tmp_path),
+        keras.callbacks.SwapEMAWeights(),
+        WandbModelCheckpoint(tmp_path / "a.keras"),
+        MlflowModelCheckpointCallback(),
+    ):
+        with pytest.raises(ValueError, match=f"{type(callback).__name__} does not work with CoTraining"):
+            trainer.fit(images, labels, verbose=0, callbacks=[callback])
     assert int(trainer.step) == 0
 
 
-@pytest.mark.parametrize("method", ["save", "save_weights", "export"])
-def test_a_trainer_has_no_file_and_says_what_has(trainer, method, tmp_path):
-    with pytest.raises(ValueError, match=rf"save each of its networks.*satm_tf\.Checkpoint.*Received: {method}\(\)"):
-        getattr(trainer, method)(tmp_path / "trainer.keras")
-
-
-@pytest.mark.parametrize("method", ["get_config", "to_json"])
-def test_a_trainer_has_no_configuration_either(trainer, method):
-    with pytest.raises(ValueError, match=r"save each of its networks.*Received: get_config\(\)"):
-        getattr(trainer, method)()
+def test_a_trainer_has_no_file_and_no_configuration_and_says_what_has(trainer, tmp_path):
+    calls = {method: [tmp_path / "trainer.keras"] for method in ("save", "save_weights", "export")}
+    for method, arguments in {**calls, "get_config": [], "to_json": []}.items():
+        received = method.replace("to_json", "get_config")
+        with pytest.raises(ValueError, match=rf"each of its networks.*satm_tf\.Checkpoint.*Received: {received}\(\)"):
+            getattr(trainer, method)(*arguments)
 
 
 class TestRamps:
@@ -172,15 +126,12 @@ class TestRamps:
         return trainer
 
     @pytest.mark.parametrize("fields", RAMPS.values(), ids=RAMPS)
-    def test_a_second_fit_without_anything_left_to_ramp_warns(self, make_network, images, labels, fields):
+    def test_nothing_left_to_ramp_and_data_of_unknown_length_warn(self, make_network, images, labels, fields):
         trainer = self.make(make_network, **fields)
         trainer.fit(images, labels, verbose=0)
         with pytest.warns(UserWarning, match=r"full strength from the first step, because the 1 steps planned"):
             trainer.fit(images, labels, verbose=0)
         trainer.fit(images, labels, epochs=5, initial_epoch=2, verbose=0)  # planned as Keras means it: no warning
-
-    def test_data_of_unknown_length_warns(self, make_network, images, labels):
-        trainer = self.make(make_network, **self.RAMPS["epsilon"])
         data = tf.data.Dataset.from_tensors((images, labels)).filter(lambda *_: True)
         with pytest.warns(UserWarning, match="because the data is of unknown length; give `steps_per_epoch`"):
             trainer.fit(data, verbose=0)
@@ -238,56 +189,36 @@ class TestExperimentTrackers:
 
     RATES = keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.1, 0.01, 0.001])
 
-    @pytest.fixture
-    def fitted(self, make_network, images, labels):
-        def fit(rate, *callbacks):
-            trainer = CoTraining({"a": make_network("a"), "b": make_network("b", width=4)}, attack=ATTACK)
-            trainer.compile(keras.optimizers.SGD(rate))
-            options = {"validation_data": (images, labels), "epochs": 2, "batch_size": 6, "verbose": 0}
-            return trainer, trainer.fit(images, labels, callbacks=list(callbacks), **options).history
-
-        return fit
-
     @pytest.mark.parametrize(
         ("rate", "expected"),
         [(0.1, [0.1] * 4), (RATES, [0.1, 0.01, 0.01, 0.001])],  # after one to four steps
         ids=["constant", "schedule"],
     )
-    def test_wandb_logs_numbers_and_the_learning_rate(self, fitted, rate, expected):
-        logger = WandbLogger()
-        _, history = fitted(rate, logger)
-        assert [row["learning_rate"] for row in logger.batches] == pytest.approx(expected)
-        assert {type(value) for row in logger.batches for value in row.values()} == {float}
-        assert {"loss", "a_adversarial_accuracy", "b_loss"} <= logger.batches[0].keys()
-        for epoch, row in enumerate(logger.epochs):
-            assert row == {
-                **{key: values[epoch] for key, values in history.items()},
-                "learning_rate": pytest.approx(expected[2 * epoch + 1]),
-            }
-
-    def test_mlflow_logs_parameters_the_summary_steps_and_validations(self, fitted):
-        callback = MlflowCallback()
-        trainer, history = fitted(0.1, callback)
-        assert callback.parameters["learning_rate"] == pytest.approx(0.1)
-        for name, network in trainer.networks.items():
-            assert re.search(rf"{name} \(ImageClassifier\) .* {network.count_params():,} ", callback.summary)
-        assert list(callback.steps) == [1, 2, 3, 4]
-        for epoch in (0, 1):
-            figures = {key: values[epoch] for key, values in history.items()}
-            assert callback.epochs[epoch] == figures
-            assert {
-                f"val_{key}": value for key, value in callback.validations[epoch].items()
-            }.items() <= figures.items()
-
-    def test_mlflow_s_autologging_adds_its_callback_to_that_of_keras_fit(self, fitted, monkeypatch):
-        callback, given, fit = MlflowCallback(), WandbLogger(), keras.Model.fit
+    def test_wandb_is_given_and_mlflow_adds_its_callback_to_that_of_keras_fit(
+        self, make_network, images, labels, monkeypatch, rate, expected
+    ):
+        logger, callback, fit = WandbLogger(), MlflowCallback(), keras.Model.fit
 
         def patched(model, *args, **kwargs):
             kwargs["callbacks"].append(callback)
             return fit(model, *args, **kwargs)
 
         monkeypatch.setattr(keras.Model, "fit", patched)
-        fitted(0.1, given)
-        assert list(callback.epochs.values()) == [
-            {key: value for key, value in row.items() if key != "learning_rate"} for row in given.epochs
-        ]
+        trainer = CoTraining({"a": make_network("a"), "b": make_network("b", width=4)}, attack=ATTACK)
+        trainer.compile(keras.optimizers.SGD(rate))
+        options = {"validation_data": (images, labels), "epochs": 2, "batch_size": 6, "verbose": 0}
+        history = trainer.fit(images, labels, callbacks=[logger], **options).history
+        assert [row["learning_rate"] for row in logger.batches] == pytest.approx(expected)
+        assert {type(value) for row in logger.batches for value in row.values()} == {float}
+        assert {"loss", "a_adversarial_accuracy", "b_loss"} <= logger.batches[0].keys()
+        if rate == 0.1:
+            assert callback.parameters["learning_rate"] == pytest.approx(0.1)
+        for name, network in trainer.networks.items():
+            assert re.search(rf"{name} \(ImageClassifier\) .* {network.count_params():,} ", callback.summary)
+        assert list(callback.steps) == [1, 2, 3, 4]
+        for epoch, row in enumerate(logger.epochs):
+            figures = {key: values[epoch] for key, values in history.items()}
+            assert row == {**figures, "learning_rate": pytest.approx(expected[2 * epoch + 1])}
+            assert callback.epochs[epoch] == figures
+            validated = {f"val_{key}": value for key, value in callback.validations[epoch].items()}
+            assert validated.items() <= figures.items()

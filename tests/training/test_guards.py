@@ -22,11 +22,23 @@ def twin(make_network, network, **options):
 
 
 class TestNotANumber:
-    @pytest.fixture
-    def trainer(self, make_network):
+    def make(self, make_network, **options):
         networks = {"a": make_network("a", batch_norm=True, dropout=0.5), "b": make_network("b", width=4)}
         trainer = CoTraining(networks, "satm")
-        trainer.compile(keras.optimizers.SGD(RATE, momentum=0.9))
+        trainer.compile(keras.optimizers.SGD(RATE, momentum=0.9), **options)
+        return trainer
+
+    @pytest.fixture(scope="class")
+    def traced(self, make_network):
+        trainer = self.make(make_network)
+        return trainer, [variable.numpy().copy() for variable in trainer.state()]
+
+    @pytest.fixture
+    def trainer(self, traced):
+        """A trainer at its start; the tests share its graph."""
+        trainer, start = traced
+        for variable, value in zip(trainer.state(), start, strict=True):
+            variable.assign(value.copy())
         return trainer
 
     @pytest.fixture
@@ -67,8 +79,10 @@ class TestNotANumber:
         self.assert_unchanged(seen[-1], state(trainer))
 
     @pytest.mark.parametrize("run_eagerly", [False, True])
-    def test_the_part_and_the_network_are_those_where_it_began(self, trainer, images, labels, state, run_eagerly):
-        trainer.compile(keras.optimizers.SGD(RATE), run_eagerly=run_eagerly)
+    def test_the_part_and_the_network_are_those_where_it_began(
+        self, make_network, trainer, images, labels, state, run_eagerly
+    ):
+        trainer = self.make(make_network, run_eagerly=True) if run_eagerly else trainer
         kernel = trainer.domain_heads["b"].second.kernel
         kernel.assign(np.full(kernel.shape, np.inf))
         before = state(trainer)

@@ -25,10 +25,11 @@ def learn_cleanly(networks, optimizer, **options):
 
 
 def plain(make_network, network, width, optimizer):
-    """The same network to be trained by Keras."""
+    """The same network to be trained by Keras; so few steps are faster without a graph."""
     other = make_network("plain", width=width)
     other.set_weights(network.get_weights())
-    other.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    other.compile(optimizer, loss=loss, run_eagerly=True)
     return other
 
 
@@ -65,63 +66,23 @@ def test_each_network_is_as_with_an_optimizer_of_its_own(make_network, networks,
         assert max(np.abs(o - np.array(v)).max() for o, v in zip(old, reference.weights, strict=True)) > 2e-4
 
 
-def test_averaged_weights_are_there_at_the_end_only(networks, images, labels):
-    """Three steps with a moving average of momentum 0.6, which begins with the first, by hand."""
-    trainer = CoTraining(networks, learns_from="others", attack=ATTACK)
-    trainer.compile(keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.6))
-    seen = []
-    watch = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: seen.append(networks["b"].trainable_variables[0].numpy())
-    )
-    trainer.fit(images, labels, batch_size=4, verbose=0, callbacks=[watch])
-    average = seen[0]
-    for weights in seen[1:]:
-        average = 0.6 * average + 0.4 * weights
-    np.testing.assert_allclose(networks["b"].trainable_variables[0], average, atol=1e-6)
-    assert np.abs(average - seen[-1]).max() > 1e-4
-
-
-def moved(networks, images, labels, trainer, callbacks=(), epochs=2):
-    """How far each epoch moved each network's first kernel, `[epochs, networks]`."""
-    kernels = []
-    take = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: kernels.append([n.trainable_variables[0].numpy() for n in networks.values()])
-    )
-    trainer.fit(images, labels, batch_size=12, epochs=epochs, verbose=0, callbacks=[*callbacks, take])
-    kernels.append([n.trainable_variables[0].numpy() for n in networks.values()])
-    return np.array(
-        [
-            [np.abs(new - old).max() for old, new in zip(before, after, strict=True)]
-            for before, after in itertools.pairwise(kernels)
-        ]
-    )
-
-
-def test_a_learning_rate_callback_reaches_every_network(networks, images, labels):
-    trainer = learn_cleanly(networks, keras.optimizers.SGD(0.1))
-    rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: [0.1, 0.0, 0.2][epoch])
-    lengths = moved(networks, images, labels, trainer, [rates], epochs=3)
-    assert np.all(lengths[1] == 0.0)
-    assert np.all(lengths[[0, 2]] > 1e-4)
+def test_a_learning_rate_callback_reaches_every_network_whose_optimizers_hold_all_state(networks, images, labels):
+    optimizer, kernels = keras.optimizers.Adam(0.1), []
+    trainer = learn_cleanly(networks, optimizer)
+    take = lambda *_: kernels.append([each.trainable_variables[0].numpy() for each in networks.values()])  # noqa: E731
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: [0.1, 0.0, 0.2][epoch]),
+        keras.callbacks.LambdaCallback(on_epoch_begin=take, on_train_end=take),
+    ]
+    trainer.fit(images, labels, batch_size=12, epochs=3, verbose=0, callbacks=callbacks)
+    for network in range(2):
+        lengths = [np.abs(new[network] - old[network]).max() for old, new in itertools.pairwise(kernels)]
+        assert lengths[1] == 0.0
+        assert min(lengths[0], lengths[2]) > 1e-4
     assert float(trainer.optimizer.learning_rate) == pytest.approx(0.2)
     for each in trainer.optimizers.values():
         assert float(each.optimizer.learning_rate) == pytest.approx(0.2)
-
-
-def test_reduce_on_plateau_reaches_every_network(networks, images, labels):
-    trainer = learn_cleanly(networks, keras.optimizers.SGD(1e-6))
-    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.1, patience=1, min_delta=1.0)
-    trainer.fit(images, labels, epochs=3, verbose=0, callbacks=[plateau])
-    assert float(trainer.optimizer.learning_rate) == pytest.approx(1e-8)
-    for each in trainer.optimizers.values():
-        assert float(each.optimizer.learning_rate) == pytest.approx(1e-8)
-
-
-def test_the_callers_optimizer_holds_no_state_but_the_count(networks, images, labels):
-    optimizer = keras.optimizers.Adam()
-    trainer = learn_cleanly(networks, optimizer)
-    trainer.fit(images, labels, batch_size=6, verbose=0)
-    assert (trainer.optimizer is optimizer, int(optimizer.iterations)) == (True, 2)
+    assert (trainer.optimizer is optimizer, int(optimizer.iterations)) == (True, 3)
     assert len(optimizer.variables) == 2  # the count and the learning rate
     states = [{id(v) for v in each.optimizer.variables} for each in trainer.optimizers.values()]
     assert not states[0] & states[1]

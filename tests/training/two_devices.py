@@ -17,7 +17,7 @@ from satm_tf.training import ClassificationLoss, devices_for, get_strategy
 from satm_tf.training.crafting import Batch
 from satm_tf.training.optimization import NetworkOptimizer
 from satm_tf.training.passes import _distinct_dropout, _remembering
-from tests.training.small_training import BATCH, NETWORKS, SHAPE, data, make_network, train
+from tests.training.small_training import BATCH, NETWORKS, SHAPE, data, make_network, make_trainer, train
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -64,7 +64,7 @@ def assert_equal_training(two, one):
 
 def test_two_replicas_equal_one_with_a_gradient_penalty(mirrored):
     """A gradient's gradient through batch statistics of both replicas; the penalty's kinks are rarely met."""
-    options = {"scheme": "undefended", "gradient_penalty": 0.02, "epochs": 1}
+    options = {"scheme": "undefended", "gradient_penalty": 0.02, "epochs": 1, "norms": {"own": BatchNormalization}}
     optimizer = lambda: keras.optimizers.SGD(0.01)  # noqa: E731
     one = train(ONE, optimizer, **options)
     two = train(mirrored, optimizer, **options)
@@ -87,11 +87,14 @@ def test_two_replicas_equal_one_with_momentum_turns_weights_and_domains(mirrored
     assert [int(np.asarray(counter)) for counter in counters] == [8, 8, 8]
 
 
-@pytest.mark.parametrize(
-    "options", [{"crafting_mode": "training"}, {"learns_from": ["others", "before_itself", "sparring_itself"]}]
-)
-def test_two_replicas_equal_one_with_adam_and_the_signs_of_gradients(mirrored, options):
-    options = {"norms": {name: NETWORKS[name] for name in ("plain", "own")}, "attack": FGSM(epsilon=0.05), **options}
+def test_two_replicas_equal_one_with_adam_all_sources_and_the_signs_of_gradients(mirrored):
+    options = {
+        "norms": {name: NETWORKS[name] for name in ("plain", "own")},
+        "attack": FGSM(epsilon=0.05),
+        "learns_from": ["others", "before_itself", "sparring_itself"],
+        "mixing": "all",
+        "crafting_mode": "training",
+    }
     optimizer = lambda: keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 2, 0.5))  # noqa: E731
     one = train(ONE, optimizer, **options)
     two = train(mirrored, optimizer, **options)
@@ -103,9 +106,7 @@ def test_batch_statistics_of_one_replica_alone_would_be_seen(mirrored):
     with mirrored.scope():
         network = make_network("own", BatchNormalization)
     images = np.random.default_rng(0).uniform(size=(8, *SHAPE)).astype(np.float32)
-    halves = mirrored.experimental_distribute_values_from_function(
-        lambda context: tf.constant(np.split(images, 2)[context.replica_id_in_sync_group])
-    )
+    halves = replicas_apart(mirrored, np.split(images, 2))
     mirrored.run(tf.function(lambda half: network(half, training=True)), args=(halves,))
     layer = next(layer for layer in network.backbone.layers if isinstance(layer, BatchNormalization))
     first, second = mirrored.experimental_local_results(layer.moving_mean.value)
@@ -127,12 +128,13 @@ def applied(strategy, original, shares, half_precision=False, steps=3):
         base.build([])
         optimizer = NetworkOptimizer(base, variables, half_precision, "network")
 
+    @tf.function
     def step(gradients):
-        optimizer.apply([*gradients, None])
+        strategy.run(lambda own: optimizer.apply([*own, None]), args=(gradients,))
 
+    per_replica = [replicas_apart(strategy, [share[index] for share in shares]) for index in range(2)]
     for _ in range(steps):
-        per_replica = [replicas_apart(strategy, [share[index] for share in shares]) for index in range(2)]
-        strategy.run(tf.function(step), args=(per_replica,))
+        step(per_replica)
     optimizer.finalize()
     return [
         np.stack([np.asarray(v) for v in strategy.experimental_local_results(each.value)]) for each in variables
@@ -161,8 +163,7 @@ def test_the_whole_gradient_is_clipped_and_not_each_replicas_share(mirrored, fie
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
-@pytest.mark.parametrize("where", [0, 1])
-def test_an_overflow_on_one_replica_skips_the_step_on_both(mirrored, where):
+def test_an_overflow_on_one_replica_skips_the_step_on_both(mirrored):
     sgd = lambda: keras.optimizers.SGD(0.5, momentum=0.9)  # noqa: E731
     scale = 2.0**15  # where Keras begins
     scaled = [[each * np.float32(scale) for each in share] for share in SHARES]
@@ -171,13 +172,15 @@ def test_an_overflow_on_one_replica_skips_the_step_on_both(mirrored, where):
     two, _ = applied(mirrored, sgd, scaled, half_precision=True)
     for mine, expected in zip(two, one, strict=True):
         np.testing.assert_allclose(mine, np.repeat(expected, 2, 0), rtol=1e-6)
-    scaled[where][0] = np.float32([np.inf, 0.0])
-    skipped, optimizer = applied(mirrored, sgd, scaled, half_precision=True, steps=2)
-    np.testing.assert_array_equal(skipped[0], [[1.0, 2.0]] * 2)
-    np.testing.assert_array_equal(skipped[1], [[[3.0], [4.0], [5.0]]] * 2)
-    for value in mirrored.experimental_local_results(optimizer.optimizer.dynamic_scale.value):
-        assert float(value) == scale / 4  # halved at each overflow
-    assert all(int(value) == 0 for value in mirrored.experimental_local_results(optimizer.optimizer.iterations.value))
+    for where in range(2):
+        overflowing = [list(share) for share in scaled]
+        overflowing[where][0] = np.float32([np.inf, 0.0])
+        skipped, optimizer = applied(mirrored, sgd, overflowing, half_precision=True, steps=2)
+        np.testing.assert_array_equal(skipped[0], [[1.0, 2.0]] * 2)
+        np.testing.assert_array_equal(skipped[1], [[[3.0], [4.0], [5.0]]] * 2)
+        results = mirrored.experimental_local_results
+        assert [float(value) for value in results(optimizer.optimizer.dynamic_scale.value)] == [scale / 4] * 2, "halved"
+        assert [int(value) for value in results(optimizer.optimizer.iterations.value)] == [0, 0]
 
 
 def test_half_precision_trains_on_two_replicas_through_overflows(mirrored):
@@ -242,15 +245,9 @@ def test_dropout_differs_between_replicas_and_counts_as_on_one(mirrored):
 
 def test_a_step_with_dropout_leaves_the_seeds_that_one_device_leaves(mirrored):
     def seeds(strategy):
-        trainer, _ = train(
-            strategy,
-            lambda: keras.optimizers.SGD(0.1),
-            norms={"plain": None},
-            learns_from="itself",
-            dropout=0.5,
-            epochs=1,
-            crafting_mode="training",
-        )
+        options = {"norms": {"plain": None}, "learns_from": "itself", "dropout": 0.5, "crafting_mode": "training"}
+        trainer = make_trainer(strategy, lambda: keras.optimizers.SGD(0.1), **options)
+        trainer.fit(batches(data(), image_size=16, batch_size=BATCH), verbose=0)
         names = [v for n in trainer.networks.values() for v in n.variables if v.name == "seed_generator_state"]
         return [[np.asarray(v) for v in strategy.experimental_local_results(seed.value)] for seed in names]
 
@@ -281,7 +278,7 @@ def test_random_starts_differ_between_replicas_in_training_alone(mirrored):
 
 def test_the_work_of_each_replica_is_on_its_own_device(mirrored):
     with mirrored.scope():
-        trainer = CoTraining({name: make_network(name) for name in "ab"}, attack=FGSM(epsilon=0.1))
+        trainer = CoTraining({"a": make_network("a")}, learns_from="itself", attack=FGSM(epsilon=0.1))
         trainer.compile("sgd")
     images, labels = tf.fill([4, *SHAPE], 0.5), tf.zeros([4], tf.int32)
     graph = (

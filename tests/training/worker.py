@@ -17,7 +17,7 @@ import numpy as np
 
 from satm_tf import DomainAdversarial
 from satm_tf.training import Checkpoint, get_strategy, is_chief
-from tests.training.small_training import NETWORKS, train
+from tests.training.small_training import NETWORKS, fit, make_trainer
 
 
 class DieAt(keras.callbacks.Callback):
@@ -31,14 +31,12 @@ class DieAt(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_small(strategy, callbacks=()):
-    norms = {name: NETWORKS[name] for name in ("plain", "own")}
-    return train(
+def make_small(strategy):
+    return make_trainer(
         strategy,
         lambda: keras.optimizers.SGD(0.1, momentum=0.9),
-        norms=norms,
+        norms={name: NETWORKS[name] for name in ("plain", "own")},
         domain_adaptation=DomainAdversarial(hidden=5),
-        callbacks=callbacks,
     )
 
 
@@ -55,10 +53,14 @@ def main():
     strategy = get_strategy("multi_worker")
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     assert is_chief(strategy) == (index == 0)
+    trainer = make_small(strategy)
+    start = [np.array(variable) for variable in trainer.state()]
     for folder in folders:
+        for variable, value in zip(trainer.state(), start, strict=True):  # so that it is traced once
+            variable.assign(value.copy())
         dying = [DieAt(die_at)] if die_at and folder == folders[-1] else []
         try:
-            trainer, figures = train_small(strategy, [*dying, Checkpoint(folder, every_seconds=0.0)])
+            figures = fit(trainer, callbacks=[*dying, Checkpoint(folder, every_seconds=0.0)])
         except ConnectionError as error:
             sys.exit(f"ConnectionError: {error}")
         np.savez(folder / f"{index}.npz", **arrays(trainer, figures))
