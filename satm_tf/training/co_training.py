@@ -45,7 +45,8 @@ class CoTraining(Fitting):
     In each step, every source crafts with its current weights, before any update; then each network takes one gradient
     step on its own loss. The scheme decides who learns from whom, from which examples and with which weights, so this
     class does SATM, standard or ensemble adversarial training, TRADES, mutual learning, or plain fine-tuning; see
-    `Scheme`.
+    `Scheme`. If epsilon is set in several places, the one given here overrides the scheme's, and the scheme's overrides
+    each attack's; `epsilon_schedule` then scales that value.
 
     `fit` takes a data set of `(images, labels)`: float images `[batch, height, width, 3]` in [0, 1], integer labels
     `[batch]`. Sample weights scale the clean and the adversarial loss. The loss that `fit` reports, and `val_loss` with
@@ -62,8 +63,32 @@ class CoTraining(Fitting):
     Args:
         networks: The networks to train, by name, all with the same image shape and number of classes.
         scheme: Name of a preset (see `SCHEMES`) or a `Scheme`; None is the default `Scheme()`.
-        learns_from: This and the following parameters, up to `crafted_once`, replace the field of the scheme of that
-            name, which `Scheme` describes; None keeps the scheme's own.
+        learns_from: Whose adversarial examples each network learns from. This and the following parameters, up to
+            `crafted_once`, override the scheme's field of that name, see `Scheme`; None keeps the scheme's own.
+        attack: What the sources craft with.
+        epsilon: The epsilon of every attack.
+        epsilon_schedule: Which share of epsilon a training step uses; "none" always uses all of it.
+        mixing: How sources share a network's adversarial images: "steps", "images" or "all".
+        source_weights: How much each source counts.
+        snapshots: How many snapshots of a network the sources `past` replay.
+        snapshot_steps: After how many steps a new snapshot replaces the oldest.
+        crafting_mode: "inference" or "training".
+        clean_weight: Weight of the clean loss.
+        adversarial_weight: Weight of the adversarial loss.
+        adversarial_loss: "cross_entropy" or "divergence".
+        pairing_weight: Weight of the difference between the logits of clean and adversarial images.
+        peer_weight: Weight of the divergence from the peers' answers.
+        gradient_penalty: Weight of the norm of the clean loss's gradient by the image (double back-propagation).
+        penalty_norm: The norm of the perturbations that the penalty is for, "linf" or "l2"; the penalty takes its dual.
+        teachers: Whose answers to clean images each network learns (distillation).
+        teacher_weight: Weight of the cross-entropy with these answers.
+        temperature: What logits are divided by in the cross-entropies.
+        null_share: Share of an adversarial image's label that goes to the null class.
+        domain_adaptation: One for all networks that have a source, or for some by name; "none" turns it off.
+        batch_norm: How clean and adversarial images share batch normalisation, for all networks or by name.
+        crafted_once: How many adversarial copies of each training image are crafted before the first step of `fit`, and
+            used from then on. The data must come from `satm_tf.data.batches`, without augmentation. For such validation
+            data, one copy is crafted.
         crafted_folder: The folder for these copies, with 8 bits per value. A resumed training, and others with the same
             sources, images and seed, reuse them. None is a temporary folder.
         frozen: Networks that only craft, by name; never changed.
