@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
-from satm_tf.attacks.loops import iterate
-from satm_tf.attacks.losses import margin, strongest_others
+from satm_tf.attacks.base import Attack, Model, consensus
+from satm_tf.attacks.loops import iterate, per_image, select
+from satm_tf.attacks.losses import margin
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
@@ -33,6 +33,17 @@ class MinimumDistortion(Attack):
     bounded: ClassVar[bool] = False
 
     epsilon: float = math.inf
+
+
+class Nearest(NamedTuple):
+    """The nearest success of each image so far, and its distance `[batch]`, infinite if there is none."""
+
+    images: tf.Tensor
+    distance: tf.Tensor
+
+    def or_nearer(self, other: Nearest) -> Nearest:
+        """The other's where it is nearer."""
+        return select(other.distance < self.distance, other, self)
 
 
 class _Way(NamedTuple):
@@ -79,17 +90,15 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
         """Steps until every image has crossed a boundary, or the limit of steps is reached."""
-        clean = consensus(logits_of(model, images))
-        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
-        rivals = strongest_others(classes, clean, self.candidates)
+        classes, rivals, fooled = self.rivals(model, images, labels, self.candidates)
 
         def step(_: tf.Tensor, state: _Way) -> _Way:
             nearest = self._onto_the_nearest(model, state.x, classes, rivals)
-            total = tf.where(state.success[:, None, None, None], state.total, state.total + nearest)
+            total = select(state.success, state.total, state.total + nearest)
             x = tf.clip_by_value(images + (1 + self.overshoot) * total, 0.0, 1.0)
-            return _Way(total, x, self.succeeds(consensus(logits_of(model, x)), classes))
+            return _Way(total, x, self.succeeds(logits_of(model, x), classes))
 
-        start = _Way(tf.zeros_like(images), images, self.succeeds(clean, classes))
+        start = _Way(tf.zeros_like(images), images, fooled)
         return iterate(step, start, self.steps, lambda state: ~tf.reduce_all(state.success)).x
 
     def _onto_the_nearest(self, model: Model, x: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> tf.Tensor:
@@ -105,11 +114,11 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         best = tf.argmin(length, axis=0, output_type=tf.int32)
         index = tf.stack([best, tf.range(tf.shape(x)[0])], axis=-1)
         direction = NORMS[self.norm].steepest(tf.gather_nd(gradients, index))
-        return tf.where(direction == 0, 0.0, (tf.gather_nd(length, index) + _BEYOND)[:, None, None, None] * direction)
+        return tf.where(direction == 0, 0.0, per_image(tf.gather_nd(length, index) + _BEYOND) * direction)
 
     def _gaps(self, logits: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> list[tf.Tensor]:
         """The values that must rise to zero to cross each boundary: `[batch]` each."""
-        if LABEL_SOURCES[self.label_source].direction < 0:
+        if self.direction < 0:
             return [-margin(classes, logits)]
         own = tf.gather(logits, classes, batch_dims=1)
         return [tf.gather(logits, rival, batch_dims=1) - own for rival in tf.unstack(rivals, axis=1)]

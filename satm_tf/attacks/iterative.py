@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import tensorflow as tf
 
 from satm_tf.attacks.base import LossAttack, Model, consensus, input_gradient
-from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.loops import iterate, select
 from satm_tf.attacks.losses import divergence
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import at_step, logits_of
@@ -96,11 +96,8 @@ class IterativeAttack(LossAttack, name="iterative"):
 
         def restart(index: tf.Tensor, state: _Best) -> _Best:
             found = self._attempt(model, images, classes, epsilon, _fold_in(seed, index))
-            value = consensus(self.objective(logits_of(model, found), classes)[..., None])[..., 0]
-            better = value > state.loss
-            return _Best(
-                tf.where(better[:, None, None, None], found, state.images), tf.where(better, value, state.loss)
-            )
+            loss = consensus(self.objective(logits_of(model, found), classes), rank=1)
+            return select(loss > state.loss, _Best(found, loss), state)
 
         start = _Best(images, tf.fill(tf.shape(images)[:1], -tf.float32.max))
         return iterate(restart, start, self.restarts).images
