@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -53,20 +53,14 @@ class _AutoPGD(Attack):
     Attributes:
         steps: Number of gradient steps, at least 1.
 
-    Raises:
-        ValueError: If there is no step.
-
     Source:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
         Attacks", ICML 2020, Algorithm 1.
     """
 
-    steps: int = 100
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1. Received: steps={self.steps}")
+    steps: int = 100
 
     def _checkpoints(self) -> list[int]:
         """For each step, the number of steps since the last checkpoint if it is one itself; otherwise 0."""
@@ -160,23 +154,16 @@ class APGDTargeted(_AutoPGD, name="apgd_targeted"):
     Like any untargeted attack, it succeeds when an image leaves its label; targets are only where the runs aim.
 
     Attributes:
-        targets: How many classes to aim at, those with the largest logits at the clean image.
-
-    Raises:
-        ValueError: If `targets` is below 1.
+        targets: How many classes to aim at, at least 1: those with the largest logits at the clean image.
 
     Example:
         >>> adversarial = APGDTargeted(epsilon=8 / 255)(network, images, labels)
     """
 
     label_sources: ClassVar[Sequence[str]] = ("label", "predicted")
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "targets": 1}
 
     targets: int = 9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.targets < 1:
-            raise ValueError(f"targets must be at least 1. Received: targets={self.targets}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

@@ -82,7 +82,8 @@ class Attack(Configurable, kind="attack"):
         seed: Seed of an attack that draws random numbers, if a call does not pass one.
 
     Raises:
-        ValueError: If epsilon is negative, or above 1 in L-infinity, or if the norm or label source is unknown.
+        ValueError: If epsilon is negative, or above 1 in L-infinity, if another number is below its least value, or if
+            the norm or label source is unknown.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class Attack(Configurable, kind="attack"):
     norms: ClassVar[Sequence[str]] = ("linf", "l2")
     label_sources: ClassVar[Sequence[str]] = tuple(LABEL_SOURCES)
     bounded: ClassVar[bool] = True
+    at_least: ClassVar[Mapping[str, float]] = {}
 
     epsilon: float
     norm: str = "linf"
@@ -113,6 +115,9 @@ class Attack(Configurable, kind="attack"):
                 f"Attack {self.name!r} takes label source {_either(self.label_sources)} only. "
                 f"Received: label_source={self.label_source!r}"
             )
+        for option, least in self.at_least.items():
+            if getattr(self, option) < least:
+                raise ValueError(f"{option} must be at least {least}. Received: {option}={getattr(self, option)}")
         largest = 1.0 if self.norm == "linf" else math.inf
         uncapped = self.epsilon == math.inf and not self.bounded
         if not uncapped and not (0 <= self.epsilon <= largest and math.isfinite(self.epsilon)):

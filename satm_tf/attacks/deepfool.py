@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -61,11 +62,8 @@ class DeepFool(MinimumDistortion, name="deepfool"):
     Attributes:
         norm: "l2", or "linf".
         steps: The most steps, at least 1.
-        candidates: How many rival classes are considered, those with the largest logits at the clean image.
+        candidates: How many rival classes are considered, at least 1: those with the largest logits at the clean image.
         overshoot: The share by which the perturbation is lengthened, to cross a boundary and not end on it.
-
-    Raises:
-        ValueError: If steps or candidates are below 1 or the overshoot is negative.
 
     Example:
         >>> outcome = DeepFool().outcome(network, images, labels)
@@ -76,15 +74,12 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         Algorithm 2; toward a target, the one boundary with the strongest other class.
     """
 
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "candidates": 1, "overshoot": 0}
+
     norm: str = "l2"
     steps: int = 50
     candidates: int = 10
     overshoot: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1 or self.candidates < 1 or self.overshoot < 0:
-            raise ValueError(f"steps and candidates must be at least 1, and overshoot non-negative. Received: {self}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

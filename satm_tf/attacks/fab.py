@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -47,7 +47,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
     Attributes:
         norm: "linf" or "l2".
         steps: Number of steps of a run, at least 1.
-        targets: How many classes to aim at, those with the largest logits at the clean image.
+        targets: How many classes to aim at, at least 1: those with the largest logits at the clean image.
         alpha_max: The largest weight of the clean image's projection, in [0, 1].
         eta: The factor of a projection's length, to cross the boundary; at least 1.
         beta: The factor of a misclassified image's perturbation, in (0, 1).
@@ -65,6 +65,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
     """
 
     label_sources: ClassVar[Sequence[str]] = ("label", "predicted")
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "targets": 1, "eta": 1}
 
     steps: int = 100
     targets: int = 9
@@ -74,12 +75,8 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.targets) < 1:
-            raise ValueError(f"steps and targets must be at least 1. Received: {self}")
-        if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta < 1):
-            raise ValueError(
-                f"alpha_max must lie in [0, 1], eta be at least 1, and beta lie in (0, 1). Received: {self}"
-            )
+        if not (0 <= self.alpha_max <= 1 and 0 < self.beta < 1):
+            raise ValueError(f"alpha_max must lie in [0, 1], and beta in (0, 1). Received: {self}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

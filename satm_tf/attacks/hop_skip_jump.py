@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
@@ -64,9 +64,6 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
             many.
         starts: How many noise images are tried for a start.
 
-    Raises:
-        ValueError: If a number is below 1.
-
     Example:
         >>> outcome = HopSkipJump(steps=20).outcome(network, images, labels)
 
@@ -74,15 +71,12 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
         Chen et al., "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", S&P 2020, Algorithm 2.
     """
 
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "evaluations": 1, "starts": 1}
+
     norm: str = "l2"
     steps: int = 20
     evaluations: int = 100
     starts: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.steps, self.evaluations, self.starts) < 1:
-            raise ValueError(f"steps, evaluations and starts must be at least 1. Received: {self}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from satm_tf.detection import FeatureClassifier, Guarded, NullClass, PrincipalComponents
 from satm_tf.detection.base import Seen, look
+from satm_tf.detection.kernels import constants
 from satm_tf.training.domain import DomainHead
 
 
@@ -42,11 +43,7 @@ def test_components_of_rounding_alone_are_left_out():
     seen = Seen(None, features, None, None)
     state = PrincipalComponents(low_ranked=1.0).learn(seen, seen, 0)
     assert state["whitening"].shape == (3, 2)
-    assert float(tf.reduce_max(PrincipalComponents(low_ranked=1.0).score(_float32(state), seen))) < 10
-
-
-def _float32(state):
-    return {name: tf.constant(value, tf.float32) for name, value in state.items()}
+    assert float(tf.reduce_max(PrincipalComponents(low_ranked=1.0).score(constants(state), seen))) < 10
 
 
 def test_one_pixel_beside_a_plane_has_all_its_energy_in_the_low_components(case):
