@@ -64,13 +64,7 @@ class IterativeAttack(LossAttack, name="iterative"):
     """
 
     reach: ClassVar[float] = 1.0
-    at_least: ClassVar[Mapping[str, float]] = {
-        "steps": 1,
-        "restarts": 1,
-        "momentum": 0,
-        "neighbours": 0,
-        "neighbourhood": 0,
-    }
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "restarts": 1, "momentum": 0, "neighbours": 0}
 
     steps: int = 10
     step_size: float | None = None
@@ -87,6 +81,8 @@ class IterativeAttack(LossAttack, name="iterative"):
         object.__setattr__(self, "transforms", tuple(Transform.get(part) for part in self.transforms))
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size must be positive. Received: step_size={self.step_size}")
+        if self.neighbourhood < 0:
+            raise ValueError(f"neighbourhood must be at least 0. Received: neighbourhood={self.neighbourhood}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"Restarts need random_start=True. Received: restarts={self.restarts}")
 
