@@ -205,13 +205,7 @@ class Attack(Configurable, kind="attack"):
         def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             return self(model, images, labels, epsilon=epsilon, seed=seed)
 
-        def call(
-            images: tf.Tensor,
-            labels: tf.Tensor,
-            *,
-            epsilon: tf.Tensor | float | None = None,
-            seed: tf.Tensor | int | None = None,
-        ) -> tf.Tensor:
+        def call(images: Any, labels: Any, *, epsilon: Any = None, seed: Any = None) -> tf.Tensor:
             # Probabilities are refused here, not only while `craft` is traced, so that the error is only this sentence.
             arguments = self._arguments(model, images, labels, epsilon, seed)
             try:

@@ -182,3 +182,11 @@ def test_admix_adds_a_share_of_other_images_at_each_brightness():
 def test_numbers_of_the_new_transforms_are_checked(options):
     with pytest.raises(ValueError, match="Received"):
         attacks.transforms.Transform.get(options[0], **options[1])
+
+
+@pytest.mark.parametrize("name", ["block_shuffle", "admix", "scale_invariance"])
+def test_copies_go_to_each_network_of_an_ensemble(network, images, labels, name):
+    """With averaged losses, where each network answers for each copy: twice the same network is that network."""
+    attack = attacks.BIM(epsilon=0.1, steps=1, transforms=[{"name": name, "copies": 2}])
+    twice = attack(attacks.Ensemble([network, network], fuse="losses"), images, labels)
+    assert np.mean(np.isclose(twice, attack(network, images, labels), atol=1e-6)) > 0.99
