@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.attacks.losses import EVADING, LOSSES, cross_entropy, evading_margin
+from satm_tf.attacks.losses import EVADING, LOSSES, cross_entropy, evading_margin, strongest_others
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import Model, logits_of, refuse_probabilities
 from satm_tf.configurable import Configurable, look_up, serialize
@@ -84,7 +84,8 @@ class Attack(Configurable, kind="attack"):
         seed: Seed of an attack that draws random numbers, if a call does not pass one.
 
     Raises:
-        ValueError: If epsilon is negative, or above 1 in L-infinity, or if the norm or label source is unknown.
+        ValueError: If epsilon is negative, or above 1 in L-infinity, if another number is below its least value, or if
+            the norm or label source is unknown.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class Attack(Configurable, kind="attack"):
     norms: ClassVar[Sequence[str]] = ("linf", "l2")
     label_sources: ClassVar[Sequence[str]] = tuple(LABEL_SOURCES)
     bounded: ClassVar[bool] = True
+    at_least: ClassVar[Mapping[str, float]] = {}
 
     epsilon: float
     norm: str = "linf"
@@ -115,6 +117,9 @@ class Attack(Configurable, kind="attack"):
                 f"Attack {self.name!r} takes label source {_either(self.label_sources)} only. "
                 f"Received: label_source={self.label_source!r}"
             )
+        for option, least in self.at_least.items():
+            if getattr(self, option) < least:
+                raise ValueError(f"{option} must be at least {least}. Received: {option}={getattr(self, option)}")
         largest = 1.0 if self.norm == "linf" else math.inf
         uncapped = self.epsilon == math.inf and not self.bounded
         if not uncapped and not (0 <= self.epsilon <= largest and math.isfinite(self.epsilon)):
@@ -154,23 +159,28 @@ class Attack(Configurable, kind="attack"):
                 reaches the images.
             tf.errors.InvalidArgumentError: If the images do not lie in [0, 1], inside your own `tf.function`.
         """
-        images = tf.cast(images, tf.float32)
-        refuse_probabilities(model, images.shape)
+        images, labels, radius, key = self._arguments(model, images, labels, epsilon, seed)
         images = _inside_range(images)
-        labels = tf.cast(labels, tf.int32)
-        radius = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
-        if radius.shape.rank == 1:
-            radius = tf.reshape(radius, [-1, 1, 1, 1])
-        key = tf.cast(self.seed if seed is None else seed, tf.int32)
-        key = key if key.shape.rank == 1 else tf.stack([0, key])
         perturbed = self.perturb(model, images, labels, radius, key)
         return tf.stop_gradient(self.project(perturbed, images, radius))
+
+    def _arguments(
+        self, model: Model, images: Any, labels: Any, epsilon: Any, seed: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """A call's arguments as `perturb` takes them, and a check that the model gives logits."""
+        images = tf.cast(images, tf.float32)
+        refuse_probabilities(model, images.shape)
+        radius = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
+        radius = tf.reshape(radius, [-1, 1, 1, 1]) if radius.shape.rank == 1 else radius
+        key = tf.cast(self.seed if seed is None else seed, tf.int32)
+        key = key if key.shape.rank == 1 else tf.stack([0, key])
+        return images, tf.cast(labels, tf.int32), radius, key
 
     # Not an abstract method: on Python 3.10, ABCMeta claims the class keyword `name`.
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The attack itself; the result is projected into bounds and ball afterwards.
+        """The attack itself; the float32 images that it returns are projected into bounds and ball afterwards.
 
         Args:
             model: The network.
@@ -178,23 +188,15 @@ class Attack(Configurable, kind="attack"):
             labels: int32 `[batch]`.
             epsilon: float32 scalar or `[batch, 1, 1, 1]`.
             seed: int32 `[2]`.
-
-        Returns:
-            float32 images.
         """
         raise NotImplementedError(f"{type(self).__name__} must define how it perturbs images: implement `perturb`.")
 
     def compiled(self, model: Model) -> Callable[..., tf.Tensor]:
         """This attack on this model as one compiled function, for use outside a `tf.function`.
 
-        The function keeps a reference to the model, and uses the weights that the model has at each call.
-
-        Args:
-            model: As for a call.
-
-        Returns:
-            A function of `(images, labels, *, epsilon=None, seed=None)` that returns what a call returns, and raises
-            the same errors. A new epsilon or seed does not compile it again; a new batch size does, once.
+        It is a function of `(images, labels, *, epsilon=None, seed=None)` that returns what a call returns, raises the
+        same errors, and uses the weights that the model has at each call. A new epsilon or seed does not compile it
+        again; a new batch size does, once.
 
         Example:
             >>> craft = PGD(epsilon=8 / 255).compiled(network)
@@ -206,25 +208,16 @@ class Attack(Configurable, kind="attack"):
         def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             return self(model, images, labels, epsilon=epsilon, seed=seed)
 
-        def call(
-            images: tf.Tensor,
-            labels: tf.Tensor,
-            *,
-            epsilon: tf.Tensor | float | None = None,
-            seed: tf.Tensor | int | None = None,
-        ) -> tf.Tensor:
-            images = tf.cast(images, tf.float32)
-            epsilon = tf.cast(self.epsilon if epsilon is None else epsilon, tf.float32)
-            seed = tf.cast(self.seed if seed is None else seed, tf.int32)
-            # Checked here, not only while `craft` is traced, so that the error is only this sentence.
-            refuse_probabilities(model, images.shape)
+        def call(images: Any, labels: Any, *, epsilon: Any = None, seed: Any = None) -> tf.Tensor:
+            # Probabilities are refused here, not only while `craft` is traced, so that the error is only this sentence.
+            arguments = self._arguments(model, images, labels, epsilon, seed)
             try:
-                return craft(images, tf.cast(labels, tf.int32), epsilon, seed)
+                return craft(*arguments)
             except tf.errors.InvalidArgumentError as error:
-                # Checked again only now, so that a valid batch is checked once.
-                if _lies_inside(images):
+                # The range is checked again only now, so that a valid batch is checked once.
+                if _lies_inside(arguments[0]):
                     raise
-                raise _outside_range(images) from error
+                raise _outside_range(arguments[0]) from error
 
         return call
 
@@ -258,22 +251,17 @@ class Attack(Configurable, kind="attack"):
         # All epsilons of an image are adjacent, so that one batch holds them.
         pairs = np.indices([len(images), len(radii)]).reshape(2, -1)
         compiled = self.compiled(model)
-        crafted = [
-            compiled(images[image], labels[image], epsilon=radii[radius], seed=[batch, self.seed])
-            for batch, (image, radius) in enumerate(_batches(pairs, batch_size))
-        ]
-        by_image = np.concatenate([np.zeros([0, *images.shape[1:]], "float32"), *crafted])
-        result = by_image.reshape(len(images), len(radii), *images.shape[1:]).swapaxes(0, 1)
+        crafted = np.empty([pairs.shape[1], *images.shape[1:]], "float32")
+        for batch, start in enumerate(range(0, len(crafted), batch_size)):
+            image, radius = pairs[:, start : start + batch_size]
+            crafted[start : start + batch_size] = compiled(
+                images[image], labels[image], epsilon=radii[radius], seed=[batch, self.seed]
+            )
+        result = crafted.reshape(len(images), len(radii), *images.shape[1:]).swapaxes(0, 1)
         return result[0] if epsilons is None else result
 
     def outcome(self, model: Model, images: tf.Tensor, labels: tf.Tensor, **call: Any) -> Outcome:
-        """Crafts adversarial images and reports for each whether the attack succeeded, and its distortion.
-
-        Args:
-            model: As for a call.
-            images: As for a call.
-            labels: As for a call.
-            **call: `epsilon` and `seed`, as for a call.
+        """Crafts adversarial images, as a call with the same arguments, and reports success and distortion of each.
 
         Example:
             >>> outcome = DeepFool().outcome(network, images, labels)
@@ -281,43 +269,51 @@ class Attack(Configurable, kind="attack"):
         """
         images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
         adversarial = self(model, images, labels, **call)
-        clean, crafted = logits_of(model, images), logits_of(model, adversarial)
-        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(clean))
+        clean, crafted = (consensus(logits_of(model, each)) for each in (images, adversarial))
         return Outcome(
-            adversarial,
-            tf.argmax(consensus(clean), -1, tf.int32),
-            tf.argmax(consensus(crafted), -1, tf.int32),
-            self.succeeds(consensus(crafted), classes),
-            tf.reshape(NORMS[self.norm].length(adversarial - images), [-1]),
+            images=adversarial,
+            before=tf.argmax(clean, -1, tf.int32),
+            after=tf.argmax(crafted, -1, tf.int32),
+            success=self.succeeds(crafted, LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)),
+            distortion=tf.reshape(NORMS[self.norm].length(adversarial - images), [-1]),
         )
 
     def project(self, perturbed: tf.Tensor, images: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
         """The images nearest to `perturbed` in the ball of radius `epsilon` around `images`, clipped to [0, 1]."""
         return tf.clip_by_value(images + NORMS[self.norm].project(perturbed - images, epsilon), 0.0, 1.0)
 
+    @property
+    def direction(self) -> float:
+        """+1.0 if the attack moves away from a class, -1.0 if it moves toward one."""
+        return LABEL_SOURCES[self.label_source].direction
+
     def classes(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """The int32 classes `[batch]` that the label source chooses at these images."""
         return LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(logits_of(model, images)))
 
+    def rivals(
+        self, model: Model, images: tf.Tensor, labels: tf.Tensor, count: int
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The chosen classes `[batch]`, the strongest others `[batch, count]`, and which images succeed as they are."""
+        clean = consensus(logits_of(model, images))
+        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
+        return classes, strongest_others(classes, clean, count), self.succeeds(clean, classes)
+
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """The attack's objective, `[..., batch]`, from logits `[..., batch, classes]` and classes `[batch]`."""
-        return LABEL_SOURCES[self.label_source].direction * cross_entropy(classes, logits)
+        return self.direction * cross_entropy(classes, logits)
 
     def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """Whether logits `[batch, classes]` have left the classes `[batch]`, or reached them if targeted."""
-        reached = tf.argmax(logits, -1, tf.int32) == classes
-        return reached if LABEL_SOURCES[self.label_source].direction < 0 else ~reached
+        """Whether logits `[..., batch, classes]` have left the classes `[batch]`, or reached them if targeted."""
+        reached = tf.argmax(consensus(logits), -1, tf.int32) == classes
+        return reached if self.direction < 0 else ~reached
 
     def gradient(self, model: Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """The gradient, with respect to the pixels, of the attack's objective: one forward and one backward pass.
-
-        The label source is applied at these images.
-        """
-        source = LABEL_SOURCES[self.label_source]
+        """The gradient of the objective on the pixels, the label source applied at these images: one pass each way."""
 
         def objective(logits: tf.Tensor) -> tf.Tensor:
             fixed = tf.stop_gradient(logits)
-            return self.objective(logits, source.choose(labels, lambda: consensus(fixed)))
+            return self.objective(logits, LABEL_SOURCES[self.label_source].choose(labels, lambda: consensus(fixed)))
 
         return input_gradient(model, images, objective)[0]
 
@@ -339,7 +335,7 @@ class LossAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         look_up("loss", self.loss, LOSSES)
-        if self.loss == EVADING and LABEL_SOURCES[self.label_source].direction < 0:
+        if self.loss == EVADING and self.direction < 0:
             raise ValueError(
                 f"{EVADING!r} moves away from a class; to reach one without a rejection, use loss='margin'. "
                 f"Received: label_source={self.label_source!r}"
@@ -347,28 +343,18 @@ class LossAttack(Attack):
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """The loss with that name, signed by the direction."""
-        return LABEL_SOURCES[self.label_source].direction * LOSSES[self.loss](classes, logits)
+        return self.direction * LOSSES[self.loss](classes, logits)
 
     def succeeds(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         if self.loss == EVADING:
-            return evading_margin(classes, logits) > 0
+            return evading_margin(classes, consensus(logits)) > 0
         return super().succeeds(logits, classes)
 
 
 def input_gradient(
     model: Model, images: tf.Tensor, objective: Callable[[tf.Tensor], tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The gradient, on the pixels, of a function of the logits: one forward and one backward pass.
-
-    The objective is summed over the batch, not averaged: the sign is the same, and a mean in float16 underflows.
-
-    Args:
-        model: The network.
-        images: float32 `[batch, height, width, channels]`.
-        objective: Takes logits `[..., batch, classes]` to one number for each image, `[..., batch]`.
-
-    Returns:
-        The gradients, like `images`; the objectives, `[..., batch]`; the logits.
+    """The gradient on the pixels of an objective that takes logits to a number for each image; that number; the logits.
 
     Raises:
         ValueError: If the objective does not depend on the images through differentiable operations.
@@ -377,6 +363,7 @@ def input_gradient(
         tape.watch(images)
         logits = logits_of(model, images)
         values = objective(logits)
+        # Not the mean: the sign is the same, and a mean in float16 underflows.
         total = tf.reduce_sum(values)
     gradient = tape.gradient(total, images)
     if gradient is None:
@@ -387,9 +374,10 @@ def input_gradient(
     return gradient, values, logits
 
 
-def consensus(logits: tf.Tensor) -> tf.Tensor:
-    """The mean over all leading axes of logits `[..., batch, classes]`."""
-    return logits if logits.shape.rank == 2 else tf.reduce_mean(logits, axis=range(logits.shape.rank - 2))
+def consensus(answers: tf.Tensor, rank: int = 2) -> tf.Tensor:
+    """The mean over all leading axes of logits `[..., batch, classes]`; of losses `[..., batch]` with `rank=1`."""
+    leading = range(answers.shape.rank - rank)
+    return tf.reduce_mean(answers, axis=leading) if leading else answers
 
 
 def available_attacks() -> list[str]:
@@ -426,9 +414,9 @@ def _inside_range(images: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(images, 0.0, 1.0)
 
     def refuse() -> tf.Operation:
+        # Here, inside the branch, the extremes are computed for the message only.
         return tf.debugging.Assert(False, [_RANGE, tf.reduce_min(images), "to", tf.reduce_max(images)])
 
-    # Inside the branch, so that the extremes are computed for the message only.
     with tf.control_dependencies([tf.cond(_lies_inside(images), tf.no_op, refuse)]):
         return tf.clip_by_value(images, 0.0, 1.0)
 
@@ -440,7 +428,3 @@ def _lies_inside(images: tf.Tensor) -> tf.Tensor:
 
 def _outside_range(images: tf.Tensor) -> ValueError:
     return ValueError(f"{_RANGE} {tf.reduce_min(images):g} to {tf.reduce_max(images):g}")
-
-
-def _batches(pairs: np.ndarray, size: int) -> list[np.ndarray]:
-    return [pairs[:, start : start + size] for start in range(0, pairs.shape[1], size)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Model, consensus, input_gradient
-from satm_tf.attacks.deepfool import MinimumDistortion
-from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.base import Model, consensus, input_gradient
+from satm_tf.attacks.deepfool import MinimumDistortion, Nearest
+from satm_tf.attacks.loops import iterate, per_image, select
 from satm_tf.attacks.losses import margin
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
@@ -20,36 +21,33 @@ Distance = Callable[[tf.Tensor], tf.Tensor]
 
 
 class _Descent(NamedTuple):
-    """A round of Adam: the images in the tanh space, the means of the gradients and of their squares, the successful
-    images of the smallest distance, that distance `[batch]`, the batch's loss at the last check, whether it had fallen.
+    """A round of Adam: the images in the tanh space, the means of the gradients and of their squares, the nearest
+    successes, the batch's loss at the last check, whether it had fallen.
     """
 
     w: tf.Tensor
     first: tf.Tensor
     second: tf.Tensor
-    found: tf.Tensor
-    shortest: tf.Tensor
+    nearest: Nearest
     last: tf.Tensor
     improving: tf.Tensor
 
 
 class _Bisection(NamedTuple):
-    """The L2 attack's rounds: the ends and the current weight of success `[batch]`, the best images, their distance."""
+    """The L2 attack's rounds: the ends and the current weight of success `[batch]`, and the nearest successes."""
 
     low: tf.Tensor
     high: tf.Tensor
     constant: tf.Tensor
-    best: tf.Tensor
-    shortest: tf.Tensor
+    nearest: Nearest
 
 
 class _Tightening(NamedTuple):
-    """The other rounds: the shrinking limit and the weight of success `[batch]`, the last successes, their distance."""
+    """The other rounds: the shrinking limit and the weight of success `[batch]`, and the nearest successes."""
 
     limit: tf.Tensor
     constant: tf.Tensor
-    best: tf.Tensor
-    shortest: tf.Tensor
+    nearest: Nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +63,6 @@ class _CarliniWagner(MinimumDistortion):
 
     Raises:
         ValueError: If a number is out of range.
-
-    Source:
-        Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017.
     """
 
     rounds: int = 9
@@ -83,17 +78,12 @@ class _CarliniWagner(MinimumDistortion):
 
     def _missing(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """How far the logits are from success, `[batch]`; f_6 of the paper."""
-        direction = LABEL_SOURCES[self.label_source].direction
-        return tf.maximum(-direction * margin(classes, consensus(logits)), -self.confidence)
+        return tf.maximum(-self.direction * margin(classes, consensus(logits)), -self.confidence)
 
-    def _succeeded(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        enough = self._missing(logits, classes) <= -self.confidence
-        return enough & self.succeeds(consensus(logits), classes)
-
-    def _before(self, model: Model, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Zeros `[batch]`, and the shortest distances before the first round: zero for images already fooled."""
-        done = self._succeeded(logits_of(model, images), classes)
-        return tf.zeros(tf.shape(classes)), tf.where(done, 0.0, float("inf"))
+    def _at(self, x: tf.Tensor, distance: tf.Tensor | float, logits: tf.Tensor, classes: tf.Tensor) -> Nearest:
+        """Images at a distance, infinite without success at the confidence."""
+        success = (self._missing(logits, classes) <= -self.confidence) & self.succeeds(logits, classes)
+        return Nearest(x, tf.where(success, distance, math.inf))
 
     def _minimise(
         self,
@@ -104,54 +94,36 @@ class _CarliniWagner(MinimumDistortion):
         constant: tf.Tensor,
         distance: Distance,
         free: tf.Tensor | float = 1.0,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One round of Adam on `distance(x' - x) + constant * missing(x')`.
-
-        Args:
-            model: The network.
-            images: The clean images.
-            start: Where to start from.
-            classes: int32 `[batch]`.
-            constant: float32 `[batch]`.
-            distance: Takes perturbations to distances `[batch]`.
-            free: 1.0 where a pixel may change and 0.0 where not.
-
-        Returns:
-            The successful images with the smallest distance, and those distances; infinite without success.
-        """
-
+    ) -> Nearest:
+        """One round of Adam on `distance(x' - x) + constant * missing(x')`, where `free` is 1.0 and not 0.0."""
         patience = max(self.steps // 10, 1)
 
         def step(index: tf.Tensor, state: _Descent) -> _Descent:
             inside = 0.5 * (tf.tanh(state.w) + 1.0)
             x = images + free * (inside - images)
-            pull, missing, logits = input_gradient(model, x, lambda z: constant * self._missing(z, classes))
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
-                far = distance(x - images)
-            gradient = (pull + tape.gradient(far, x)) * free * 2 * inside * (1 - inside)
+            pull, losses, logits = input_gradient(
+                model, x, lambda logits: distance(x - images) + constant * self._missing(logits, classes)
+            )
+            gradient = pull * free * 2 * inside * (1 - inside)
             time = tf.cast(index + 1, tf.float32)
             first = 0.9 * state.first + 0.1 * gradient
             second = 0.999 * state.second + 0.001 * tf.square(gradient)
             move = (first / (1 - 0.9**time)) / (tf.sqrt(second / (1 - 0.999**time)) + 1e-8)
-            better = self._succeeded(logits, classes) & (far < state.shortest)
-            loss = tf.reduce_sum(far + missing)
+            loss = tf.reduce_sum(losses)
             check = tf.equal(index % patience, 0)
             return _Descent(
                 w=state.w - self.step_size * move,
                 first=first,
                 second=second,
-                found=tf.where(_each(better), x, state.found),
-                shortest=tf.where(better, far, state.shortest),
+                nearest=state.nearest.or_nearer(self._at(x, distance(x - images), logits, classes)),
                 last=tf.where(check, loss, state.last),
                 improving=~check | (loss < 0.9999 * state.last),
             )
 
         w = tf.atanh(0.999999 * (2 * start - 1))
-        nowhere, infinity = tf.fill(tf.shape(classes), float("inf")), tf.constant(float("inf"))
-        begin = _Descent(w, tf.zeros_like(w), tf.zeros_like(w), start, nowhere, infinity, tf.constant(True))
-        end = iterate(step, begin, self.steps, lambda state: state.improving)
-        return end.found, end.shortest
+        nowhere, still = Nearest(start, tf.fill(tf.shape(classes), math.inf)), tf.zeros_like(w)
+        begin = _Descent(w, still, still, nowhere, tf.constant(math.inf), tf.constant(True))
+        return iterate(step, begin, self.steps, lambda state: state.improving).nearest
 
     def _tighten(
         self,
@@ -170,19 +142,20 @@ class _CarliniWagner(MinimumDistortion):
 
         def round_(_: tf.Tensor, state: _Tightening) -> _Tightening:
             distance, free = set_up(state)
-            found, far = self._minimise(model, images, state.best, classes, state.constant, distance, free)
+            found, far = self._minimise(model, images, state.nearest.images, classes, state.constant, distance, free)
             length = NORMS[self.norm].length(found - images)[:, 0, 0, 0]
-            better = (far < float("inf")) & (length < state.shortest)
+            better = (far < math.inf) & (length < state.nearest.distance)
             return _Tightening(
                 limit=next_limit(state, better, length),
                 constant=tf.where(better, state.constant, tf.minimum(2 * state.constant, _LARGEST)),
-                best=tf.where(_each(better), found, state.best),
-                shortest=tf.where(better, length, state.shortest),
+                nearest=select(better, Nearest(found, length), state.nearest),
             )
 
-        none, shortest = self._before(model, images, classes)
-        start = _Tightening(none + limit, none + self.initial_constant, images, shortest)
-        return iterate(round_, start, self.rounds).best
+        none = tf.zeros(tf.shape(classes))
+        start = self._at(images, 0.0, logits_of(model, images), classes)
+        return iterate(
+            round_, _Tightening(none + limit, none + self.initial_constant, start), self.rounds
+        ).nearest.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,32 +179,29 @@ class CarliniWagnerL2(_CarliniWagner, name="cw_l2"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The shortest over all rounds."""
         classes = self.classes(model, images, labels)
 
         def bisect(_: tf.Tensor, state: _Bisection) -> _Bisection:
-            found, far = self._minimise(model, images, images, classes, state.constant, _squared)
-            better, success = far < state.shortest, far < float("inf")
+            found = self._minimise(model, images, images, classes, state.constant, _squared)
+            success = found.distance < math.inf
             low = tf.where(success, state.low, state.constant)
             high = tf.where(success, state.constant, state.high)
             return _Bisection(
                 low=low,
                 high=high,
                 constant=tf.where(high < _LARGEST, (low + high) / 2, state.constant * 10),
-                best=tf.where(_each(better), found, state.best),
-                shortest=tf.where(better, far, state.shortest),
+                nearest=state.nearest.or_nearer(found),
             )
 
-        none, shortest = self._before(model, images, classes)
-        start = _Bisection(none, none + _LARGEST, none + self.initial_constant, images, shortest)
-        return iterate(bisect, start, self.rounds).best
+        none = tf.zeros(tf.shape(classes))
+        start = self._at(images, 0.0, logits_of(model, images), classes)
+        begin = _Bisection(none, none + _LARGEST, none + self.initial_constant, start)
+        return iterate(bisect, begin, self.rounds).nearest.images
 
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagnerLinf(_CarliniWagner, name="cw_linf"):
     """Carlini and Wagner's L-infinity attack: changes beyond a limit, the reach, are penalised, and the reach shrinks.
-
-    Each round starts from the last success. After a success the reach shrinks; otherwise the weight of success doubles.
 
     Attributes:
         shrink: The factor of the reach after a success, in (0, 1).
@@ -262,10 +232,8 @@ class CarliniWagnerLinf(_CarliniWagner, name="cw_linf"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The last success of each image."""
-
         def beyond_reach(state: _Tightening) -> tuple[Distance, float]:
-            reach = _each(state.limit)
+            reach = per_image(state.limit)
             return lambda d: tf.reduce_sum(tf.maximum(tf.abs(d) - reach, 0.0), axis=(1, 2, 3)), 1.0
 
         def shrink(state: _Tightening, better: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
@@ -313,30 +281,26 @@ class CarliniWagnerL0(_CarliniWagner, name="cw_l0"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """The success of each image that changed the fewest pixels."""
         classes = self.classes(model, images, labels)
 
         def without_the_least(state: _Tightening) -> tuple[Distance, tf.Tensor]:
-            change = tf.reduce_max(tf.abs(state.best - images), axis=-1, keepdims=True)
+            best = state.nearest.images
+            change = tf.reduce_max(tf.abs(best - images), axis=-1, keepdims=True)
             succeeded = tf.reduce_any(change > 0, axis=(1, 2, 3), keepdims=True)
             kept = tf.cast((change > 0) | ~succeeded, tf.float32)
-            gradient, _, _ = input_gradient(model, state.best, lambda logits: margin(classes, logits))
-            matters = tf.reduce_sum(tf.abs(gradient * (state.best - images)), axis=-1, keepdims=True)
+            gradient, _, _ = input_gradient(model, best, lambda logits: margin(classes, logits))
+            matters = tf.reduce_sum(tf.abs(gradient * (best - images)), axis=-1, keepdims=True)
             count = tf.reduce_sum(kept, axis=(1, 2, 3), keepdims=True)
             # At least one pixel is excluded after the first success.
-            fewer = tf.where(succeeded, tf.maximum(tf.floor(_each(state.limit) * count), 1.0), 0.0)
+            fewer = tf.where(succeeded, tf.maximum(tf.floor(per_image(state.limit) * count), 1.0), 0.0)
             left = NORMS["l0"].project(kept * (matters + 1e-12), count - fewer)
             return _squared, tf.cast(left > 0, tf.float32)
 
         def halve(state: _Tightening, better: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-            return tf.where(better | (state.shortest == float("inf")), state.limit, state.limit / 2)
+            return tf.where(better | (state.nearest.distance == math.inf), state.limit, state.limit / 2)
 
         return self._tighten(model, images, classes, self.share, without_the_least, halve)
 
 
 def _squared(perturbations: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.square(perturbations), axis=(1, 2, 3))
-
-
-def _each(values: tf.Tensor) -> tf.Tensor:
-    return values[:, None, None, None]

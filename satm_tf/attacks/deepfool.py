@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model, consensus
-from satm_tf.attacks.loops import iterate
-from satm_tf.attacks.losses import margin, strongest_others
+from satm_tf.attacks.base import Attack, Model, consensus
+from satm_tf.attacks.loops import iterate, per_image, select
+from satm_tf.attacks.losses import margin
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
@@ -35,6 +36,17 @@ class MinimumDistortion(Attack):
     epsilon: float = math.inf
 
 
+class Nearest(NamedTuple):
+    """The nearest success of each image so far, and its distance `[batch]`, infinite if there is none."""
+
+    images: tf.Tensor
+    distance: tf.Tensor
+
+    def or_nearer(self, other: Nearest) -> Nearest:
+        """The other's where it is nearer."""
+        return select(other.distance < self.distance, other, self)
+
+
 class _Way(NamedTuple):
     """DeepFool's state: the sum of its steps, the images with overshoot, and which of them succeed."""
 
@@ -50,11 +62,8 @@ class DeepFool(MinimumDistortion, name="deepfool"):
     Attributes:
         norm: "l2", or "linf".
         steps: The most steps, at least 1.
-        candidates: How many rival classes are considered, those with the largest logits at the clean image.
+        candidates: How many rival classes are considered, at least 1: those with the largest logits at the clean image.
         overshoot: The share by which the perturbation is lengthened, to cross a boundary and not end on it.
-
-    Raises:
-        ValueError: If steps or candidates are below 1 or the overshoot is negative.
 
     Example:
         >>> outcome = DeepFool().outcome(network, images, labels)
@@ -65,31 +74,26 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         Algorithm 2; toward a target, the one boundary with the strongest other class.
     """
 
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "candidates": 1, "overshoot": 0}
+
     norm: str = "l2"
     steps: int = 50
     candidates: int = 10
     overshoot: float = 0.02
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1 or self.candidates < 1 or self.overshoot < 0:
-            raise ValueError(f"steps and candidates must be at least 1, and overshoot non-negative. Received: {self}")
-
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
         """Steps until every image has crossed a boundary, or the limit of steps is reached."""
-        clean = consensus(logits_of(model, images))
-        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
-        rivals = strongest_others(classes, clean, self.candidates)
+        classes, rivals, fooled = self.rivals(model, images, labels, self.candidates)
 
         def step(_: tf.Tensor, state: _Way) -> _Way:
             nearest = self._onto_the_nearest(model, state.x, classes, rivals)
-            total = tf.where(state.success[:, None, None, None], state.total, state.total + nearest)
+            total = select(state.success, state.total, state.total + nearest)
             x = tf.clip_by_value(images + (1 + self.overshoot) * total, 0.0, 1.0)
-            return _Way(total, x, self.succeeds(consensus(logits_of(model, x)), classes))
+            return _Way(total, x, self.succeeds(logits_of(model, x), classes))
 
-        start = _Way(tf.zeros_like(images), images, self.succeeds(clean, classes))
+        start = _Way(tf.zeros_like(images), images, fooled)
         return iterate(step, start, self.steps, lambda state: ~tf.reduce_all(state.success)).x
 
     def _onto_the_nearest(self, model: Model, x: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> tf.Tensor:
@@ -105,11 +109,11 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         best = tf.argmin(length, axis=0, output_type=tf.int32)
         index = tf.stack([best, tf.range(tf.shape(x)[0])], axis=-1)
         direction = NORMS[self.norm].steepest(tf.gather_nd(gradients, index))
-        return tf.where(direction == 0, 0.0, (tf.gather_nd(length, index) + _BEYOND)[:, None, None, None] * direction)
+        return tf.where(direction == 0, 0.0, per_image(tf.gather_nd(length, index) + _BEYOND) * direction)
 
     def _gaps(self, logits: tf.Tensor, classes: tf.Tensor, rivals: tf.Tensor) -> list[tf.Tensor]:
         """The values that must rise to zero to cross each boundary: `[batch]` each."""
-        if LABEL_SOURCES[self.label_source].direction < 0:
+        if self.direction < 0:
             return [-margin(classes, logits)]
         own = tf.gather(logits, classes, batch_dims=1)
         return [tf.gather(logits, rival, batch_dims=1) - own for rival in tf.unstack(rivals, axis=1)]

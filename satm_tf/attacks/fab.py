@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Model, consensus, input_gradient
-from satm_tf.attacks.deepfool import MinimumDistortion
-from satm_tf.attacks.loops import iterate
-from satm_tf.attacks.losses import strongest_others
+from satm_tf.attacks.base import Model, consensus, input_gradient
+from satm_tf.attacks.deepfool import MinimumDistortion, Nearest
+from satm_tf.attacks.loops import iterate, per_image, select
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
@@ -20,18 +20,11 @@ _AXES = (1, 2, 3)
 _NEWTON_STEPS = 50
 
 
-class _Nearest(NamedTuple):
-    """The nearest success of each image, and its distance `[batch, 1, 1, 1]`, infinite if there is none."""
-
-    images: tf.Tensor
-    distance: tf.Tensor
-
-
 class _Walk(NamedTuple):
     """The state of a run toward one target: the current images, and the nearest successes."""
 
     x: tf.Tensor
-    nearest: _Nearest
+    nearest: Nearest
 
 
 class _Multiplier(NamedTuple):
@@ -54,7 +47,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
     Attributes:
         norm: "linf" or "l2".
         steps: Number of steps of a run, at least 1.
-        targets: How many classes to aim at, those with the largest logits at the clean image.
+        targets: How many classes to aim at, at least 1: those with the largest logits at the clean image.
         alpha_max: The largest weight of the clean image's projection, in [0, 1].
         eta: The factor of a projection's length, to cross the boundary; at least 1.
         beta: The factor of a misclassified image's perturbation, in (0, 1).
@@ -72,6 +65,7 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
     """
 
     label_sources: ClassVar[Sequence[str]] = ("label", "predicted")
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "targets": 1, "eta": 1}
 
     steps: int = 100
     targets: int = 9
@@ -81,27 +75,19 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.targets) < 1:
-            raise ValueError(f"steps and targets must be at least 1. Received: {self}")
-        if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta < 1):
-            raise ValueError(
-                f"alpha_max must lie in [0, 1], eta be at least 1, and beta lie in (0, 1). Received: {self}"
-            )
+        if not (0 <= self.alpha_max <= 1 and 0 < self.beta < 1):
+            raise ValueError(f"alpha_max must lie in [0, 1], and beta in (0, 1). Received: {self}")
 
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Runs, each toward another class."""
-        clean = consensus(logits_of(model, images))
-        classes = LABEL_SOURCES[self.label_source].choose(labels, lambda: clean)
-        targets = strongest_others(classes, clean, self.targets)
+        classes, targets, fooled = self.rivals(model, images, labels, self.targets)
 
-        def aim(index: tf.Tensor, nearest: _Nearest) -> _Nearest:
+        def aim(index: tf.Tensor, nearest: Nearest) -> Nearest:
             step = self._step_toward(model, images, classes, tf.gather(targets, index, axis=1))
             return iterate(step, _Walk(images, nearest), self.steps).nearest
 
-        fooled = self.succeeds(clean, classes)[:, None, None, None]
-        start = _Nearest(images, tf.where(fooled, 0.0, float("inf")))
+        start = Nearest(images, tf.where(fooled, 0.0, math.inf))
         return iterate(aim, start, targets.shape[1]).images
 
     def _step_toward(
@@ -115,22 +101,20 @@ class FABTargeted(MinimumDistortion, name="fab_targeted"):
 
         def step(_: tf.Tensor, state: _Walk) -> _Walk:
             x = state.x
-            gradient, value, _ = input_gradient(model, x, gap)
+            gradient, values, _ = input_gradient(model, x, gap)
             # Both paths lead to the same plane, on which the gap, linearised at x, is zero.
-            gap_of_clean = value[:, None, None, None] + tf.reduce_sum(gradient * (images - x), _AXES, keepdims=True)
-            from_x = to_plane(x, gradient, -value[:, None, None, None], self.norm)
+            gap_of_x = per_image(values)
+            gap_of_clean = gap_of_x + tf.reduce_sum(gradient * (images - x), _AXES, keepdims=True)
+            from_x = to_plane(x, gradient, -gap_of_x, self.norm)
             from_clean = to_plane(images, gradient, -gap_of_clean, self.norm)
             length, clean_length = (tf.maximum(norm.length(way), 1e-8) for way in (from_x, from_clean))
             alpha = tf.minimum(length / (length + clean_length), self.alpha_max)
             moved = (1 - alpha) * (x + self.eta * from_x) + alpha * (images + self.eta * from_clean)
             x = tf.clip_by_value(moved, 0.0, 1.0)
-            success = self.succeeds(consensus(logits_of(model, x)), classes)[:, None, None, None]
-            distance = norm.length(x - images)
-            better = success & (distance < state.nearest.distance)
-            nearest = _Nearest(
-                tf.where(better, x, state.nearest.images), tf.where(better, distance, state.nearest.distance)
-            )
-            return _Walk(tf.where(success, images + self.beta * (x - images), x), nearest)
+            success = self.succeeds(logits_of(model, x), classes)
+            distance = tf.where(success, norm.length(x - images)[:, 0, 0, 0], math.inf)
+            pulled = select(success, images + self.beta * (x - images), x)
+            return _Walk(pulled, state.nearest.or_nearer(Nearest(x, distance)))
 
         return step
 
@@ -143,14 +127,8 @@ def to_plane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: str) -> tf.
     `m` is the same for all pixels of an image. The rise is concave in `m`, so that Newton's method from 0 approaches
     the solution from below, and reaches it once it knows which pixels have used up their room.
 
-    Args:
-        x: float32 `[batch, height, width, channels]` in [0, 1].
-        normal: float32 like `x`.
-        rise: float32 `[batch, 1, 1, 1]`; if no point of [0, 1] reaches it, the nearest is used.
-        norm: "linf" or "l2".
-
-    Returns:
-        The paths `d`, like `x`; zero where the normal is zero.
+    The images and normals are float32 `[batch, height, width, channels]`, the rise is `[batch, 1, 1, 1]`. If no point
+    of [0, 1] reaches it, the path leads to the nearest. It is zero where the normal is zero.
     """
     normal *= tf.sign(rise)
     # In units of the largest part: the squares of a tiny normal would underflow.

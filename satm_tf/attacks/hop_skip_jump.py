@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import Model, consensus
-from satm_tf.attacks.deepfool import MinimumDistortion
-from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.base import Model
+from satm_tf.attacks.deepfool import MinimumDistortion, Nearest
+from satm_tf.attacks.loops import Found, iterate, per_image, select
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import logits_of
 
@@ -22,18 +22,10 @@ _HALVINGS = 20
 
 
 class _Walk(NamedTuple):
-    """The state along the boundary: images beyond it, the nearest so far, and their distances `[batch, 1, 1, 1]`."""
+    """The state along the boundary: images beyond it, and the nearest so far."""
 
     x: tf.Tensor
-    best: tf.Tensor
-    shortest: tf.Tensor
-
-
-class _Start(NamedTuple):
-    """Images that fool, and whether one was found `[batch]`."""
-
-    images: tf.Tensor
-    found: tf.Tensor
+    nearest: Nearest
 
 
 class _Interval(NamedTuple):
@@ -72,9 +64,6 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
             many.
         starts: How many noise images are tried for a start.
 
-    Raises:
-        ValueError: If a number is below 1.
-
     Example:
         >>> outcome = HopSkipJump(steps=20).outcome(network, images, labels)
 
@@ -82,62 +71,58 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
         Chen et al., "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", S&P 2020, Algorithm 2.
     """
 
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "evaluations": 1, "starts": 1}
+
     norm: str = "l2"
     steps: int = 20
     evaluations: int = 100
     starts: int = 20
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.steps, self.evaluations, self.starts) < 1:
-            raise ValueError(f"steps, evaluations and starts must be at least 1. Received: {self}")
-
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
         """Repeats: move onto the boundary, estimate a direction, take a step."""
-        classes = self.classes(model, images, labels)
+        classes, norm = self.classes(model, images, labels), NORMS[self.norm]
         size = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), tf.float32)
         # The tolerance at the boundary: a share of the path in L2, a length in L-infinity.
         near = size**-1.5 if self.norm == "l2" else size**-2.0
 
         def fools(x: tf.Tensor) -> tf.Tensor:
-            return self.succeeds(consensus(logits_of(model, x)), classes)
+            return self.succeeds(logits_of(model, x), classes)
+
+        def at(x: tf.Tensor) -> Nearest:
+            return Nearest(x, norm.length(x - images)[:, 0, 0, 0])
 
         def step(index: tf.Tensor, state: _Walk) -> _Walk:
             key = _fold_in(seed, index)
             x = self._onto_the_boundary(fools, images, state.x, near)
-            length = NORMS[self.norm].length(x - images)
-            best = tf.where(length < state.shortest, x, state.best)
+            length = norm.length(x - images)
             time = tf.cast(index + 1, tf.float32)
             count = tf.cast(self.evaluations * tf.sqrt(time), tf.int32)
             radius = tf.maximum(length * tf.sqrt(size) * near if self.norm == "l2" else length * size * near, 1e-4)
             radius = tf.where(index == 0, 0.1, radius)
-            direction = NORMS[self.norm].steepest(self._direction(fools, x, radius, count, key))
+            direction = norm.steepest(self._direction(fools, x, radius, count, key))
             jumped = self._jump(fools, x, direction, length / tf.sqrt(time))
-            return _Walk(jumped, best, tf.minimum(length, state.shortest))
+            return _Walk(jumped, state.nearest.or_nearer(at(x)))
 
-        clean = fools(images)
-        start, found = self._start(fools, images, seed)
+        found = self._start(fools, images, seed)
         # Images that need no perturbation or have no start stay unchanged.
-        start = tf.where((clean | ~found)[:, None, None, None], images, start)
-        walk = iterate(step, _Walk(start, start, NORMS[self.norm].length(start - images)), self.steps)
-        last = self._onto_the_boundary(fools, images, walk.x, near)
-        return tf.where(NORMS[self.norm].length(last - images) < walk.shortest, last, walk.best)
+        start = select(found.success & ~fools(images), found.images, images)
+        walk = iterate(step, _Walk(start, at(start)), self.steps)
+        return walk.nearest.or_nearer(at(self._onto_the_boundary(fools, images, walk.x, near))).images
 
-    def _start(self, fools: Decision, images: tf.Tensor, seed: tf.Tensor) -> _Start:
+    def _start(self, fools: Decision, images: tf.Tensor, seed: tf.Tensor) -> Found:
         batch = tf.shape(images)[0]
 
-        def attempt(index: tf.Tensor, start: _Start) -> _Start:
+        def attempt(index: tf.Tensor, start: Found) -> Found:
             # An image cannot be its own start: the first candidate is the next image of the batch.
             place = index + 1
             noise = tf.random.stateless_uniform(tf.shape(images), _fold_in(seed, -place))
             candidate = tf.where(place < batch, tf.roll(images, place, axis=0), noise)
-            new = fools(candidate) & ~start.found
-            return _Start(tf.where(new[:, None, None, None], candidate, start.images), start.found | new)
+            return select(start.success, start, Found(candidate, fools(candidate)))
 
-        nothing = _Start(images, tf.zeros([batch], tf.bool))
-        return iterate(attempt, nothing, batch + self.starts - 1, lambda start: ~tf.reduce_all(start.found))
+        nothing = Found(images, tf.zeros([batch], tf.bool))
+        return iterate(attempt, nothing, batch + self.starts - 1, lambda start: ~tf.reduce_all(start.success))
 
     def _between(self, images: tf.Tensor, x: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
         """The point that is `share` of the distance away from the image, toward `x`."""
@@ -151,7 +136,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
 
         def halve(_: tf.Tensor, interval: _Interval) -> _Interval:
             middle = (interval.low + interval.high) / 2
-            across = fools(self._between(images, x, middle))[:, None, None, None]
+            across = per_image(fools(self._between(images, x, middle)))
             return _Interval(tf.where(across, interval.low, middle), tf.where(across, middle, interval.high))
 
         return self._between(images, x, iterate(halve, _Interval(tf.zeros_like(high), high), rounds).high)
@@ -166,7 +151,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
             noise = NORMS["l2"].steepest(draw(tf.shape(x), _fold_in(key, index)))
             asked = tf.clip_by_value(x + radius * noise, 0.0, 1.0)
             noise = (asked - x) / radius
-            vote = tf.where(fools(asked), 1.0, -1.0)[:, None, None, None]
+            vote = per_image(tf.where(fools(asked), 1.0, -1.0))
             return _Votes(state.weighted + vote * noise, state.directions + noise, state.votes + vote)
 
         none = tf.zeros_like(x)
@@ -177,8 +162,7 @@ class HopSkipJump(MinimumDistortion, name="hop_skip_jump"):
 
     def _jump(self, fools: Decision, x: tf.Tensor, direction: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         def halve(_: tf.Tensor, jump: _Jump) -> _Jump:
-            across = fools(tf.clip_by_value(x + jump.size * direction, 0.0, 1.0))[:, None, None, None]
-            landed = jump.landed | across
+            landed = jump.landed | per_image(fools(tf.clip_by_value(x + jump.size * direction, 0.0, 1.0)))
             return _Jump(tf.where(landed, jump.size, jump.size / 2), landed)
 
         start = _Jump(size, tf.zeros_like(size, tf.bool))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
 from satm_tf.attacks.base import LossAttack, Model, consensus, input_gradient
-from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.loops import iterate, select
 from satm_tf.attacks.losses import divergence
 from satm_tf.attacks.norms import NORMS
 from satm_tf.attacks.sources import at_step, logits_of
@@ -64,6 +64,7 @@ class IterativeAttack(LossAttack, name="iterative"):
     """
 
     reach: ClassVar[float] = 1.0
+    at_least: ClassVar[Mapping[str, float]] = {"steps": 1, "restarts": 1, "momentum": 0, "neighbours": 0}
 
     steps: int = 10
     step_size: float | None = None
@@ -78,11 +79,10 @@ class IterativeAttack(LossAttack, name="iterative"):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "transforms", tuple(Transform.get(part) for part in self.transforms))
-        for option, least in (("steps", 1), ("restarts", 1), ("momentum", 0), ("neighbours", 0), ("neighbourhood", 0)):
-            if getattr(self, option) < least:
-                raise ValueError(f"{option} must be at least {least}. Received: {option}={getattr(self, option)}")
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size must be positive. Received: step_size={self.step_size}")
+        if self.neighbourhood < 0:
+            raise ValueError(f"neighbourhood must be at least 0. Received: neighbourhood={self.neighbourhood}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"Restarts need random_start=True. Received: restarts={self.restarts}")
 
@@ -96,11 +96,8 @@ class IterativeAttack(LossAttack, name="iterative"):
 
         def restart(index: tf.Tensor, state: _Best) -> _Best:
             found = self._attempt(model, images, classes, epsilon, _fold_in(seed, index))
-            value = consensus(self.objective(logits_of(model, found), classes)[..., None])[..., 0]
-            better = value > state.loss
-            return _Best(
-                tf.where(better[:, None, None, None], found, state.images), tf.where(better, value, state.loss)
-            )
+            loss = consensus(self.objective(logits_of(model, found), classes), rank=1)
+            return select(loss > state.loss, _Best(found, loss), state)
 
         start = _Best(images, tf.fill(tf.shape(images)[:1], -tf.float32.max))
         return iterate(restart, start, self.restarts).images
@@ -111,19 +108,31 @@ class IterativeAttack(LossAttack, name="iterative"):
         norm = NORMS[self.norm]
         step_size = epsilon * self.reach / self.steps if self.step_size is None else self.step_size
 
+        def gradient_at(network: Model, point: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+            # The last transform wraps first, so that images pass the transforms in order.
+            for place, part in reversed(list(enumerate(self.transforms))):
+                network = part.network(network, _fold_in(key, place))
+            return input_gradient(network, point, lambda logits: self.objective(logits, classes))[0]
+
+        def around(network: Model, point: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+            def add(index: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+                own = _fold_in(key, index + len(self.transforms))
+                offset = epsilon * self.neighbourhood * tf.random.stateless_uniform(tf.shape(point), own, -1.0, 1.0)
+                return total + gradient_at(network, point + offset, own)
+
+            return iterate(add, tf.zeros_like(point), self.neighbours) / self.neighbours
+
         def step(index: tf.Tensor, state: _Motion) -> _Motion:
             key = _fold_in(seed, index)
             network = at_step(model, index)
             point = state.x + step_size * self.momentum * state.velocity if self.nesterov else state.x
-            gradient = self._gradient(network, point, classes, key)
+            gradient = gradient_at(network, point, key)
             direction = gradient + state.variance
             for part in self.transforms:
                 direction = part.gradient(direction)
             size = tf.reduce_mean(tf.abs(direction), axis=(1, 2, 3), keepdims=True)
             velocity = self.momentum * state.velocity + tf.math.divide_no_nan(direction, size)
-            variance = state.variance
-            if self.neighbours:
-                variance = self._around(network, point, classes, epsilon, key) - gradient
+            variance = around(network, point, key) - gradient if self.neighbours else state.variance
             x = self.project(state.x + step_size * norm.steepest(velocity), images, epsilon)
             return _Motion(x, velocity, variance)
 
@@ -132,24 +141,6 @@ class IterativeAttack(LossAttack, name="iterative"):
             start = self.project(images + epsilon * norm.random(tf.shape(images), seed), images, epsilon)
         still = tf.zeros_like(images)
         return iterate(step, _Motion(start, still, still), self.steps).x
-
-    def _gradient(self, network: Model, point: tf.Tensor, classes: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        # The last transform wraps first, so that images pass the transforms in order.
-        for place, part in reversed(list(enumerate(self.transforms))):
-            network = part.network(network, _fold_in(key, place))
-        return input_gradient(network, point, lambda logits: self.objective(logits, classes))[0]
-
-    def _around(
-        self, network: Model, point: tf.Tensor, classes: tf.Tensor, epsilon: tf.Tensor, key: tf.Tensor
-    ) -> tf.Tensor:
-        """The mean gradient of random neighbours."""
-
-        def add(index: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-            own = _fold_in(key, index + len(self.transforms))
-            offset = epsilon * self.neighbourhood * tf.random.stateless_uniform(tf.shape(point), own, -1.0, 1.0)
-            return total + self._gradient(network, point + offset, classes, own)
-
-        return iterate(add, tf.zeros_like(point), self.neighbours) / self.neighbours
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import LABEL_SOURCES, Attack, Model
+from satm_tf.attacks.base import Attack, Model
 from satm_tf.attacks.losses import hot_cold
 from satm_tf.attacks.norms import NORMS
 
@@ -28,7 +28,6 @@ class FGSM(Attack, name="fgsm"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """One step of steepest ascent."""
         return images + epsilon * NORMS[self.norm].steepest(self.gradient(model, images, labels))
 
 
@@ -46,7 +45,6 @@ class FastGradientValue(Attack, name="fast_gradient_value"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """One step along the gradient."""
         gradient = self.gradient(model, images, labels)
         return images + epsilon * tf.math.divide_no_nan(gradient, NORMS[self.norm].length(gradient))
 
@@ -66,8 +64,7 @@ class HotCold(FastGradientValue, name="hot_cold"):
     """
 
     def objective(self, logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The two logits, each weighted by its size."""
-        return LABEL_SOURCES[self.label_source].direction * hot_cold(classes, logits)
+        return self.direction * hot_cold(classes, logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +122,6 @@ class RandomisedStep(Attack, name="randomised_step"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """A random step, then one of steepest ascent from there."""
         alpha = epsilon / 2 if self.alpha is None else tf.minimum(self.alpha, epsilon)
         noise = tf.sign(tf.random.stateless_normal(tf.shape(images), seed))
         start = tf.clip_by_value(images + alpha * noise, 0.0, 1.0)

@@ -40,14 +40,12 @@ def refuse_probabilities(model: Model, shape: tf.TensorShape) -> None:
     The network is probed once, eagerly, with a few noise images, so that a traced step costs nothing. It is not probed
     if it has `gives_logits = True`, if the image size is not static, or inside a replica of a `tf.distribute` strategy.
 
-    Args:
-        model: The network, or an `Ensemble` or `InTurn`, each of whose networks is probed.
-        shape: The shape of the images, `[batch, height, width, channels]`.
+    Of an `Ensemble` each network is probed. The shape is that of images, `[batch, height, width, channels]`.
 
     Raises:
         ValueError: If its outputs are non-negative and sum to one.
     """
-    if isinstance(model, (Ensemble, InTurn)):
+    if isinstance(model, Ensemble):
         for network in model.networks:
             refuse_probabilities(network, shape)
         return
@@ -106,7 +104,8 @@ class Ensemble:
     """
 
     def __init__(self, networks: Sequence[Model], fuse: str = "logits"):
-        _check_networks(networks)
+        if not networks:
+            raise ValueError("An ensemble needs at least one network.")
         look_up("fusion", fuse, _FUSIONS)
         self.networks = tuple(networks)
         self.fuse = fuse
@@ -116,7 +115,7 @@ class Ensemble:
         return _FUSIONS[self.fuse](tf.stack([logits_of(network, images) for network in self.networks]))
 
 
-class InTurn:
+class InTurn(Ensemble):
     """Several networks, of which an iterative attack uses the next at each of its steps.
 
     A step costs one network's gradient, not all of theirs. An attack that does not iterate takes the mean logits.
@@ -132,12 +131,7 @@ class InTurn:
     """
 
     def __init__(self, networks: Sequence[Model]):
-        _check_networks(networks)
-        self.networks = tuple(networks)
-
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The mean logits `[batch, classes]`."""
-        return Ensemble(self.networks)(images)
+        super().__init__(networks)
 
     def at_step(self, step: tf.Tensor) -> Model:
         """The network whose turn it is."""
@@ -147,11 +141,6 @@ class InTurn:
             return tf.switch_case(tf.convert_to_tensor(step) % len(turns), turns)
 
         return network
-
-
-def _check_networks(networks: Sequence[Model]) -> None:
-    if not networks:
-        raise ValueError("An ensemble needs at least one network.")
 
 
 _FUSIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -9,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import tensorflow as tf
 
 from satm_tf.attacks.base import LossAttack, Model, consensus
-from satm_tf.attacks.loops import iterate
+from satm_tf.attacks.loops import iterate, select
 from satm_tf.attacks.sources import logits_of
 
 _fold_in = tf.random.experimental.stateless_fold_in
@@ -18,11 +20,11 @@ _fold_in = tf.random.experimental.stateless_fold_in
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
-class _Search(NamedTuple):
-    """The state of the search: for each image the best candidate, its margin, and whether it succeeds."""
+class _Candidate(NamedTuple):
+    """An image each, its margin `[batch]`, and whether it succeeds `[batch]`."""
 
-    best: tf.Tensor
-    highest: tf.Tensor
+    x: tf.Tensor
+    margin: tf.Tensor
     success: tf.Tensor
 
 
@@ -63,7 +65,6 @@ class SquareAttack(LossAttack, name="square"):
     def perturb(
         self, model: Model, images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Searches with all queries."""
         return self.search(model, images, labels, seed, epsilon=epsilon)[0]
 
     def search(
@@ -111,23 +112,18 @@ class SquareAttack(LossAttack, name="square"):
         batch, height, width, channels = tf.unstack(tf.shape(images))
         rows, columns = tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
 
-        def look(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def look(x: tf.Tensor) -> _Candidate:
             logits = consensus(logits_of(model, x))
-            return self.objective(logits, classes), self.succeeds(logits, classes)
+            return _Candidate(x, self.objective(logits, classes), self.succeeds(logits, classes))
 
-        def keep(state: _Search, x: tf.Tensor) -> _Search:
-            value, success = look(x)
-            better = (value > state.highest) & ~state.success
-            return _Search(
-                best=tf.where(better[:, None, None, None], x, state.best),
-                highest=tf.where(better, value, state.highest),
-                success=state.success | (better & success),
-            )
+        def better(best: _Candidate, other: _Candidate) -> _Candidate:
+            return select((other.margin > best.margin) & ~best.success, other, best)
 
         def signs(shape: list[tf.Tensor | int], key: tf.Tensor) -> tf.Tensor:
             return tf.sign(tf.random.stateless_uniform(shape, key) - 0.5)
 
-        def query(asked: tf.Tensor, state: _Search) -> _Search:
+        def query(before: int, index: tf.Tensor, best: _Candidate) -> _Candidate:
+            asked = before + index
             key = _fold_in(seed, asked)
             progress = tf.cast(asked, tf.float32) / self.queries
             halvings = tf.reduce_sum(tf.cast(progress > tf.constant(_HALVINGS), tf.float32))
@@ -138,29 +134,14 @@ class SquareAttack(LossAttack, name="square"):
             top, left = corner[0, :, None, None, None], corner[1, :, None, None, None]
             inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
             flipped = images + epsilon * signs([batch, 1, 1, channels], _fold_in(key, 1))
-            return keep(state, tf.clip_by_value(tf.where(inside, flipped, state.best), 0.0, 1.0))
+            return better(best, look(tf.clip_by_value(tf.where(inside, flipped, best.x), 0.0, 1.0)))
 
-        clean_value, fooled = look(images)
-        first, *others = starts or [
-            tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
-        ]
-        value, success = look(first)
-        state = _Search(
-            best=tf.where(fooled[:, None, None, None], images, first),
-            highest=tf.where(fooled, clean_value, value),
-            success=fooled | success,
-        )
-        for start in others:
-            state = keep(state, start)
+        stripes = tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
+        clean, first, *others = map(look, (images, *(starts or [stripes])))
+        best = functools.reduce(better, others, select(clean.success, clean, first))
         found = []
-        for budget in budgets:
-            before = used
-            state = iterate(
-                lambda index, state, before=before: query(index + before, state),  # type: ignore[misc]
-                state,
-                budget - before,
-                lambda state: ~tf.reduce_all(state.success),
-            )
-            found.append(state.best)
-            used = budget
+        for before, budget in itertools.pairwise([used, *budgets]):
+            ask = functools.partial(query, before)
+            best = iterate(ask, best, budget - before, lambda best: ~tf.reduce_all(best.success))
+            found.append(best.x)
         return found

@@ -32,6 +32,22 @@ class Transform(Configurable, kind="transform"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Copies(Transform):
+    """A transform whose network sees several copies of each image, and answers `[copies, batch, classes]`."""
+
+    def network(self, model: Model, seed: tf.Tensor) -> Model:
+        def answers(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+            logits = model(tf.concat(self.seen(images, seed), axis=0), training=training)
+            return tf.reshape(logits, [-1, tf.shape(images)[0], logits.shape[-1]])
+
+        return answers
+
+    def seen(self, images: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
+        """The copies, each like `images`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputDiversity(Transform, name="input_diversity"):
     """DI: the network sees each image, with some probability, shrunk to a random size at a random place on black.
 
@@ -108,15 +124,14 @@ class TranslationInvariance(Transform, name="translation_invariance"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockShuffle(Transform, name="block_shuffle"):
+class BlockShuffle(_Copies, name="block_shuffle"):
     """BSR: the network sees several copies of each image, cut into blocks that are shuffled and slightly rotated.
 
     Each copy has its own cuts, order and angles, the same for all images of a batch. Rows of blocks are shuffled, and
     then the blocks within each row. Rotation fills in black from outside a block.
 
     Attributes:
-        copies: Number of copies, each of which costs one more gradient. The authors' 20 cost
-            twice as much.
+        copies: Number of copies, each of which costs one more gradient. The authors' 20 cost twice as much.
         blocks: Into how many blocks each side is cut; the authors' 2 or 3.
         degrees: The largest rotation angle; the authors' 24.
 
@@ -135,15 +150,8 @@ class BlockShuffle(Transform, name="block_shuffle"):
         if self.copies < 1 or self.blocks < 1 or not 0 <= self.degrees <= 180:
             raise ValueError(f"copies and blocks must be at least 1, degrees in [0, 180]. Received: {self}")
 
-    def network(self, model: Model, seed: tf.Tensor) -> Model:
-        """The network, which answers once for each copy: `[copies, batch, classes]`."""
-
-        def shuffled(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-            copies = [self._shuffle(images, _fold_in(seed, copy)) for copy in range(self.copies)]
-            logits = model(tf.concat(copies, axis=0), training=training)
-            return tf.reshape(logits, [self.copies, -1, logits.shape[-1]])
-
-        return shuffled
+    def seen(self, images: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
+        return [self._shuffle(images, _fold_in(seed, copy)) for copy in range(self.copies)]
 
     def _shuffle(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         _, height, width, _ = tf.unstack(tf.shape(images))
@@ -177,7 +185,7 @@ def _turned(images: tf.Tensor, degrees: float, seed: tf.Tensor) -> tf.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admix(Transform, name="admix"):
+class Admix(_Copies, name="admix"):
     """Admix: the network sees each image mixed with a little of others from its batch, at several brightnesses.
 
     No gradient flows to the images that are mixed in. In a batch of one it is `ScaleInvariance` of a
@@ -203,23 +211,17 @@ class Admix(Transform, name="admix"):
         if self.mixed < 1 or self.copies < 1 or not 0 <= self.strength <= 1:
             raise ValueError(f"mixed and copies must be at least 1, and strength in [0, 1]. Received: {self}")
 
-    def network(self, model: Model, seed: tf.Tensor) -> Model:
-        """The network, which answers once for each copy: `[mixed * copies, batch, classes]`."""
-
-        def mixing(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-            batch, copies = tf.shape(images)[0], []
-            for index in range(self.mixed):
-                order = tf.argsort(tf.random.stateless_uniform([batch], _fold_in(seed, index)))
-                together = images + self.strength * tf.stop_gradient(tf.gather(images, order))
-                copies += [together / 2**i for i in range(self.copies)]
-            logits = model(tf.concat(copies, axis=0), training=training)
-            return tf.reshape(logits, [-1, batch, logits.shape[-1]])
-
-        return mixing
+    def seen(self, images: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
+        copies = []
+        for index in range(self.mixed):
+            order = tf.argsort(tf.random.stateless_uniform(tf.shape(images)[:1], _fold_in(seed, index)))
+            together = images + self.strength * tf.stop_gradient(tf.gather(images, order))
+            copies += [together / 2**i for i in range(self.copies)]
+        return copies
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleInvariance(Transform, name="scale_invariance"):
+class ScaleInvariance(_Copies, name="scale_invariance"):
     """SI: the network sees each image at several brightnesses, `x / 2^i`, and the losses are averaged.
 
     Attributes:
@@ -238,11 +240,5 @@ class ScaleInvariance(Transform, name="scale_invariance"):
         if self.copies < 1:
             raise ValueError(f"Scale invariance needs at least one copy. Received: copies={self.copies}")
 
-    def network(self, model: Model, seed: tf.Tensor) -> Model:
-        """The network, which answers once for each copy: `[copies, batch, classes]`."""
-
-        def scaled(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-            logits = model(tf.concat([images / 2**i for i in range(self.copies)], axis=0), training=training)
-            return tf.reshape(logits, [-1, tf.shape(images)[0], logits.shape[-1]])
-
-        return scaled
+    def seen(self, images: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
+        return [images / 2**i for i in range(self.copies)]

@@ -15,11 +15,9 @@ Fitting needs the extra `detectors` (scikit-learn); scoring, saving and serving 
 """
 
 from satm_tf.detection.base import Detector, FittedDetector
-from satm_tf.detection.features import FeatureClassifier, PrincipalComponents
-from satm_tf.detection.guarded import Guarded
+from satm_tf.detection.features import FeatureClassifier, NullClass, PrincipalComponents
+from satm_tf.detection.guarded import Guarded, measure
 from satm_tf.detection.kernels import DensityUncertainty, QuantisedRBF
-from satm_tf.detection.measuring import measure
-from satm_tf.detection.null_class import NullClass
 
 get = Detector.get
 

@@ -20,21 +20,13 @@ _LEAST = 8
 
 
 class Seen(NamedTuple):
-    """What a detector may look at, of a batch of images.
+    """What a detector may look at, of a batch of images: float32 tensors or arrays."""
 
-    Attributes:
-        images: float32 `[batch, height, width, 3]` in [0, 1].
-        features: The network's features of them, float32 `[batch, feature_size]`.
-        logits: Its logits, float32 `[batch, classes]`.
-        classify: Takes features to logits.
-        null: The log-odds of the network's null class, float32 `[batch]`; None if it has none.
-    """
-
-    images: Any
-    features: Any
-    logits: Any
-    classify: Callable[[tf.Tensor], tf.Tensor]
-    null: Any = None
+    images: Any  # [batch, height, width, 3] in [0, 1]
+    features: Any  # [batch, feature_size], of the network
+    logits: Any  # [batch, classes]
+    classify: Callable[[tf.Tensor], tf.Tensor]  # takes features to logits
+    null: Any = None  # [batch], the log-odds of the network's null class, if it has one
 
 
 def look(network: ImageClassifier, images: tf.Tensor) -> Seen:
@@ -50,18 +42,11 @@ def in_batches(function: Callable[[tf.Tensor], tf.Tensor], images: np.ndarray) -
     specification = tf.TensorSpec([None, *images.shape[1:]], tf.float32)
     compiled = tf.function(function, autograph=False).get_concrete_function(specification)
     starts = range(0, len(images), _BATCH)
-    return np.concatenate([compiled(tf.constant(images[start : start + _BATCH])).numpy() for start in starts])
+    return np.concatenate([compiled(tf.constant(images[start : start + _BATCH])) for start in starts])
 
 
 def scikit_learn(module: str) -> Any:
-    """A module of scikit-learn, which fits detectors; they answer without it.
-
-    Args:
-        module: Its name, such as "svm".
-
-    Raises:
-        ImportError: If scikit-learn is not installed; the message names the extra.
-    """
+    """A module of scikit-learn by name, such as "svm": it fits detectors; they answer without it."""
     try:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
@@ -241,6 +226,5 @@ def _checked(name: str, images: Any, network: ImageClassifier, least: int) -> np
 
 def _all_seen(network: ImageClassifier, images: np.ndarray) -> Seen:
     features = in_batches(lambda batch: look(network, batch).features, images)
-    classify = look(network, images[:1]).classify
     logits, null = network.answers(tf.constant(features), training=False)
-    return Seen(images, features, np.asarray(logits), classify, null)
+    return Seen(images, features, np.asarray(logits), look(network, images[:1]).classify, null)

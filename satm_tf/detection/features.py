@@ -1,4 +1,4 @@
-"""Detectors of where features lie: a small classifier, and principal components."""
+"""Detectors without known points: a small classifier, principal components, and the network's own null class."""
 
 from __future__ import annotations
 
@@ -102,6 +102,30 @@ class PrincipalComponents(Detector, name="principal_components"):
     def score(self, state: Mapping[str, tf.Tensor], seen: Seen) -> tf.Tensor:
         whitened = (_PARTS[self.of](seen) - state["mean"]) @ state["whitening"]
         return tf.reduce_mean(tf.square(whitened), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullClass(Detector, name="null_class"):
+    """The log-odds of the network's null class, which training taught it; only the threshold is fitted.
+
+    Example:
+        >>> trainer = CoTraining({"a": network.with_null_class()}, learns_from="itself", null_share=1.0)
+        >>> detector = NullClass().fit(trainer.networks["a"], clean, adversarial, validation=validation)
+
+    Source:
+        Hosseini et al., "Blocking Transferability of Adversarial Examples in Black-Box Learning Systems", 2017.
+    """
+
+    def learn(self, clean: Seen, adversarial: Seen, seed: int) -> dict[str, np.ndarray]:
+        if clean.null is None:
+            raise ValueError(
+                "This network has no null class; train network.with_null_class() with null_share, or choose another "
+                "detector. Received: a network without one"
+            )
+        return {}
+
+    def score(self, state: Mapping[str, tf.Tensor], seen: Seen) -> tf.Tensor:
+        return seen.null
 
 
 def _flat(images: Any) -> Any:

@@ -1,13 +1,16 @@
-"""A classifier with its detector as one model, which an attacker who knows both can attack."""
+"""A classifier with its detector as one model, for attackers who know both, and what the rejections cost and gain."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
+import pandas as pd
 import tensorflow as tf
 
-from satm_tf.detection.base import FittedDetector, look
+from satm_tf.detection.base import FittedDetector, in_batches, look, scikit_learn
 from satm_tf.models import ImageClassifier
 
 
@@ -64,3 +67,68 @@ class Guarded(keras.Model):
             for key in ("network", "detector")
         }
         return cls(**{**config, **parts})
+
+
+def measure(
+    detectors: Mapping[str, FittedDetector],
+    network: ImageClassifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    adversarial: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    """Measures detectors of a network on clean images and on adversarial examples of them.
+
+    Args:
+        detectors: By name, each fitted to the network.
+        network: The classifier.
+        images: Clean images that no detector was fitted on, float32 `[images, *network.image_shape]` in [0, 1].
+        labels: Their classes, int `[images]`.
+        adversarial: Adversarial examples of them in the same order, by the name of the attack or of the rung. Those of
+            an attacker who knows a detector are crafted on `Guarded(network, detector)`, and measure that one alone.
+
+    Returns:
+        A tidy frame, a row for each detector and name: `detector`, `attack`, `images`; `auc`, the area under the ROC
+        curve of clean against adversarial; `clean_rejected` and `adversarial_rejected`, the shares above the threshold;
+        `clean_accuracy`, where a rejected image counts as wrong; and `held`, the share of adversarial images that are
+        classified correctly or rejected.
+
+    Raises:
+        ValueError: If there are no images, or not as many labels or adversarial examples.
+        ImportError: If scikit-learn is missing.
+
+    Example:
+        >>> measure({"pca": detector}, network, images, labels, {"pgd": transferred}).set_index("attack").auc
+    """
+    labels = np.asarray(labels)
+    counts = {"labels": len(labels), **{name: len(crafted) for name, crafted in adversarial.items()}}
+    if not len(images) or set(counts.values()) != {len(images)}:
+        raise ValueError(
+            f"There must be a label and an adversarial example for each image. Received: {len(images)} images, and "
+            f"{counts}"
+        )
+    area = scikit_learn("metrics").roc_auc_score
+    rows = []
+    for name, detector in detectors.items():
+        guarded = Guarded(network, detector)
+        clean_excess, clean_class = _excess_and_class(guarded, images)
+        for attack, crafted in adversarial.items():
+            excess, predicted = _excess_and_class(guarded, crafted)
+            rows.append(
+                {
+                    "detector": name,
+                    "attack": attack,
+                    "images": len(labels),
+                    "auc": area(np.repeat([0, 1], len(labels)), np.concatenate([clean_excess, excess])),
+                    "clean_rejected": (clean_excess > 0).mean(),
+                    "adversarial_rejected": (excess > 0).mean(),
+                    "clean_accuracy": (clean_class == labels).mean(),
+                    "held": ((predicted == labels) | (excess > 0)).mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _excess_and_class(guarded: Guarded, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The excess of the scores over the threshold, and the classes, of which the last is "rejected": `[images]`."""
+    logits = in_batches(guarded, np.asarray(images, np.float32))
+    return logits[:, -1], logits.argmax(-1)

@@ -67,7 +67,7 @@ class DensityUncertainty(Detector, name="density_uncertainty"):
             "bandwidth": np.array(self.bandwidth or _bandwidth(points, seed)),
             "masks": masks / (1 - self.dropout),
         }
-        known = {name: tf.constant(value, tf.float32) for name, value in state.items()}
+        known = constants(state)
         rest = Seen(clean.images[others], clean.features[others], clean.logits[others], clean.classify)
         measured, truth = labelled(*(self.measure(known, seen).numpy() for seen in (rest, adversarial)))
         mean, scale = measured.mean(0), measured.std(0)
@@ -138,8 +138,7 @@ class QuantisedRBF(Detector, name="quantised_rbf"):
             "cuts": np.quantile(clean.features, inner, axis=0, method="midpoint"),
             "width": np.maximum(width, 1e-3 * width.max() + 1e-9),
         }
-        known = {name: tf.constant(value, tf.float32) for name, value in state.items()}
-        codes, truth = labelled(*(self.codes(known, seen).numpy() for seen in (clean, adversarial)))
+        codes, truth = labelled(*(self.codes(constants(state), seen).numpy() for seen in (clean, adversarial)))
         gamma = 1 / (codes.shape[-1] * max(codes.var(), 1e-9))
         machine = scikit_learn("svm").SVC(C=self.penalty, gamma=gamma, class_weight="balanced").fit(codes, truth)
         return {
@@ -160,6 +159,11 @@ class QuantisedRBF(Detector, name="quantised_rbf"):
     def score(self, state: Mapping[str, tf.Tensor], seen: Seen) -> tf.Tensor:
         kernels = tf.exp(-state["gamma"] * squared_distances(self.codes(state, seen), state["vectors"]))
         return tf.linalg.matvec(kernels, state["coefficients"]) + state["intercept"]
+
+
+def constants(state: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    """A detector's state as its score takes it."""
+    return {name: tf.constant(value, tf.float32) for name, value in state.items()}
 
 
 def squared_distances(points: tf.Tensor, others: tf.Tensor) -> tf.Tensor:

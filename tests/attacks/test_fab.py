@@ -149,7 +149,7 @@ def test_what_is_wrong_already_and_what_is_never_found_are_left_alone(linear, gr
     "option", [{"steps": 0}, {"targets": 0}, {"alpha_max": 1.5}, {"eta": 0.9}, {"beta": 1.0}], ids=str
 )
 def test_numbers_out_of_range_are_named(option):
-    with pytest.raises(ValueError, match=r"Received: FABTargeted\(.*" + next(iter(option))):
+    with pytest.raises(ValueError, match="Received: .*" + next(iter(option))):
         attacks.FABTargeted(**option)
     with pytest.raises(ValueError, match="label source 'label' or 'predicted' only"):
         attacks.FABTargeted(label_source="target")

@@ -12,6 +12,7 @@ import tensorflow as tf
 from satm_tf import attacks
 
 SHORT = {"rounds": 5, "steps": 200, "step_size": 0.005}
+BRIEF = {"rounds": 2, "steps": 3}
 
 
 def _predicted(network, images):
@@ -138,7 +139,7 @@ def test_no_worse_than_foolbox(network, images, ours, theirs):
 )
 def test_targets_are_reached(linear, grey, attack):
     targets = (_predicted(linear, grey) + 1) % 4
-    outcome = attack.outcome(linear, grey, targets)
+    outcome = tf.function(lambda images, labels: attack.outcome(linear, images, labels))(grey, targets)
     assert np.all(outcome.success)
     np.testing.assert_array_equal(_predicted(linear, outcome.images), targets)
 
@@ -156,10 +157,10 @@ def test_confidence_is_the_gap_of_the_logits(linear, grey):
     "attack",
     [
         attacks.DeepFool(),
-        attacks.CarliniWagnerL2(**SHORT),
-        attacks.CarliniWagnerLinf(**SHORT),
-        attacks.CarliniWagnerL0(**SHORT),
-        attacks.HopSkipJump(steps=2),
+        attacks.CarliniWagnerL2(**BRIEF),
+        attacks.CarliniWagnerLinf(**BRIEF),
+        attacks.CarliniWagnerL0(**BRIEF),
+        attacks.HopSkipJump(steps=2, evaluations=5),
     ],
     ids=lambda attack: attack.name,
 )
@@ -188,7 +189,8 @@ def test_no_start_and_no_success_are_reported(grey):
         return tf.one_hot(tf.fill([tf.shape(x)[0]], 2), 4) + 0 * tf.reduce_sum(x, [1, 2, 3], keepdims=False)[:, None]
 
     always_two.gives_logits = True
-    for attack in (attacks.HopSkipJump(steps=2), attacks.CarliniWagnerL2(rounds=2, steps=5), attacks.DeepFool(steps=3)):
+    hop_skip_jump = attacks.HopSkipJump(steps=2, evaluations=5, starts=3)
+    for attack in (hop_skip_jump, attacks.CarliniWagnerL2(**BRIEF), attacks.DeepFool(steps=3)):
         outcome = attack.outcome(always_two, grey, np.full(6, 2))
         assert not np.any(outcome.success)
         np.testing.assert_array_equal(outcome.images, grey)

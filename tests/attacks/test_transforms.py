@@ -36,6 +36,11 @@ def test_mi_di_ti_is_one_expression_and_its_configuration_round_trips():
     assert by_name == attack
 
 
+@pytest.fixture(scope="module")
+def without_transforms(network, images, labels):
+    return attacks.NIFGSM(epsilon=0.1, steps=3, neighbours=1)(network, images, labels, seed=1)
+
+
 @pytest.mark.parametrize(
     "transforms",
     [
@@ -43,17 +48,16 @@ def test_mi_di_ti_is_one_expression_and_its_configuration_round_trips():
         ["translation_invariance"],
         ["scale_invariance"],
         [{"name": "block_shuffle", "copies": 2}],
-        ["admix"],
+        [{"name": "admix", "mixed": 2, "copies": 2}],
         ["scale_invariance", "input_diversity", "translation_invariance"],
     ],
 )
-def test_each_part_changes_the_attack_and_keeps_its_promises(network, images, labels, transforms):
-    attack = attacks.NIFGSM(epsilon=0.1, steps=4, neighbours=2, transforms=transforms)
+def test_each_part_changes_the_attack_and_keeps_its_promises(network, images, labels, transforms, without_transforms):
+    attack = attacks.NIFGSM(epsilon=0.1, steps=3, neighbours=1, transforms=transforms)
     crafted = attack(network, images, labels, seed=1).numpy()
     assert np.abs(crafted - images).max() <= 0.1 + 1e-6
     assert np.all((crafted >= 0) & (crafted <= 1))
-    plain = attacks.NIFGSM(epsilon=0.1, steps=4, neighbours=2)(network, images, labels, seed=1)
-    assert np.mean(~np.isclose(crafted, plain, atol=1e-5)) > 0.02
+    assert np.mean(~np.isclose(crafted, without_transforms, atol=1e-5)) > 0.02
     graph = attack.compiled(network)(images, labels, seed=1)
     assert np.mean(np.isclose(graph, crafted, atol=1e-5)) > 0.98
 
@@ -178,3 +182,11 @@ def test_admix_adds_a_share_of_other_images_at_each_brightness():
 def test_numbers_of_the_new_transforms_are_checked(options):
     with pytest.raises(ValueError, match="Received"):
         attacks.transforms.Transform.get(options[0], **options[1])
+
+
+@pytest.mark.parametrize("name", ["block_shuffle", "admix", "scale_invariance"])
+def test_copies_go_to_each_network_of_an_ensemble(network, images, labels, name):
+    """With averaged losses, where each network answers for each copy: twice the same network is that network."""
+    attack = attacks.BIM(epsilon=0.1, steps=1, transforms=[{"name": name, "copies": 2}])
+    twice = attack(attacks.Ensemble([network, network], fuse="losses"), images, labels)
+    assert np.mean(np.isclose(twice, attack(network, images, labels), atol=1e-6)) > 0.99

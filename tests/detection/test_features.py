@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from satm_tf.detection import FeatureClassifier, PrincipalComponents
+from satm_tf.detection import FeatureClassifier, Guarded, NullClass, PrincipalComponents
 from satm_tf.detection.base import Seen, look
+from satm_tf.detection.kernels import constants
 from satm_tf.training.domain import DomainHead
 
 
@@ -41,11 +43,7 @@ def test_components_of_rounding_alone_are_left_out():
     seen = Seen(None, features, None, None)
     state = PrincipalComponents(low_ranked=1.0).learn(seen, seen, 0)
     assert state["whitening"].shape == (3, 2)
-    assert float(tf.reduce_max(PrincipalComponents(low_ranked=1.0).score(_float32(state), seen))) < 10
-
-
-def _float32(state):
-    return {name: tf.constant(value, tf.float32) for name, value in state.items()}
+    assert float(tf.reduce_max(PrincipalComponents(low_ranked=1.0).score(constants(state), seen))) < 10
 
 
 def test_one_pixel_beside_a_plane_has_all_its_energy_in_the_low_components(case):
@@ -56,3 +54,21 @@ def test_one_pixel_beside_a_plane_has_all_its_energy_in_the_low_components(case)
     beside[:, 0, 0, 0] = 1 - beside[:, 0, 0, 0]
     assert np.mean(fitted.score(case.network, beside) > fitted.score(case.network, case.clean)) > 0.9
     assert look(case.network, beside).images is beside
+
+
+def test_the_score_is_the_log_odds_of_the_null_class(case):
+    network = case.network.with_null_class()
+    kernel, bias = network._classification.get_weights()
+    kernel[:, -1], bias[-1] = np.linspace(-1, 1, len(kernel)), 0.2
+    network._classification.set_weights([kernel, bias])
+    detector = NullClass().fit(network, case.clean, case.adversarial, validation=case.validation)
+    probabilities = tf.nn.softmax(network.features(case.clean) @ kernel + bias)[:, -1]
+    odds = np.log(probabilities / (1 - probabilities))
+    np.testing.assert_allclose(detector.score(network, case.clean), odds, rtol=1e-4, atol=1e-5)
+    logits = Guarded(network, detector)(case.clean)
+    np.testing.assert_array_equal(np.argmax(logits, -1) == 3, detector.score(network, case.clean) > detector.threshold)
+
+
+def test_a_network_without_one(case):
+    with pytest.raises(ValueError, match=r"train network.with_null_class\(\) with null_share"):
+        NullClass().fit(case.network, case.clean, case.adversarial, validation=case.validation)

@@ -7,11 +7,7 @@ from sklearn.svm import SVC
 
 from satm_tf.detection import DensityUncertainty, QuantisedRBF
 from satm_tf.detection.base import look
-from satm_tf.detection.kernels import squared_distances
-
-
-def constants(state):
-    return {name: tf.constant(value, tf.float32) for name, value in state.items()}
+from satm_tf.detection.kernels import constants, squared_distances
 
 
 def numpy_seen(case, images):
