@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from satm_tf.configurable import serialize
 from satm_tf.detection import FittedDetector
+from satm_tf.detection.base import weights_digest
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving.deployment import write_configuration
@@ -79,8 +80,8 @@ def export_saved_model(
             f"detector=guarded.detector). Received: {type(model).__name__}"
         )
     _check_labels(labels, model.num_classes)
+    _check_detector(detector, model)
     images = _samples(samples, model.image_shape)
-    _check_detector(detector, model, images)
     if version is None:
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
@@ -121,7 +122,7 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
         )
 
 
-def _check_detector(detector: FittedDetector | None, model: ImageClassifier, images: np.ndarray) -> None:
+def _check_detector(detector: FittedDetector | None, model: ImageClassifier) -> None:
     if detector is None:
         return
     if not isinstance(detector, FittedDetector):
@@ -129,13 +130,11 @@ def _check_detector(detector: FittedDetector | None, model: ImageClassifier, ima
             f"The detector must be fitted, as satm_tf.detection.Detector.fit gives it. Received: "
             f"{type(detector).__name__}"
         )
-    try:
-        detector.score(model, tf.constant(images))
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
+    if detector.fitted_to not in (None, weights_digest(model)):
         raise ValueError(
             f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, fitted to "
-            f"other features than the {model.feature_size} of this one"
-        ) from error
+            "other weights than those of this one"
+        )
 
 
 def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
