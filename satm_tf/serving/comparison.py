@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,6 @@ from satm_tf.serving.formats import FORMATS, convert
 from satm_tf.storage import atomic_folder
 
 _ORIGINAL = "original"
-
-
-class Classified(NamedTuple):
-    """A network's predictions for some images.
-
-    Attributes:
-        correct: bool `[images]`, whether each was classified correctly.
-        predicted: int `[images]`, the classes predicted.
-    """
-
-    correct: np.ndarray
-    predicted: np.ndarray
 
 
 def compare(
@@ -94,7 +82,7 @@ def compare(
     given = [attack] if query_attack is None else [attack, query_attack]
     crafted = {each.name: each.craft(model, images, labels, batch_size=batch_size) for each in given}
     rows: list[dict[str, Any]] = []
-    original: dict[str, Classified] = {}
+    original: dict[str, np.ndarray] = {}
     for name, network in networks.items():
         shown = [(CLEAN, "", images), *((attack, _ORIGINAL, batch) for attack, batch in crafted.items())]
         if query_attack is not None and name != _ORIGINAL:
@@ -108,9 +96,9 @@ def compare(
         for attack_name, source, batch in shown:
             predicted = _predict(network, batch, batch_size)
             correct = predicted == labels
-            reference = original.setdefault(attack_name, Classified(correct, predicted))
+            reference = original.setdefault(attack_name, predicted)
             low, high = wilson_interval(correct.sum(), len(correct))
-            paired = compare_paired(reference.correct, correct)
+            paired = compare_paired(reference == labels, correct)
             rows.append(
                 {
                     "format": name,
@@ -122,7 +110,7 @@ def compare(
                     "high": high,
                     "change": paired.difference,
                     "worse": paired.high < 0,
-                    "agreement": math.nan if source == "itself" else (predicted == reference.predicted).mean(),
+                    "agreement": math.nan if source == "itself" else (predicted == reference).mean(),
                     "megabytes": sizes[name] / 1e6,
                     **speed,
                 }

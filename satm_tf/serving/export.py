@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -171,17 +172,10 @@ def _facts(
     differences: Mapping[str, float],
     detector: FittedDetector | None,
 ) -> dict[str, Any]:
-    detected = (
-        {}
-        if detector is None
-        else {
-            "detector": {
-                **serialize(detector.detector),
-                "threshold": float(detector.threshold),
-                **detector.rates,
-            }
-        }
-    )
+    detected = {}
+    if detector is not None:
+        kind, threshold = serialize(detector.detector), float(detector.threshold)
+        detected["detector"] = {**kind, "threshold": threshold, **detector.rates}
     return {
         "name": name,
         "version": version,
@@ -202,17 +196,10 @@ def _facts(
         },
         "software": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("keras", "numpy")},
-            "tensorflow": tf.__version__,
-            "satm_tf": _own_version(),
+            # The package itself late, because it imports this one.
+            **{each.__name__: each.__version__ for each in (keras, np, tf, importlib.import_module("satm_tf"))},
         },
         "intended_use": model_card.INTENDED_USE,
         "limits": [*model_card.LIMITS, *([model_card.DETECTOR_LIMIT] if detected else [])],
         **detected,
     }
-
-
-def _own_version() -> str:
-    import satm_tf  # imported late, because it imports this package
-
-    return satm_tf.__version__

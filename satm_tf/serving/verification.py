@@ -78,7 +78,7 @@ def verify(
         lambda images: {
             "probabilities": tf.nn.softmax(model(images, training=False)),
             "features": model.features(images),
-            **(score(detector, look(model, images)) if detector else {}),
+            **score(detector, look(model, images)),
         }
     )
     expected = {name: value.numpy() for name, value in reference(tf.constant(samples)).items()}

@@ -98,6 +98,8 @@ def assert_built_for_its_images(network):
 
 @pytest.mark.parametrize("network", BACKBONES, indirect=True)
 def test_trains_a_step(network):
+    assert network.preprocessing.size is None
+    assert_built_for_its_images(network)
     train_a_step(network, some_images(network.image_shape[0]))
 
 

@@ -33,23 +33,23 @@ def test_labels_in_another_order_are_detected(exported, samples):
         verification.verify(exported.folder, exported.network, LABELS[::-1], samples)
 
 
-def test_a_missing_name_stops_the_export(tmp_path, monkeypatch):
+def test_a_missing_name_stops_the_export(exported, tmp_path, monkeypatch):
     """A signature that lacks an output that it should have."""
     monkeypatch.setitem(signatures.OUTPUTS, "features", ("features", "valid", "norm"))
     with pytest.raises(VerificationError, match="'features' must give features, valid, norm"):
-        export_saved_model(build_network(), tmp_path / "model", labels=LABELS)
+        export_saved_model(exported.network, tmp_path / "model", labels=LABELS)
     assert list((tmp_path / "model").iterdir()) == []
     assert not (tmp_path / "models.config").exists()
 
 
-def test_an_export_that_differs_never_appears(tmp_path, monkeypatch):
+def test_an_export_that_differs_never_appears(exported, tmp_path, monkeypatch):
     """Decoding that is a level off: only `serving_bytes` shows it, and only there it is found."""
     from satm_tf.serving import decoding
 
     honest = decoding.decode
     monkeypatch.setattr(decoding, "decode", lambda contents, size: honest(contents, size) // 2)
     with pytest.raises(VerificationError, match="'serving_bytes' may differ"):
-        export_saved_model(build_network(), tmp_path / "model", labels=LABELS)
+        export_saved_model(exported.network, tmp_path / "model", labels=LABELS)
     assert list((tmp_path / "model").iterdir()) == []
 
 
