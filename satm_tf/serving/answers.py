@@ -45,7 +45,7 @@ _KINDS = {
     "valid": _Kind("true or false [images]", (bool,), "b", 1),
 }
 # The tolerance for float32 sums of thousands of probabilities, and for quantised models.
-_SLACK = 1e-2
+SLACK = 1e-2
 _SHORT = reprlib.Repr()
 
 
@@ -142,7 +142,7 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
 
 
 def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.ndarray, **others: np.ndarray) -> None:
-    if probabilities.size and not (probabilities.min() >= -_SLACK and probabilities.max() <= 1 + _SLACK):
+    if probabilities.size and not (probabilities.min() >= -SLACK and probabilities.max() <= 1 + SLACK):
         raise ServingError(
             f"Probabilities must lie in [0, 1]. Received: {probabilities.min():g} to {probabilities.max():g}"
         )
