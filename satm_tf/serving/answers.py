@@ -100,19 +100,10 @@ def _array(name: str, value: Any) -> np.ndarray:
 def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
     """Checks that the outputs of a signature are valid for this number of images, and returns them.
 
-    Args:
-        signature: The signature that was asked.
-        answer: Its outputs by name.
-        images: How many images were sent.
-
-    Returns:
-        The outputs of the signature, including a detector's if there is one; strings as `str`.
+    A detector's outputs are among them if there are any; strings are returned as `str`.
 
     Raises:
         ServingError: If one is missing, or has the wrong kind, shape or range.
-
-    Example:
-        >>> check("features", {"features": np.zeros((2, 8), "float32"), "valid": np.array([True, True])}, images=2)
     """
     expected = outputs(signature, detected=not set(DETECTED).isdisjoint(answer))
     missing = set(expected) - set(answer)

@@ -136,8 +136,8 @@ def convert_and_compare(
         folder: The folder to write, which must not exist.
         formats: Names from `FORMATS`.
         name: The prefix of the file names.
-        images: float32 `[images, *model.image_shape]` in [0, 1], to compare on; the first eight verify each conversion.
-        labels: int `[images]`.
+        images: As `compare` takes them; the first eight verify each conversion.
+        labels: As `compare` takes them.
         calibration: Images for the formats that need some.
         **attacks: `attack` and `query_attack`, as `compare` takes them.
 
@@ -146,8 +146,7 @@ def convert_and_compare(
 
     Raises:
         FileExistsError: If the folder exists.
-        ValueError: If a format is unknown, or as `compare` does.
-        VerificationError: If a conversion's answers differ from the model's.
+        ValueError, VerificationError: As `convert` and `compare` do.
     """
     with atomic_folder(folder) as temporary:
         files = {}

@@ -195,10 +195,7 @@ def _from_proto(name: str, value: Any) -> np.ndarray:
 
 
 def local(folder: str | Path) -> Ask:
-    """An export on disk, loaded.
-
-    Args:
-        folder: The folder of a version, or of a model, whose newest version is taken.
+    """An export on disk, loaded: the folder of a version, or of a model, whose newest version is taken.
 
     Raises:
         FileNotFoundError: If there is no export.

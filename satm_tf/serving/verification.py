@@ -52,17 +52,8 @@ def verify(
 
     `serving_bytes` gets the samples as PNGs, one of them enlarged two and a half times as a JPEG, which must decode as
     `satm_tf.data` decodes it for training, and one file that is not an image. Each signature is also called with a
-    single image and with none.
-
-    Args:
-        folder: The SavedModel.
-        model: The classifier.
-        labels: A name for each class.
-        samples: float32 `[samples, *model.image_shape]` in [0, 1], of 8-bit levels, at least one.
-        detector: The detector, if the SavedModel has one.
-
-    Returns:
-        The largest difference of a probability or feature found, for each signature.
+    single image and with none. The samples are float32 `[samples, *model.image_shape]` in [0, 1], of 8-bit levels, at
+    least one. Returns the largest difference of a probability or feature found, for each signature.
 
     Raises:
         VerificationError: If a signature or output is missing, a value differs by more than `tolerance`, or the graph
@@ -183,13 +174,8 @@ def newer_operations(folder: str | Path) -> list[str]:
     """The operations of a SavedModel, or attributes of them, that TensorFlow 2.15 does not know.
 
     `tf_2_15_ops.txt` next to this file has a line for each operation of TensorFlow 2.15.1, with its name and
-    attributes, as returned by `TF_GetAllOpList` of its wheel; those for TPUs, XLA and MKL are left out.
-
-    Args:
-        folder: The SavedModel.
-
-    Returns:
-        Their names, with attributes as `Operation.attribute`; empty if TensorFlow 2.15 knows all.
+    attributes, as returned by `TF_GetAllOpList` of its wheel; those for TPUs, XLA and MKL are left out. An unknown
+    attribute is returned as `Operation.attribute`.
     """
     saved = saved_model_pb2.SavedModel.FromString((Path(folder) / "saved_model.pb").read_bytes())
     known = _known_operations()
