@@ -67,7 +67,7 @@ def first_line(error: Exception) -> str:
 
 
 def choose_output(names: Iterable[str], output: str | None, of: str | Path) -> str:
-    """The output to use of those that a model has: the requested one, or else the only one, `logits` or `probabilities`.
+    """The output of a model to use: the requested one, or else the only one, `logits` or `probabilities`.
 
     Raises:
         ValueError: If there is no such output, or several and none of these names.
