@@ -57,8 +57,9 @@ def export_saved_model(
             four are used, at 8 bits. They are stored with the model, so do not use images that you may not share. None
             uses random ones.
         card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` collects.
-        detector: A detector that was fitted to the classifier, as `satm_tf.detection` has them. Every signature then
-            also gives `adversarial_score` and `suspicious`, and the card the threshold and the detector's `rates`.
+        detector: A detector that was fitted to the classifier with its present weights, as `satm_tf.detection` has
+            them. Every signature then also gives `adversarial_score` and `suspicious`, and the card the threshold and the
+            detector's `rates`.
 
     Returns:
         The folder of the version.

@@ -53,8 +53,11 @@ def steps(layer, images):
     return outputs, gradients, layer.weights
 
 
-@pytest.mark.parametrize("policy", TOLERANCES)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [*((each, "float32") for each in OPTIONS[1:]), *(({}, policy) for policy in TOLERANCES)],
+    ids=str,
+)
 def test_training_is_that_of_keras(options, policy):
     fused, plain = pair(dtype=policy, **options)
     outputs, gradients, weights = steps(fused, inputs())
