@@ -58,8 +58,8 @@ def export_saved_model(
             uses random ones.
         card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` collects.
         detector: A detector that was fitted to the classifier with its present weights, as `satm_tf.detection` has
-            them. Every signature then also gives `adversarial_score` and `suspicious`, and the card the threshold and the
-            detector's `rates`.
+            them. Every signature then also gives `adversarial_score` and `suspicious`, and the card the threshold and
+            the detector's `rates`.
 
     Returns:
         The folder of the version.
