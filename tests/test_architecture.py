@@ -119,7 +119,6 @@ TESTED_IN = {
     "evaluation/report/figures.py": "evaluation/report/test_page.py",
     "evaluation/report/illustrations.py": "evaluation/report/test_page.py",
     "evaluation/report/sections.py": "evaluation/report/test_page.py",
-    "experiment/detecting.py": "experiment/test_hardening.py",
     "training/crafting.py": "training/test_steps.py",
     "training/recall.py": "training/test_steps.py",
     "training/snapshot.py": "training/test_checkpoint.py",

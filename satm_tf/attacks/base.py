@@ -72,7 +72,9 @@ class Attack(Configurable, kind="attack"):
     A subclass implements `perturb` and inherits the rest; `class Mine(Attack, name="mine")` makes it available to
     `get`.
 
-    Outside a `tf.function`, a call runs eagerly, at less than half the speed; use `compiled` there.
+    Outside a `tf.function`, a call runs eagerly, at less than half the speed; use `compiled` there. AutoGraph does not
+    convert what a call runs, because that takes most of the time of tracing: for control flow on tensors, `perturb` and
+    the network use `tf.where`, `tf.cond` and `tf.while_loop`, or a `tf.function` of their own.
 
     Attributes:
         epsilon: The largest norm of a perturbation, in units of images in [0, 1]; 16/256, not 16.
@@ -123,6 +125,7 @@ class Attack(Configurable, kind="attack"):
                 f"epsilon must be non-negative, in units of images in [0, 1]{hint} Received: epsilon={self.epsilon}"
             )
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(
         self,
         model: Model,
@@ -199,7 +202,7 @@ class Attack(Configurable, kind="attack"):
             ...     adversarial = craft(images, labels)
         """
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             return self(model, images, labels, epsilon=epsilon, seed=seed)
 

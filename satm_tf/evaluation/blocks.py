@@ -32,12 +32,16 @@ def fingerprint(network: Any) -> str:
     return digest.hexdigest()
 
 
+def architecture(model: keras.Model) -> str:
+    """A Keras model's configuration as JSON, without what the first call, or `compile`, adds to it."""
+    return json.dumps(_lasting(keras.saving.serialize_keras_object(model)), sort_keys=True, default=repr)
+
+
 def _feed(digest: Any, value: Any) -> None:
     if getattr(value, "fingerprint", None):
         digest.update(str(value.fingerprint).encode())
     elif isinstance(value, keras.Model):
-        architecture = _lasting(keras.saving.serialize_keras_object(value))
-        digest.update(json.dumps(architecture, sort_keys=True, default=repr).encode())
+        digest.update(architecture(value).encode())
         # Not `variables`: dropout's seeds differ in every process, and no prediction depends on them.
         for weight in value.weights:
             _feed(digest, keras.ops.convert_to_numpy(weight))
@@ -64,7 +68,6 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _lasting(config: Any) -> Any:
-    """A Keras configuration without what the first call, or `compile`, adds to it."""
     if isinstance(config, dict):
         return {key: _lasting(value) for key, value in config.items() if key not in ("build_config", "compile_config")}
     return [_lasting(value) for value in config] if isinstance(config, (list, tuple)) else config

@@ -18,6 +18,7 @@ from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.evaluation.predictions import NOT_MEASURED, Predictions, concatenate
 from satm_tf.evaluation.rungs import QUERIES, RUNGS, Group, rung_of
+from satm_tf.evaluation.stand_ins import StandIns
 
 SQUARE, WARM = "square", "transfer+square"
 
@@ -84,65 +85,67 @@ def measure_queries(
             )
     prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
 
-    @functools.cache
-    def compiled(source: str, name: str) -> Callable[..., tf.Tensor]:
-        """An attack on a source: compiled once for all targets."""
-        return crafting[name].compiled(sources[source])
+    def searching(count: int, network: Any) -> Callable[..., tf.Tensor]:
+        """The search on a target from this many examples; it gives the target's classes `[budgets, images]`."""
 
-    parts = []
+        def search(images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, starts: list[tf.Tensor]) -> tf.Tensor:
+            found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
+            return tf.stack([tf.argmax(network(each, training=False), -1) for each in found])
+
+        if getattr(network, "remote", False):
+            return search
+        images, classes = dataset.element_spec
+        signature = [images, classes, tf.TensorSpec([2], tf.int32), [images] * count]
+        return tf.function(search, input_signature=signature, autograph=False)
+
+    stand_ins = StandIns([*sources.values(), *targets.values()])
+    num_classes = next(iter(targets.values())).num_classes
+    answers: list[list[NDArray[np.integer]]] = [[] for _ in searches]
     with Bar(len(searches) * len(dataset), stage, "batch") as bar:
-        for target, kind, ladder in searches:
-            path = None
-            if folder:
-                path = Path(folder) / block_name(
-                    attack=attack,
-                    epsilon=epsilon,
-                    source=[
-                        budgets,
-                        {name: prints[name] for name in ladder},
-                        [repr(each) for each in crafting.values()],
-                    ],
-                    targets={target: prints[target]},
-                    images=images_print,
-                    seed=seed,
-                    label=(kind, f"{epsilon:g}", target),
-                )
-            if path and path.exists():
-                parts.append(Predictions.load(path))
-                bar.update(len(dataset))
-                continue
-            network = targets[target]
-            remote = getattr(network, "remote", False)
-            makers = [compiled(source, name) for source in ladder for name in crafting]
-
-            def search(
-                images: tf.Tensor, classes: tf.Tensor, key: tf.Tensor, starts: list[tf.Tensor], network: Any = network
-            ) -> tf.Tensor:
-                found = attack.search(network, images, classes, key, starts=starts, budgets=budgets)
-                return tf.stack([tf.argmax(network(each, training=False), -1) for each in found])
-
-            if not remote:
-                signature = [
-                    *dataset.element_spec,
-                    tf.TensorSpec([2], tf.int32),
-                    [dataset.element_spec[0]] * len(makers),
-                ]
-                search = tf.function(search, input_signature=signature)
-            asked = []
-            for index, (images, batch) in enumerate(dataset):
-                key = tf.constant([seed, index])
-                starts = [make(images, batch, epsilon=epsilon, seed=key) for make in makers]
-                asked.append(search(images, batch, key, starts).numpy())
-            bar.update(len(dataset))
-            predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, np.min_scalar_type(-network.num_classes))
-            predicted[:, chosen] = np.concatenate(asked, axis=1)
-            cells = pd.DataFrame(
-                [
-                    {"attack": f"{kind}-{budget}", "epsilon": epsilon, "source": QUERIES, "target": target}
-                    for budget in budgets
-                ]
-            )
-            parts.append(Predictions(cells, predicted, labels, network.num_classes))
-            if path:
-                parts[-1].save(path)
+        for index, (images, batch) in enumerate(dataset):
+            key = tf.constant([seed, index])
+            crafted: dict[tuple[str, str], tf.Tensor] = {}  # once for all targets, and no longer than this batch
+            for (target, kind, ladder), answer in zip(searches, answers, strict=True):
+                path = None
+                if folder:
+                    path = Path(folder) / block_name(
+                        attack=attack,
+                        epsilon=epsilon,
+                        source=[
+                            budgets,
+                            {name: prints[name] for name in ladder},
+                            [repr(each) for each in crafting.values()],
+                        ],
+                        targets={target: prints[target]},
+                        images=images_print,
+                        seed=seed,
+                        label=(kind, f"{epsilon:g}", target, f"batch {index}"),
+                    )
+                if path and path.exists():
+                    answer.append(Predictions.load(path).predicted)
+                else:
+                    makers = [(source, name) for source in ladder for name in crafting]
+                    for source, name in makers:
+                        if (source, name) not in crafted:
+                            craft = stand_ins.compiled(name, crafting[name].compiled, sources[source])
+                            crafted[source, name] = craft(images, batch, epsilon=epsilon, seed=key)
+                    starts = [crafted[each] for each in makers]
+                    make = functools.partial(searching, len(starts))
+                    search = stand_ins.compiled(len(starts), make, targets[target])
+                    found = search(images, batch, key, starts).numpy()
+                    answer.append(found.astype(np.min_scalar_type(-num_classes)))
+                    if path:
+                        cells = _cells(kind, budgets, epsilon, target)
+                        Predictions(cells, answer[-1], batch.numpy().astype(np.int32), num_classes).save(path)
+                bar.update()
+    parts = []
+    for (target, kind, _), answer in zip(searches, answers, strict=True):
+        predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, answer[0].dtype)
+        predicted[:, chosen] = np.concatenate(answer, axis=1)
+        parts.append(Predictions(_cells(kind, budgets, epsilon, target), predicted, labels, num_classes))
     return concatenate(parts)
+
+
+def _cells(kind: str, budgets: Sequence[int], epsilon: float, target: str) -> pd.DataFrame:
+    attacks = [f"{kind}-{budget}" for budget in budgets]
+    return pd.DataFrame({"attack": attacks, "epsilon": epsilon, "source": QUERIES, "target": target})

@@ -208,7 +208,8 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
 
     Returns:
         A frame with a row for each network, attack, epsilon and source, with the columns `network`, `view`, `attack`,
-        `epsilon`, `source_network`, `<first>` and `<second>` (the accuracies), and those of `statistics.Paired`.
+        `epsilon`, `source_group` (what stands before the `/` in a source's name, without the target's scheme),
+        `source_network`, `<first>` and `<second>` (the accuracies), and those of `statistics.Paired`.
 
     Raises:
         ValueError: If a scheme was not measured, or the two have no cells in common.
@@ -217,7 +218,11 @@ def compare_schemes(predictions: Predictions, first: str, second: str) -> pd.Dat
         >>> compare_schemes(predictions, "undefended", "satm").query("view == 'holdout' and p_value < 0.05")
     """
     cells = with_views(predictions.cells.assign(place=range(len(predictions.cells))))
-    keys = ["network", "view", "attack", "epsilon", "source_network"]
+    cells["source_group"] = [
+        "" if group == scheme else group.removesuffix(f".{scheme}")
+        for group, scheme in zip(_parsed(cells.source).scheme, cells.scheme, strict=True)
+    ]
+    keys = ["network", "view", "attack", "epsilon", "source_group", "source_network"]
     sides = [cells[cells.scheme == scheme].set_index(keys).place for scheme in (first, second)]
     common = sides[0].index.intersection(sides[1].index, sort=False)
     if common.empty:

@@ -18,6 +18,7 @@ from satm_tf.bars import Bar
 from satm_tf.evaluation.blocks import block_name, fingerprint
 from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
 from satm_tf.evaluation.rungs import RUNGS, Group, rung_of, rungs_of
+from satm_tf.evaluation.stand_ins import StandIns
 
 Network = Callable[..., tf.Tensor]
 
@@ -129,6 +130,7 @@ def measure(
     crafts += [(name, attack, source) for name, attack in attacks.items() for source in sources]
     radii = {name: epsilons.get(name, [attack.epsilon]) for name, attack in attacks.items()} | {CLEAN: [0.0]}
     total = sum(len(radii[name]) for name, *_ in crafts) * len(dataset)
+    stand_ins = StandIns(sources.values())
     parts = []
     with Bar(total, stage, "batch") as bar:
         for name, attack, source in crafts:
@@ -150,8 +152,11 @@ def measure(
                     block = Predictions.load(path)
                     bar.update(len(dataset))
                 else:
-                    # Traced once for all epsilons, and not at all if all blocks exist.
-                    craft = craft or (_crafter(attack, sources[source], dataset) if attack else _unchanged)
+                    # Traced once for all epsilons and all sources of an architecture, and not if all blocks exist.
+                    if craft is None and attack:
+                        make = functools.partial(_crafter, attack, dataset)
+                        craft = stand_ins.compiled(name, make, sources[source])
+                    craft = craft or _unchanged
                     cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in seen]
                     predicted = []
                     for index, (images, batch) in enumerate(dataset):
@@ -228,7 +233,8 @@ def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Call
     if any(getattr(target, "remote", False) for target in targets.values()):
         return predict
     # One trace for all batches, including a smaller last one.
-    return tf.function(predict, input_signature=[dataset.element_spec[0]]).get_concrete_function()
+    compiled = tf.function(predict, input_signature=[dataset.element_spec[0]], autograph=False)
+    return compiled.get_concrete_function()
 
 
 def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
@@ -244,10 +250,10 @@ def _unchanged(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: t
     return images
 
 
-def _crafter(attack: Attack, network: Network, dataset: tf.data.Dataset) -> Network:
+def _crafter(attack: Attack, dataset: tf.data.Dataset, network: Network) -> Network:
     signature = [*dataset.element_spec, tf.TensorSpec([], tf.float32), tf.TensorSpec([2], tf.int32)]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def craft(images: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return attack(network, images, labels, epsilon=epsilon, seed=seed)
 

@@ -96,7 +96,7 @@ def training_step(
         network = dataclasses.replace(described, weights=None).build(num_classes, size)
     images = tf.random.uniform([batch, *network.image_shape])
 
-    @tf.function
+    @tf.function(autograph=False)
     def compiled(images: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(network(images, training=True) ** 2)

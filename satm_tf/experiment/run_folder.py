@@ -64,6 +64,7 @@ class RunFolder(ResultsFolder):
         synthetic_faces: Where synthetic faces are drawn unless another place is given.
         measured: The folder of measurements for the paper's tables.
         precision: The number format that "auto" has chosen, with what was measured.
+        before_defence: A picture of adversarial images before any defence, made as soon as there are networks.
 
     Example:
         >>> RunFolder("runs/quickstart").network(Stage("co_train", "satm"), "compact_vgg")
@@ -79,6 +80,7 @@ class RunFolder(ResultsFolder):
         self.synthetic_faces = self.path / "synthetic_faces"
         self.measured = self.path / "measured"
         self.precision = self.path / "precision.json"
+        self.before_defence = self.path / "before_defence.png"
 
     def measurements(self) -> list[Path]:
         """The files in `measured`."""

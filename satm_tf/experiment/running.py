@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,14 @@ import tensorflow as tf
 
 from satm_tf import bars, data
 from satm_tf.configurable import plural
+from satm_tf.evaluation.report.illustrations import write_answers
 from satm_tf.experiment import work
-from satm_tf.experiment.config import Config
+from satm_tf.experiment.config import Config, make_attack
 from satm_tf.experiment.detecting import check_detector
-from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data
+from satm_tf.experiment.images import Sizes, divide, load_data, look_at_data, make_batches
 from satm_tf.experiment.outcome import conclude
 from satm_tf.experiment.precision import choose_precision
-from satm_tf.experiment.run_folder import Stage
+from satm_tf.experiment.run_folder import FINE_TUNE, Stage
 from satm_tf.experiment.sections import AT_HAND
 from satm_tf.experiment.stage import Job, train_stage
 from satm_tf.models import get_backbone
@@ -46,10 +48,11 @@ def run(config: Config) -> pd.DataFrame:
     they started from, `metrics.csv` (a row per stage and epoch, written after each), `logs` for TensorBoard, with
     pictures of what each network trains on, `checkpoints/<stage>` while that stage runs, `results.csv` (a row per
     attack, source and target), `predictions.npz`, `checks.csv`, `report.html` with its figures, `exports.json`,
-    `detectors` and `precision.json`. All files are written atomically, and random numbers depend only on the seed and
-    the stage's name. So a run that was killed at any moment and resumed with the same command has the same result as an
-    uninterrupted one: on CPUs, weights and results are identical to the bit. The figures of the epochs in `metrics.csv`
-    have differed by up to 5e-7 between runs with the same seed.
+    `detectors`, `precision.json` and `before_defence.png`, a picture of what the attack does to the networks before any
+    defence, written as soon as they are fine-tuned. All files are written atomically, and random numbers depend only on
+    the seed and the stage's name. So a run that was killed at any moment and resumed with the same command has the same
+    result as an uninterrupted one: on CPUs, weights and results are identical to the bit. The figures of the epochs in
+    `metrics.csv` have differed by up to 5e-7 between runs with the same seed.
 
     With the strategy "multi_worker" every worker runs this; the first one writes, evaluates and exports, and the run
     folder must be on a shared file system.
@@ -132,6 +135,26 @@ def _train(job: Job, stages: Collection[Stage]) -> None:
     with lock(job.folder.path) if job.writes else contextlib.nullcontext():
         for stage in stages:
             train_stage(job, stage)
+            if job.writes and stage == Stage(FINE_TUNE, [*job.config.networks][-1]):
+                _show_undefended(job)
+
+
+def _show_undefended(job: Job) -> None:
+    """Draws what the attack does to the fine-tuned networks, crafted on the first, before any of them is defended."""
+    config, path = job.config, job.folder.before_defence
+    if path.exists():
+        return
+    networks = {name: job.load(Stage(FINE_TUNE, name), name) for name in config.networks}
+    source, attack = next(iter(networks)), make_attack(config.attack)
+    write_answers(
+        path,
+        functools.partial(attack, networks[source], seed=(config.seed, 0)),
+        dataset=make_batches(job.images.validation, config),
+        targets=networks,
+        class_names=job.images.class_names,
+        title=f"Before any defence: {attack.name}, epsilon {attack.epsilon:g}, on {source}",
+    )
+    bars.say(f"written: {path}, adversarial images of {source} before any defence")
 
 
 def _shown(job: Job, costs: Mapping[str, work.Cost]) -> contextlib.AbstractContextManager[Any]:

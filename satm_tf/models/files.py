@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import os
@@ -128,6 +129,7 @@ class LoadedModel:
         input_range: The range of pixel values that the network expects, (lowest, highest).
 
     Attributes:
+        network: The network itself.
         image_shape: `(height, width, channels)` of the images.
         num_classes: Number of classes.
         fingerprint: A digest of the file and the choices made in it; None for a model that was in memory, whose weights
@@ -157,7 +159,7 @@ class LoadedModel:
             raise ValueError(f"input_range must be the lowest and the highest value. Received: {input_range}")
         self.input_range = (low, high)
         self.name, self.image_shape, self.fingerprint = name, image_shape, fingerprint
-        self._network, self._output = network, output
+        self.network, self._output = network, output
         self.remote = bool(getattr(network, "remote", False))
         parameters = inspect.signature(network).parameters.values()
         self._options = (
@@ -196,15 +198,21 @@ class LoadedModel:
         outputs = tf.ensure_shape(outputs, [images.shape[0], self.num_classes])
         return _logarithm(outputs) if self._probabilities else outputs
 
+    def around(self, network: Model) -> LoadedModel:
+        """The same around another network of the same architecture, in memory."""
+        other = copy.copy(self)
+        other.network, other.fingerprint = network, None
+        return other
+
     def _ask(self, images: tf.Tensor) -> Any:
         low, high = self.input_range
         # Not even by 1: the network must see the images unchanged, to the bit.
-        return self._network(images if self.input_range == (0, 1) else low + (high - low) * images, **self._options)
+        return self.network(images if self.input_range == (0, 1) else low + (high - low) * images, **self._options)
 
     def _chosen(self, answers: Any) -> tf.Tensor:
         if isinstance(answers, Mapping):
             answers = answers[choose_output(answers, self._output, self.name)]
-        elif self._output is not None and not isinstance(self._network, (RuntimeModel, SavedModel)):
+        elif self._output is not None and not isinstance(self.network, (RuntimeModel, SavedModel)):
             raise ValueError(f"{self.name} has a single output, without a name. Received: output={self._output!r}")
         return tf.cast(answers, tf.float32)
 

@@ -72,7 +72,9 @@ def compare(
             f"There must be at least one image, and a label for each. Received: {len(images)} images, {len(labels)} "
             "labels"
         )
-    predict = tf.function(lambda batch: tf.nn.softmax(model(batch, training=False)), reduce_retracing=True)
+    predict = tf.function(
+        lambda batch: tf.nn.softmax(model(batch, training=False)), reduce_retracing=True, autograph=False
+    )
     converted = {name: RuntimeModel(path) for name, path in files.items()}
     networks: dict[str, Run] = {_ORIGINAL: lambda batch: predict(tf.constant(batch)).numpy()}
     networks |= {name: runtime.run for name, runtime in converted.items()}

@@ -71,7 +71,8 @@ def verify(
             "probabilities": tf.nn.softmax(model(images, training=False)),
             "features": model.features(images),
             **score(detector, look(model, images)),
-        }
+        },
+        autograph=False,
     )
     expected = {name: value.numpy() for name, value in reference(tf.constant(samples)).items()}
     pngs, (jpeg, decoded) = [_png(sample) for sample in samples], _jpeg(samples[0])

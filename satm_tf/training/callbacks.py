@@ -110,7 +110,7 @@ class Pictures(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.images, self.labels = (each[: self.most] for each in next(iter(self.dataset)))
-        self._craft = tf.function(self.model.craft)
+        self._craft = tf.function(self.model.craft, autograph=False)
         self._writer = tf.summary.create_file_writer(str(self.folder))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -191,7 +191,8 @@ def _compiled(attack: Attack, network: Any, shape: Sequence[int]) -> Callable[..
     @tf.function(
         input_signature=[
             tf.TensorSpec([None, *shape], tf.float32), tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32),
-        ]
+        ],
+        autograph=False,
     )  # fmt: skip
     def craft(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return attack(network, images, labels, seed=seed)

@@ -145,7 +145,7 @@ def _greatest(strategy: tf.distribute.Strategy) -> Any:
         # The collective needs a device, which only the copy has.
         return tf.reduce_max(tf.distribute.get_replica_context().all_gather(tf.identity(own), axis=0), axis=0)
 
-    return tf.function(lambda own: strategy.run(gather, args=(own,)))
+    return tf.function(lambda own: strategy.run(gather, args=(own,)), autograph=False)
 
 
 @contextlib.contextmanager
@@ -267,7 +267,7 @@ class DistributedFit(BuiltBeforehand):
             logs = strategy.run(step, args=(next(iterator),))
             return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], logs)
 
-        return run if self.run_eagerly else tf.function(run)
+        return run if self.run_eagerly else tf.function(run, autograph=False)
 
     def _several_workers(self) -> bool:
         return several_workers(self.distribute_strategy)

@@ -116,7 +116,7 @@ class RobustValidation(keras.callbacks.Callback):
             tf.TensorSpec([2], tf.int32),
         ]
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=signature, autograph=False)
         def attacked(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
             found = {"clean": answers(images)}
             for kind, each in (("pgd", attack), ("single_step", single)):
@@ -130,7 +130,7 @@ class RobustValidation(keras.callbacks.Callback):
             return found
 
         self._attacked = attacked
-        self._answers = tf.function(answers, input_signature=signature[:1])
+        self._answers = tf.function(answers, input_signature=signature[:1], autograph=False)
         self._transferred = {
             name: [attack.compiled(source)(images, labels, seed=key) for images, labels, key in self._batches]
             for name, source in self.sources.items()

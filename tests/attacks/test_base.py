@@ -236,3 +236,16 @@ def test_outcome_tells_success_by_what_the_attack_is_after(network, images, labe
     np.testing.assert_array_equal(outcome.before, clean.argmax(1))
     np.testing.assert_array_equal(outcome.after, after)
     np.testing.assert_allclose(outcome.distortion, np.abs(outcome.images - images).max((1, 2, 3)), atol=1e-7)
+
+
+def test_autograph_converts_only_what_a_network_asks_for(images, labels):
+    def network(images, training=None):
+        score = tf.reduce_mean(images, axis=(1, 2, 3))
+        if tf.reduce_sum(score) > 0:
+            score = 2 * score
+        return tf.stack([-score, *[score] * 9], axis=-1)
+
+    craft = tf.function(attacks.FGSM(epsilon=0.1))
+    with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+        craft(network, images, labels)
+    assert craft(tf.function(network), images, labels).shape == images.shape

@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from satm_tf.attacks import FGSM, SquareAttack
 from satm_tf.evaluation import assess
+from satm_tf.evaluation.queries import measure_queries
+from satm_tf.evaluation.rungs import Group
 
 
 class Mixed:
@@ -75,3 +77,40 @@ def test_a_budget_is_a_moment_of_one_search(dataset):
     for budgets in ([5, 4], [1], [31]):
         with pytest.raises(ValueError, match="Budgets must increase"):
             whole.search(counting, images, labels, seed, starts=[weaker, stronger], budgets=budgets)
+
+
+def test_starts_are_crafted_once_for_all_targets_and_finished_batches_are_kept(dataset, tmp_path, monkeypatch):
+    crafted = []
+
+    def counting(attack, network):
+        def craft(images, labels, **options):
+            crafted.append(network)
+            return attack(network, images, labels, **options)
+
+        return craft
+
+    monkeypatch.setattr(FGSM, "compiled", counting)
+    targets = {name: Mixed([1.0, 1.0, share]) for name, share in (("a", 1.0), ("b", 0.8), ("c", 0.6))}
+    sources = {f"twin/{name}": Mixed([0.9, 1.0, share]) for name, share in (("x", 1.1), ("y", 0.7))}
+    labels = np.concatenate([labels for _, labels in dataset])
+    options = {
+        "targets": targets,
+        "sources": sources,
+        "dataset": dataset,
+        "chosen": np.ones(12, bool),
+        "labels": labels,
+        "attacks": {"fgsm": FGSM(epsilon=0.1)},
+        "epsilon": 0.1,
+        "budgets": [4],
+        "groups": {"twin": Group("twin")},
+        "folder": tmp_path,
+    }
+    found = measure_queries(**options)
+    assert len(crafted) == 2 * 2, "two sources, two batches, whatever the number of targets"
+
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3 * 2 * 2, "a file for each target, search and batch"
+    next(path for path in files if "transfer" in path.name).unlink()
+    again = measure_queries(**options)
+    assert len(crafted) == 2 * 2 + 2, "the sources craft again for the batch that is missing"
+    np.testing.assert_array_equal(again.predicted, found.predicted)

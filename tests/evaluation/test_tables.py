@@ -108,6 +108,28 @@ def test_two_schemes_are_compared_where_they_stand_alike(predictions):
         compare_schemes(predictions, "plain", "ensemble")
 
 
+def test_groups_on_one_rung_with_networks_of_one_name_are_compared_apart():
+    right = {"little": (50, 60), "full": (70, 75), "same_scheme": (30, 40)}
+    cells = [
+        ("x", 0.1, f"{group}.{target}/c" if group == "same_scheme" else f"{group}/c", f"{target}/a", rung)
+        for group, rung in (("little", "defended"), ("full", "defended"), ("same_scheme", "same_scheme"))
+        for target in ("plain", "satm")
+    ]
+    predicted = [[0] * count + [1] * (100 - count) for counts in right.values() for count in counts]
+    predictions = Predictions(
+        pd.DataFrame(cells, columns=["attack", "epsilon", "source", "target", "rung"]),
+        np.array(predicted, np.uint8),
+        np.zeros(100, np.int32),
+        2,
+    )
+    compared = compare_schemes(predictions, "plain", "satm").set_index(["source_group", "source_network"])
+    assert compared[["plain", "satm"]].T.to_dict("list") == {
+        ("little", "c"): [0.5, 0.6],
+        ("full", "c"): [0.7, 0.75],
+        ("same_scheme", "c"): [0.3, 0.4],
+    }
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_results_are_read_as_they_were_written(predictions, tmp_path, ordered):
     frame = predictions.frame(ordered)

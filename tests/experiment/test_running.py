@@ -29,9 +29,9 @@ def test_a_run_folder_holds_what_it_should(config, tmp_path, capsys):
     results = experiment.run(config)
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "assessment.json", "checks.csv", "class_names.json", "config.yaml", "data.txt", "environment.json",
-        "exports.json", "figures", "gallery", "logs", "metrics.csv", "networks", "predictions.npz", "report.html",
-        "results.csv", "surfaces.csv",
+        ".lock", "assessment.json", "before_defence.png", "checks.csv", "class_names.json", "config.yaml", "data.txt",
+        "environment.json", "exports.json", "figures", "gallery", "logs", "metrics.csv", "networks", "predictions.npz",
+        "report.html", "results.csv", "surfaces.csv",
     ]  # fmt: skip
     measured = ["ensemble/a", "ensemble/b", "satm/a", "satm/b", "holdout/c"]
     assert len(results) == 5 + 2 * 5 * 5

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from satm_tf.attacks.sources import logits_of
 from satm_tf.bars import Bar
 from satm_tf.evaluation.masking.verdicts import Facts, Losses, Strength, judge
 from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.stand_ins import StandIns
 from satm_tf.evaluation.transfer import Classifier, measure
 
 _fold_in = tf.random.experimental.stateless_fold_in
@@ -101,8 +103,10 @@ def masking_checks(
         stage=f"{stage}: gradients",
         **shared,
     )
+    stand_ins = StandIns(differentiable.values())
+    probe = functools.partial(_probe, dataset, gradient_attacks["iterative"])
     losses = {
-        name: _losses(network, dataset, gradient_attacks["iterative"], seed, f"{stage}: losses of {name}")
+        name: _losses(stand_ins.compiled("losses", probe, network), dataset, seed, f"{stage}: losses of {name}")
         for name, network in differentiable.items()
     }
     without_gradient: dict[str, Attack] = {
@@ -199,7 +203,7 @@ def loss_surface(
     along_gradient = tf.zeros_like(images) if gradient is None else tf.sign(gradient)
     along_random = _random_signs(images, tf.constant([seed, 0]))
 
-    @tf.function
+    @tf.function(autograph=False)
     def loss_at(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
         moved = tf.clip_by_value(images + first * along_gradient + second * along_random, 0.0, 1.0)
         return tf.reduce_mean(cross_entropy(labels, logits_of(network, moved)))
@@ -226,8 +230,8 @@ def _random_signs(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.sign(tf.random.stateless_uniform(tf.shape(images), seed) - 0.5)
 
 
-def _losses(network: Model, dataset: tf.data.Dataset, iterative: Attack, seed: int, stage: str) -> Losses:
-    @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)])
+def _probe(dataset: tf.data.Dataset, iterative: Attack, network: Model) -> Callable[..., dict[str, tf.Tensor]]:
+    @tf.function(input_signature=[*dataset.element_spec, tf.TensorSpec([2], tf.int32)], autograph=False)
     def probe(images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
         images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
 
@@ -248,10 +252,14 @@ def _losses(network: Model, dataset: tf.data.Dataset, iterative: Attack, seed: i
             "zero_gradient": ~(tf.math.is_finite(size) & (size > 0)),
         }
 
-    compiled, found = probe.get_concrete_function(), []
+    return probe.get_concrete_function()
+
+
+def _losses(probe: Callable[..., dict[str, tf.Tensor]], dataset: tf.data.Dataset, seed: int, stage: str) -> Losses:
+    found = []
     with Bar(len(dataset), stage, "batch") as bar:
         for index, (images, labels) in enumerate(dataset):
-            found.append(compiled(images, labels, tf.constant([seed, index])))
+            found.append(probe(images, labels, tf.constant([seed, index])))
             bar.update()
     return Losses(**{name: np.concatenate([each[name].numpy() for each in found]) for name in found[0]})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from satm_tf.attacks.gallery import write_gallery
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.masking import loss_surface
 from satm_tf.evaluation.transfer import Network
-from satm_tf.storage import atomic_file, write_text
+from satm_tf.storage import write_text
 
 
 def write_galleries(
@@ -42,24 +42,54 @@ def write_galleries(
         class_names: The name of each label.
         most: How many images to show.
     """
+    for name, attack in attacks.items():
+        title = f"{name}, epsilon {attack.epsilon:g}, on {source}".replace("/", " ")
+        path = ResultsFolder(folder).gallery / f"{title}.png"
+        if not path.exists():
+            write_answers(
+                path,
+                attack.compiled(network),
+                dataset=dataset,
+                targets=targets,
+                class_names=class_names,
+                title=title,
+                most=most,
+            )
+
+
+def write_answers(
+    path: str | Path,
+    craft: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    *,
+    dataset: tf.data.Dataset,
+    targets: Mapping[str, Network],
+    class_names: Sequence[str],
+    title: str,
+    most: int = 3,
+) -> None:
+    """Writes a picture of adversarial images with every target's prediction.
+
+    Args:
+        path: The file.
+        craft: Makes adversarial images from images and labels.
+        dataset: As `write_galleries` takes it.
+        targets: As `write_galleries` takes them.
+        class_names: The name of each label.
+        title: The heading.
+        most: How many images to show.
+    """
     images, labels = (part[:most] for part in next(iter(dataset)))
     truth = [class_names[label] for label in labels]
-    for name, attack in attacks.items():
-        picture = f"{name}, epsilon {attack.epsilon:g}, on {source}.png".replace("/", " ")
-        path = ResultsFolder(folder).gallery / picture
-        if path.exists():
-            continue
-        adversarial = attack.compiled(network)(images, labels)
-        answers = {name: np.argmax(target(adversarial, training=False), -1) for name, target in targets.items()}
-        after = [
-            "\n".join(
-                f"{'✓' if answer[row] == label else '✗'} {name}: {class_names[answer[row]]}"
-                for name, answer in answers.items()
-            )
-            for row, label in enumerate(labels.numpy())
-        ]
-        with atomic_file(path) as temporary:
-            write_gallery(temporary, images, adversarial, truth, after, title=path.stem)
+    adversarial = craft(images, labels)
+    answers = {name: np.argmax(target(adversarial, training=False), -1) for name, target in targets.items()}
+    after = [
+        "\n".join(
+            f"{'✓' if answer[row] == label else '✗'} {name}: {class_names[answer[row]]}"
+            for name, answer in answers.items()
+        )
+        for row, label in enumerate(labels.numpy())
+    ]
+    write_gallery(path, images, adversarial, truth, after, title=title)
 
 
 def write_surfaces(

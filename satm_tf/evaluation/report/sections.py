@@ -269,7 +269,7 @@ def comparisons(predictions: Predictions) -> Section:
             {
                 "network": row["network"],
                 "attack": f"{row['attack']}, {row['epsilon']:g}" if row["epsilon"] else row["attack"],
-                "examples of": row["source_network"] if row["view"] == HOLDOUT else row["view"],
+                "examples of": _crafted_by(row),
                 schemes[0]: f"{row[schemes[0]]:.1%}",
                 second: f"{row[second]:.1%}",
                 "difference": _interval(row),
@@ -402,6 +402,13 @@ def _table(frame: pd.DataFrame, caption: str, labels: int = 0) -> Table:
 
 def _interval(row: Mapping[Any, Any]) -> str:
     return "{:+.1f}\n{:+.1f} to {:+.1f}".format(*(100 * row[name] for name in ("difference", "low", "high")))
+
+
+def _crafted_by(row: Mapping[Any, Any]) -> str:
+    """Whose examples a row of `compare_schemes` is about, in a few words."""
+    if row["view"] == HOLDOUT:
+        return row["source_network"]
+    return f"{row['source_group']}/{row['source_network']}" if row["source_group"] else row["view"]
 
 
 def _p_value(value: float) -> str:
