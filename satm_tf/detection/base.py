@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ def in_batches(function: Callable[[tf.Tensor], tf.Tensor], images: np.ndarray) -
     compiled = tf.function(function, autograph=False).get_concrete_function(specification)
     starts = range(0, len(images), _BATCH)
     return np.concatenate([compiled(tf.constant(images[start : start + _BATCH])) for start in starts])
+
+
+def weights_digest(network: keras.Model) -> str:
+    """The SHA-256 of a network's weights, by which a detector knows the network that it was fitted to."""
+    digest = hashlib.sha256()
+    for weight in network.weights:
+        digest.update(np.asarray(weight).tobytes())
+    return digest.hexdigest()
 
 
 def scikit_learn(module: str) -> Any:
@@ -104,7 +113,8 @@ class Detector(Configurable, kind="detector"):
         clean_seen, adversarial_seen = (_all_seen(network, images[name]) for name in ("clean", "adversarial"))
         state = self.learn(clean_seen, adversarial_seen, seed)
         state = {name: np.asarray(value, np.float32) for name, value in state.items()}
-        fitted = FittedDetector(self, {name: value.shape for name, value in state.items()})
+        shapes = {name: value.shape for name, value in state.items()}
+        fitted = FittedDetector(self, shapes, fitted_to=weights_digest(network))
         for name, value in state.items():
             fitted.state[name].assign(value)
         fitted.set_threshold(network, images["validation"], rejected)
@@ -131,6 +141,7 @@ class FittedDetector(keras.layers.Layer):
         detector: The configuration, or its mapping.
         shapes: The shape of each array of its state, by name.
         rates: What was measured of it, for records.
+        fitted_to: The `weights_digest` of the network that it was fitted to; None if that is not known.
         **kwargs: `name` and the like, as any Keras layer takes.
 
     Attributes:
@@ -146,12 +157,14 @@ class FittedDetector(keras.layers.Layer):
         detector: Detector | Mapping[str, Any],
         shapes: Mapping[str, tuple[int, ...]],
         rates: Mapping[str, Any] | None = None,
+        fitted_to: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**{"name": "detector", "dtype": "float32", "trainable": False, **kwargs})
         self.detector = Detector.get(detector)
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.rates = dict(rates or {})
+        self.fitted_to = fitted_to
 
         def weight(name: str, shape: tuple[int, ...]) -> keras.Variable:
             return self.add_weight(shape=shape, name=name, initializer="zeros", trainable=False)
@@ -210,6 +223,7 @@ class FittedDetector(keras.layers.Layer):
             "detector": serialize(self.detector),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "rates": dict(self.rates),
+            "fitted_to": self.fitted_to,
         }
 
 

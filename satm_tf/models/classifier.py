@@ -26,10 +26,6 @@ _POOLING = {
 }
 
 
-# The logit with which a null class starts; those of trained classes are far above.
-_NULL_AT_FIRST = -10.0
-
-
 @keras.saving.register_keras_serializable(package="satm_tf")
 class ImageClassifier(keras.Model):
     """A backbone between its own preprocessing and a linear classification layer: images in [0, 1] to logits.
@@ -306,7 +302,7 @@ class ImageClassifier(keras.Model):
         *body, kernel, bias = self.get_weights()
         if not self.null_class:
             kernel = np.pad(kernel, [(0, 0), (0, 1)])
-            bias = np.append(bias, np.float32(_NULL_AT_FIRST))
+            bias = np.append(bias, np.float32(-10))  # the logits of trained classes are far above
         network.set_weights([*body, kernel, bias])
         return network
 

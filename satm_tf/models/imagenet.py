@@ -5,8 +5,8 @@ Each is the published network without its classification layer; the weights are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -26,88 +26,85 @@ _STANDARDISED = {
     "scale": tuple(1 / deviation for deviation in _DEVIATION),
     "offset": tuple(-mean / deviation for mean, deviation in zip(_MEAN, _DEVIATION, strict=True)),
 }
-
-
-@dataclass(frozen=True)
-class _Application:
-    """One network of `keras.applications`: its constructor, weights file, checksum, and what it was trained on."""
-
-    build: Any
-    file: str
-    checksum: str
-    preprocessing: Mapping[str, Any]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-_NO_PREPROCESSING = {"include_preprocessing": False}
 _KERNELS = "weights_tf_dim_ordering_tf_kernels_notop.h5"
-_APPLICATIONS = {
-    "vgg16_imagenet": _Application(
-        keras.applications.VGG16, f"vgg16/vgg16_{_KERNELS}", "6d6bbae143d832006294945121d1f1fc", _BGR_MINUS_MEAN
-    ),
-    "resnet50_imagenet": _Application(
-        keras.applications.ResNet50, f"resnet/resnet50_{_KERNELS}", "4d473c1dd8becc155b73f8504c6f6626", _BGR_MINUS_MEAN
-    ),
-    "resnet101_imagenet": _Application(
-        keras.applications.ResNet101,
-        f"resnet/resnet101_{_KERNELS}",
-        "88cf7a10940856eca736dc7b7e228a21",
-        _BGR_MINUS_MEAN,
-    ),
-    "inception_v3_imagenet": _Application(
-        keras.applications.InceptionV3,
-        f"inception_v3/inception_v3_{_KERNELS}",
-        "bcbd6486424b2319ff4ef7d526e38f63",
-        _TO_ONE,
-        facts={"default_size": 299, "resize_below": 75},
-    ),
-    "inception_resnet_v2_imagenet": _Application(
-        keras.applications.InceptionResNetV2,
-        f"inception_resnet_v2/inception_resnet_v2_{_KERNELS}",
-        "d19885ff4a710c122648d3b5c3b684e4",
-        _TO_ONE,
-        facts={"default_size": 299, "resize_below": 75},
-    ),
-    "efficientnet_v2_b0_imagenet": _Application(
-        keras.applications.EfficientNetV2B0,
-        "efficientnet_v2/efficientnetv2-b0_notop.h5",
-        "893217f2bb855e2983157299931e43ff",
-        _STANDARDISED,
-        arguments=_NO_PREPROCESSING,
-    ),
-    "efficientnet_v2_s_imagenet": _Application(
-        keras.applications.EfficientNetV2S,
-        "efficientnet_v2/efficientnetv2-s_notop.h5",
-        "af0682fb74e8c54910f2d4393339c070",
-        _TO_ONE_OF_128,
-        arguments=_NO_PREPROCESSING,
-        facts={"default_size": 384},
-    ),
-    "convnext_tiny_imagenet": _Application(
-        keras.applications.ConvNeXtTiny,
-        "convnext/convnext_tiny_notop.h5",
-        "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
-        _STANDARDISED,
-        # ConvNeXt normalises its features after pooling, so the pooling must be inside.
-        arguments={**_NO_PREPROCESSING, "pooling": "avg"},
-        facts={"pooling": None},
-    ),
-}
 
 
-def _register(name: str, application: _Application) -> None:
-    @register_backbone(
-        name,
-        preprocessing=application.preprocessing,
-        published={"imagenet": PublishedWeights(_STORE + application.file, checksum=application.checksum)},
-        **application.facts,
-    )
-    def build(input_shape: tuple[int, int, int]) -> keras.Model:
-        return fuse_batch_norm(
-            application.build(include_top=False, weights=None, input_shape=input_shape, **application.arguments)
-        )
+def _register(
+    name: str,
+    build: Callable[..., keras.Model],
+    file: str,
+    checksum: str,
+    preprocessing: Mapping[str, Any],
+    **facts: Any,
+) -> None:
+    """Registers a network of `keras.applications`: its constructor, weights file, checksum, what it was trained on."""
+    published = {"imagenet": PublishedWeights(_STORE + file, checksum=checksum)}
+
+    @register_backbone(name, preprocessing=preprocessing, published=published, **facts)
+    def backbone(input_shape: tuple[int, int, int]) -> keras.Model:
+        return fuse_batch_norm(build(include_top=False, weights=None, input_shape=input_shape))
 
 
-for _name, _application in _APPLICATIONS.items():
-    _register(_name, _application)
+_register(
+    "vgg16_imagenet",
+    keras.applications.VGG16,
+    f"vgg16/vgg16_{_KERNELS}",
+    "6d6bbae143d832006294945121d1f1fc",
+    _BGR_MINUS_MEAN,
+)
+_register(
+    "resnet50_imagenet",
+    keras.applications.ResNet50,
+    f"resnet/resnet50_{_KERNELS}",
+    "4d473c1dd8becc155b73f8504c6f6626",
+    _BGR_MINUS_MEAN,
+)
+_register(
+    "resnet101_imagenet",
+    keras.applications.ResNet101,
+    f"resnet/resnet101_{_KERNELS}",
+    "88cf7a10940856eca736dc7b7e228a21",
+    _BGR_MINUS_MEAN,
+)
+_register(
+    "inception_v3_imagenet",
+    keras.applications.InceptionV3,
+    f"inception_v3/inception_v3_{_KERNELS}",
+    "bcbd6486424b2319ff4ef7d526e38f63",
+    _TO_ONE,
+    default_size=299,
+    resize_below=75,
+)
+_register(
+    "inception_resnet_v2_imagenet",
+    keras.applications.InceptionResNetV2,
+    f"inception_resnet_v2/inception_resnet_v2_{_KERNELS}",
+    "d19885ff4a710c122648d3b5c3b684e4",
+    _TO_ONE,
+    default_size=299,
+    resize_below=75,
+)
+_register(
+    "efficientnet_v2_b0_imagenet",
+    partial(keras.applications.EfficientNetV2B0, include_preprocessing=False),
+    "efficientnet_v2/efficientnetv2-b0_notop.h5",
+    "893217f2bb855e2983157299931e43ff",
+    _STANDARDISED,
+)
+_register(
+    "efficientnet_v2_s_imagenet",
+    partial(keras.applications.EfficientNetV2S, include_preprocessing=False),
+    "efficientnet_v2/efficientnetv2-s_notop.h5",
+    "af0682fb74e8c54910f2d4393339c070",
+    _TO_ONE_OF_128,
+    default_size=384,
+)
+_register(
+    "convnext_tiny_imagenet",
+    # ConvNeXt normalises its features after pooling, so the pooling must be inside.
+    partial(keras.applications.ConvNeXtTiny, include_preprocessing=False, pooling="avg"),
+    "convnext/convnext_tiny_notop.h5",
+    "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
+    _STANDARDISED,
+    pooling=None,
+)

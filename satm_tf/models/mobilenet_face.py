@@ -51,12 +51,10 @@ _MOMENTUM = 0.9
 
 
 def load_mobilenet_face(backbone: keras.Model, path: Path) -> None:
-    """Loads the published file, or an HDF5 file of the backbone's weights.
+    """Loads a backbone, without heads, from the published file or from one that `backbone.save_weights` wrote.
 
-    Args:
-        backbone: The backbone, without heads.
-        path: `faceres-deep.json`, with `faceres-deep.bin` next to it, or a `.weights.h5` file that
-            `backbone.save_weights` wrote. The published files' checksums are verified before they are read.
+    The published files are `faceres-deep.json` and, next to it, `faceres-deep.bin`; their checksums are verified before
+    they are read.
 
     Raises:
         ValueError: If a file is damaged, is not the published one, or holds other layers or shapes.

@@ -56,8 +56,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
     """A new functional model with this module's `BatchNormalization` instead of Keras's, same names and order.
 
-    Args:
-        model: A model from elsewhere, such as `keras.applications`, before its weights are loaded.
+    The model is one from elsewhere, such as `keras.applications`, before its weights are loaded.
     """
 
     def replace(layer: keras.layers.Layer) -> Any:

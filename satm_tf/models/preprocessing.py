@@ -53,10 +53,4 @@ class Preprocessing(keras.layers.Layer):
         return (input_shape[0], *(self.size or input_shape[1:3]), input_shape[3])
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "scale": self.scale,
-            "offset": self.offset,
-            "reverse_channels": self.reverse_channels,
-            "size": self.size,
-            "name": self.name,
-        }
+        return {name: getattr(self, name) for name in ("scale", "offset", "reverse_channels", "size", "name")}

@@ -67,12 +67,7 @@ def first_line(error: Exception) -> str:
 
 
 def choose_output(names: Iterable[str], output: str | None, of: str | Path) -> str:
-    """The output to use: the requested one, or else the only one, `logits` or `probabilities`.
-
-    Args:
-        names: The outputs that the model has.
-        output: The requested output; None leaves the choice.
-        of: The model, for messages.
+    """The output of a model to use: the requested one, or else the only one, `logits` or `probabilities`.
 
     Raises:
         ValueError: If there is no such output, or several and none of these names.
@@ -91,10 +86,7 @@ def choose_output(names: Iterable[str], output: str | None, of: str | Path) -> s
 class SavedModel:
     """One output of one signature of a SavedModel, as a function whose gradient reaches the images.
 
-    Args:
-        folder: Folder with `saved_model.pb`.
-        output: Name of the output; None leaves the choice to `choose_output`.
-        signature: Name of the signature; it must take a single tensor, the images.
+    `choose_output` chooses the output. The signature must take a single tensor, the images.
 
     Attributes:
         image_shape: `(height, width, channels)` that the signature takes, each None where any will do.
@@ -120,10 +112,7 @@ class SavedModel:
 class RuntimeModel:
     """A LiteRT or ONNX file, run by its own runtime on NumPy arrays: no gradient reaches the images.
 
-    Args:
-        path: The `.tflite` or `.onnx` file, of a model that takes one batch of float32 images.
-        output: Name of the output; None leaves the choice to `choose_output`.
-        signature: Name of the signature of a LiteRT file.
+    `choose_output` chooses the output; only LiteRT files have a signature. The model takes one batch of float32 images.
 
     Attributes:
         image_shape: `(height, width, channels)` that the model takes, each None where any will do.
@@ -176,4 +165,4 @@ def _images_of(inputs: Mapping[str, Any], of: str | Path) -> tuple[str, Any]:
 
 
 RUNTIMES: dict[str, Callable[[Path, str | None, str], tuple[Run, Shape]]] = {".tflite": _litert, ".onnx": _onnx}
-"""The class that opens a file, by the file's suffix."""
+"""The function that opens a file, by the file's suffix."""

@@ -27,9 +27,6 @@ def read_graph_model(path: Path, checksums: Mapping[str, str] | None = None) -> 
         checksums: SHA-256 of the `.json` file and of every binary file, by file name; nothing is parsed before all of
             them match. None skips the check.
 
-    Returns:
-        The weights by name: NumPy arrays of the manifest's dtypes and shapes.
-
     Raises:
         ValueError: If a file is missing, damaged, of another size or checksum than it should be, if the manifest and
             the graph name other weights, or if the weights are quantised.

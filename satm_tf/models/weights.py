@@ -39,12 +39,7 @@ class PublishedWeights:
 
 
 def find_weights(backbone: str, weights: str, published: Mapping[str, PublishedWeights]) -> Path:
-    """The file that `weights` refers to; published ones are downloaded once.
-
-    Args:
-        backbone: Name of the backbone, for the messages.
-        weights: One of `published`, or the path of a file.
-        published: Published weights by name.
+    """The file that `weights` refers to: one of `published`, which is downloaded once, or the path of a file.
 
     Raises:
         ValueError: If `weights` is neither.
@@ -120,11 +115,7 @@ def load_weights_by_name(backbone: keras.Model, path: Path) -> None:
     Every weighted layer of the backbone must be in the file, with the same shapes; extra layers, such as those of a
     classification head, are ignored. If the file shares no name with the backbone, layers are matched in order, as
     Keras 2 did by default, and their number must agree. Nothing is unpickled, and nothing is set before everything is
-    checked.
-
-    Args:
-        backbone: The model to load into.
-        path: The HDF5 file. One that Keras 3 wrote is loaded too.
+    checked. A file that Keras 3 wrote is loaded too.
 
     Raises:
         ValueError: If the file is damaged, a layer is missing, or a weight has another shape or is not finite; the

@@ -45,7 +45,7 @@ _KINDS = {
     "valid": _Kind("true or false [images]", (bool,), "b", 1),
 }
 # The tolerance for float32 sums of thousands of probabilities, and for quantised models.
-_SLACK = 1e-2
+SLACK = 1e-2
 _SHORT = reprlib.Repr()
 
 
@@ -100,19 +100,10 @@ def _array(name: str, value: Any) -> np.ndarray:
 def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
     """Checks that the outputs of a signature are valid for this number of images, and returns them.
 
-    Args:
-        signature: The signature that was asked.
-        answer: Its outputs by name.
-        images: How many images were sent.
-
-    Returns:
-        The outputs of the signature, including a detector's if there is one; strings as `str`.
+    A detector's outputs are among them if there are any; strings are returned as `str`.
 
     Raises:
         ServingError: If one is missing, or has the wrong kind, shape or range.
-
-    Example:
-        >>> check("features", {"features": np.zeros((2, 8), "float32"), "valid": np.array([True, True])}, images=2)
     """
     expected = outputs(signature, detected=not set(DETECTED).isdisjoint(answer))
     missing = set(expected) - set(answer)
@@ -142,7 +133,7 @@ def check(signature: str, answer: Mapping[str, np.ndarray], images: int) -> dict
 
 
 def _check_classes(probabilities: np.ndarray, class_id: np.ndarray, valid: np.ndarray, **others: np.ndarray) -> None:
-    if probabilities.size and not (probabilities.min() >= -_SLACK and probabilities.max() <= 1 + _SLACK):
+    if probabilities.size and not (probabilities.min() >= -SLACK and probabilities.max() <= 1 + SLACK):
         raise ServingError(
             f"Probabilities must lie in [0, 1]. Received: {probabilities.min():g} to {probabilities.max():g}"
         )

@@ -40,12 +40,7 @@ DETECTOR_LIMIT = (
 
 
 def write_card(folder: str | Path, facts: Mapping[str, Any]) -> None:
-    """Writes `model_card.json` and `model_card.md` into a folder.
-
-    Args:
-        folder: The folder.
-        facts: As `export_saved_model` gathers them; see `render`.
-    """
+    """Writes `model_card.json` and `model_card.md`, of facts as `render` takes them, into a folder."""
     # JSON has no NaN; a NaN here is a bug in gathering the facts.
     text = json.dumps(facts, indent=2, allow_nan=False, default=_plain)
     write_text(Path(folder) / "model_card.json", text + "\n")
@@ -57,16 +52,13 @@ def _plain(value: Any) -> Any:
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """The facts of a model as a page of Markdown.
+    """The facts of a model as a page of Markdown, in the order of a model card on a hub, with its YAML front matter.
 
     Args:
         facts: What `model_card.json` holds: `name`, `version`, `exported`, `network`, `labels`, `signatures`,
             `verification` and `software`, which every export has; `training`, `at_chance`, `ladder`, `results`,
             `checks` and `label_leaking`, which a run adds; `detector`, of an export with one; anything else appears
             under its own heading.
-
-    Returns:
-        The page, in the order of a model card on a hub, with its YAML front matter.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,6 @@ from satm_tf.serving.formats import FORMATS, convert
 from satm_tf.storage import atomic_folder
 
 _ORIGINAL = "original"
-
-
-class Classified(NamedTuple):
-    """A network's predictions for some images.
-
-    Attributes:
-        correct: bool `[images]`, whether each was classified correctly.
-        predicted: int `[images]`, the classes predicted.
-    """
-
-    correct: np.ndarray
-    predicted: np.ndarray
 
 
 def compare(
@@ -96,7 +84,7 @@ def compare(
     given = [attack] if query_attack is None else [attack, query_attack]
     crafted = {each.name: each.craft(model, images, labels, batch_size=batch_size) for each in given}
     rows: list[dict[str, Any]] = []
-    original: dict[str, Classified] = {}
+    original: dict[str, np.ndarray] = {}
     for name, network in networks.items():
         shown = [(CLEAN, "", images), *((attack, _ORIGINAL, batch) for attack, batch in crafted.items())]
         if query_attack is not None and name != _ORIGINAL:
@@ -110,9 +98,9 @@ def compare(
         for attack_name, source, batch in shown:
             predicted = _predict(network, batch, batch_size)
             correct = predicted == labels
-            reference = original.setdefault(attack_name, Classified(correct, predicted))
+            reference = original.setdefault(attack_name, predicted)
             low, high = wilson_interval(correct.sum(), len(correct))
-            paired = compare_paired(reference.correct, correct)
+            paired = compare_paired(reference == labels, correct)
             rows.append(
                 {
                     "format": name,
@@ -124,7 +112,7 @@ def compare(
                     "high": high,
                     "change": paired.difference,
                     "worse": paired.high < 0,
-                    "agreement": math.nan if source == "itself" else (predicted == reference.predicted).mean(),
+                    "agreement": math.nan if source == "itself" else (predicted == reference).mean(),
                     "megabytes": sizes[name] / 1e6,
                     **speed,
                 }
@@ -150,8 +138,8 @@ def convert_and_compare(
         folder: The folder to write, which must not exist.
         formats: Names from `FORMATS`.
         name: The prefix of the file names.
-        images: float32 `[images, *model.image_shape]` in [0, 1], to compare on; the first eight verify each conversion.
-        labels: int `[images]`.
+        images: As `compare` takes them; the first eight verify each conversion.
+        labels: As `compare` takes them.
         calibration: Images for the formats that need some.
         **attacks: `attack` and `query_attack`, as `compare` takes them.
 
@@ -160,8 +148,7 @@ def convert_and_compare(
 
     Raises:
         FileExistsError: If the folder exists.
-        ValueError: If a format is unknown, or as `compare` does.
-        VerificationError: If a conversion's answers differ from the model's.
+        ValueError, VerificationError: As `convert` and `compare` do.
     """
     with atomic_folder(folder) as temporary:
         files = {}

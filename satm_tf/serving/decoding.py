@@ -44,14 +44,8 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Decodes a JPEG or PNG as `satm_tf.data` does for training: upright, RGB, 8 bits, resized, first frame.
 
     GIF and BMP, which TensorFlow would decode too, are refused: the header of an animation does not say
-    how large it unpacks, and bitmaps are not worth the risk.
-
-    Args:
-        contents: The bytes of the file, str scalar.
-        size: Height and width of the result.
-
-    Returns:
-        uint8 `[*size, 3]`.
+    how large it unpacks, and bitmaps are not worth the risk. The bytes are a str scalar, the result is uint8
+    `[*size, 3]`.
 
     Raises:
         tf.errors.InvalidArgumentError: when executed, if it is not a JPEG or PNG, does not decode, or exceeds a limit
@@ -90,11 +84,7 @@ def decode(contents: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 def jpeg_orientation(contents: tf.Tensor) -> tf.Tensor:
     """Reads a JPEG's EXIF orientation with string ops, because TensorFlow has no op for it.
 
-    Args:
-        contents: The bytes of a JPEG, str scalar.
-
-    Returns:
-        int64 scalar, 1 (upright) to 8; 1 if there is none or its block is broken.
+    It is an int64 scalar, 1 (upright) to 8; 1 if there is none or its block is broken.
 
     Raises:
         tf.errors.InvalidArgumentError: when executed, if more than `image_headers.MAX_SEGMENTS` precede the pixels.

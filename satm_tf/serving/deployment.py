@@ -31,9 +31,6 @@ def write_configuration(folder: str | Path) -> None:
     `models.config` names every sub-folder that holds a version; inside the server's container the folder is
     `/models`. The other two are written only if they are missing. Each file is written atomically.
 
-    Args:
-        folder: The folder that holds a folder for each model.
-
     Source:
         https://www.tensorflow.org/tfx/serving/serving_config
     """

@@ -16,12 +16,10 @@ from urllib.parse import unquote
 import numpy as np
 import tensorflow as tf
 
-from satm_tf.serving.answers import ServingError, UnavailableError
+from satm_tf.serving.answers import SLACK, ServingError, UnavailableError
 from satm_tf.serving.client import Client
 
 _ADDRESS = re.compile(r"(?:(https?://.+)|grpc://([^/]+))/v1/models/([^/:?#]+)(?:/versions/(\d+))?")
-# As in answers.check: the tolerance for sums of many float32 numbers, and for quantised models.
-_SLACK = 1e-2
 
 
 class Endpoint:
@@ -167,7 +165,7 @@ class Endpoint:
                 f"by adding /versions/N to the address. Received: {len(before)} and {found.shape[1]} classes"
             )
         chosen = found[np.arange(len(found)), table.class_id]
-        wrong = (np.abs(found.sum(-1) - 1) > _SLACK) | (chosen < found.max(-1) - _SLACK)
+        wrong = (np.abs(found.sum(-1) - 1) > SLACK) | (chosen < found.max(-1) - SLACK)
         if wrong.any():
             raise ServingError(
                 f"The probabilities of {self.address} must add up to 1, and class_id be the most probable class. "

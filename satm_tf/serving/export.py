@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from satm_tf.configurable import serialize
 from satm_tf.detection import FittedDetector
+from satm_tf.detection.base import weights_digest
 from satm_tf.models import ImageClassifier
 from satm_tf.serving import card as model_card
 from satm_tf.serving.deployment import write_configuration
@@ -55,8 +57,9 @@ def export_saved_model(
             four are used, at 8 bits. They are stored with the model, so do not use images that you may not share. None
             uses random ones.
         card: More facts for the model card, such as `satm_tf.experiment.card.facts_from_run` collects.
-        detector: A detector that was fitted to the classifier, as `satm_tf.detection` has them. Every signature then
-            also gives `adversarial_score` and `suspicious`, and the card the threshold and the detector's `rates`.
+        detector: A detector that was fitted to the classifier with its present weights, as `satm_tf.detection` has
+            them. Every signature then also gives `adversarial_score` and `suspicious`, and the card the threshold and
+            the detector's `rates`.
 
     Returns:
         The folder of the version.
@@ -79,8 +82,8 @@ def export_saved_model(
             f"detector=guarded.detector). Received: {type(model).__name__}"
         )
     _check_labels(labels, model.num_classes)
+    _check_detector(detector, model)
     images = _samples(samples, model.image_shape)
-    _check_detector(detector, model, images)
     if version is None:
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
@@ -121,7 +124,7 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
         )
 
 
-def _check_detector(detector: FittedDetector | None, model: ImageClassifier, images: np.ndarray) -> None:
+def _check_detector(detector: FittedDetector | None, model: ImageClassifier) -> None:
     if detector is None:
         return
     if not isinstance(detector, FittedDetector):
@@ -129,13 +132,11 @@ def _check_detector(detector: FittedDetector | None, model: ImageClassifier, ima
             f"The detector must be fitted, as satm_tf.detection.Detector.fit gives it. Received: "
             f"{type(detector).__name__}"
         )
-    try:
-        detector.score(model, tf.constant(images))
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
+    if detector.fitted_to not in (None, weights_digest(model)):
         raise ValueError(
             f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, fitted to "
-            f"other features than the {model.feature_size} of this one"
-        ) from error
+            "other weights than those of this one"
+        )
 
 
 def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -172,17 +173,10 @@ def _facts(
     differences: Mapping[str, float],
     detector: FittedDetector | None,
 ) -> dict[str, Any]:
-    detected = (
-        {}
-        if detector is None
-        else {
-            "detector": {
-                **serialize(detector.detector),
-                "threshold": float(detector.threshold),
-                **detector.rates,
-            }
-        }
-    )
+    detected = {}
+    if detector is not None:
+        kind, threshold = serialize(detector.detector), float(detector.threshold)
+        detected["detector"] = {**kind, "threshold": threshold, **detector.rates}
     return {
         "name": name,
         "version": version,
@@ -203,17 +197,10 @@ def _facts(
         },
         "software": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("keras", "numpy")},
-            "tensorflow": tf.__version__,
-            "satm_tf": _own_version(),
+            # The package itself late, because it imports this one.
+            **{each.__name__: each.__version__ for each in (keras, np, tf, importlib.import_module("satm_tf"))},
         },
         "intended_use": model_card.INTENDED_USE,
         "limits": [*model_card.LIMITS, *([model_card.DETECTOR_LIMIT] if detected else [])],
         **detected,
     }
-
-
-def _own_version() -> str:
-    import satm_tf  # imported late, because it imports this package
-
-    return satm_tf.__version__

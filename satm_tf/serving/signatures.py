@@ -70,46 +70,29 @@ def write(
     def look_at(images: tf.Tensor) -> dict[str, tf.Tensor]:
         # The features once, for logits and score.
         seen = look(model, images)
-        return {
-            "probabilities": tf.nn.softmax(seen.logits),
-            "features": seen.features,
-            **(score(detector, seen) if detector else {}),
-        }
+        return {"probabilities": tf.nn.softmax(seen.logits), "features": seen.features, **score(detector, seen)}
 
-    def detected(seen: dict[str, tf.Tensor], valid: tf.Tensor) -> dict[str, tf.Tensor]:
-        return (
-            {
-                "adversarial_score": tf.where(valid, seen["adversarial_score"], 0.0),
-                "suspicious": valid & seen["suspicious"],
-            }
-            if detector
-            else {}
-        )
-
-    def answers(images: tf.Tensor, valid: tf.Tensor) -> dict[str, tf.Tensor]:
-        seen = _run(look_at, images)
-        probabilities = seen["probabilities"]
-        class_id = tf.where(valid, tf.argmax(probabilities, -1), -1)
-        return {
-            "probabilities": tf.where(valid[:, None], probabilities, 0.0),
-            "class_id": class_id,
-            "label": labels.lookup(class_id),
-            "valid": valid,
-            **detected(seen, valid),
+    def answer(signature: str, images: tf.Tensor, valid: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = {
+            name: tf.where(valid[:, None] if len(value.shape) > 1 else valid, value, tf.zeros_like(value))
+            for name, value in _run(look_at, images).items()
         }
+        if signature != "features":
+            class_id = tf.where(valid, tf.argmax(found["probabilities"], -1), -1)
+            found |= {"class_id": class_id, "label": labels.lookup(class_id)}
+        return {name: value for name, value in {**found, "valid": valid}.items() if name in expected[signature]}
 
     def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return answers(*_checked(images, shape))
+        return answer("serving_default", *_checked(images, shape))
 
     def serving_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels, valid = decode_batch(image_bytes, (height, width))
-        return answers(tf.cast(pixels, tf.float32) / 255.0, valid)
+        return answer("serving_bytes", tf.cast(pixels, tf.float32) / 255.0, valid)
 
     def features(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        images, valid = _checked(images, shape)
-        seen = _run(look_at, images)
-        return {"features": tf.where(valid[:, None], seen["features"], 0.0), "valid": valid, **detected(seen, valid)}
+        return answer("features", *_checked(images, shape))
 
+    expected = {signature: outputs(signature, detector is not None) for signature in OUTPUTS}
     images = tf.TensorSpec(shape, tf.float32, name="images")
     specifications = {"images": images, "image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
     # Not keras.export.ExportArchive, which in Keras 3.8 loses the table even if it is tracked.
@@ -125,8 +108,10 @@ def write(
     tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
-def score(detector: FittedDetector, seen: Seen) -> dict[str, tf.Tensor]:
-    """A detector's outputs, by name."""
+def score(detector: FittedDetector | None, seen: Seen) -> dict[str, tf.Tensor]:
+    """A detector's outputs, by name; none without one."""
+    if detector is None:
+        return {}
     scores = detector.score_of(seen)
     return {"adversarial_score": scores, "suspicious": scores > detector.threshold}
 

@@ -40,13 +40,7 @@ class RestTransport:
     left, because a prediction has no side effects. Redirects are not followed, because they would send the images to
     another host.
 
-    Args:
-        host: `host:port`, or a URL.
-        model: Name of the model.
-        version: Its version; None for the newest.
-        timeout: Seconds for a request: all attempts, the waits between them, and the whole answer; only the look-up of
-            the host's name can take longer.
-        retries: Number of further attempts.
+    The arguments are those of `Client`.
 
     Source:
         https://www.tensorflow.org/tfx/serving/api_rest
@@ -131,12 +125,7 @@ def _as_json(value: np.ndarray) -> list[Any]:
 class GrpcTransport:
     """The gRPC interface of TensorFlow Serving, with its own protos from `tensorflow-serving-api`.
 
-    Args:
-        host: `host:port`.
-        model: Name of the model.
-        version: Its version; None for the newest.
-        timeout: Seconds for all attempts together, as counted by gRPC.
-        retries: Number of further attempts, at most four.
+    The arguments are those of `Client`; gRPC itself counts the time, and makes at most four further attempts.
 
     Source:
         https://github.com/tensorflow/serving, apis/prediction_service.proto; https://grpc.io/docs/guides/retry
@@ -206,10 +195,7 @@ def _from_proto(name: str, value: Any) -> np.ndarray:
 
 
 def local(folder: str | Path) -> Ask:
-    """An export on disk, loaded.
-
-    Args:
-        folder: The folder of a version, or of a model, whose newest version is taken.
+    """An export on disk, loaded: the folder of a version, or of a model, whose newest version is taken.
 
     Raises:
         FileNotFoundError: If there is no export.

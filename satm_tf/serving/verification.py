@@ -26,7 +26,8 @@ A network that computes in half precision rounds differently for every batch siz
 of the last digit.
 """
 
-# In units of these: a score magnifies rounding, where it divides by small deviations or steps from level to level.
+# In units of these and of the score's spread: it magnifies rounding, where it divides by small deviations or steps from
+# level to level.
 _OF_SCORES = 100
 SCORE, SUSPICIOUS = DETECTED
 
@@ -51,17 +52,8 @@ def verify(
 
     `serving_bytes` gets the samples as PNGs, one of them enlarged two and a half times as a JPEG, which must decode as
     `satm_tf.data` decodes it for training, and one file that is not an image. Each signature is also called with a
-    single image and with none.
-
-    Args:
-        folder: The SavedModel.
-        model: The classifier.
-        labels: A name for each class.
-        samples: float32 `[samples, *model.image_shape]` in [0, 1], of 8-bit levels, at least one.
-        detector: The detector, if the SavedModel has one.
-
-    Returns:
-        The largest difference of a probability or feature found, for each signature.
+    single image and with none. The samples are float32 `[samples, *model.image_shape]` in [0, 1], of 8-bit levels, at
+    least one. Returns the largest difference of a probability or feature found, for each signature.
 
     Raises:
         VerificationError: If a signature or output is missing, a value differs by more than `tolerance`, or the graph
@@ -78,7 +70,7 @@ def verify(
         lambda images: {
             "probabilities": tf.nn.softmax(model(images, training=False)),
             "features": model.features(images),
-            **(score(detector, look(model, images)) if detector else {}),
+            **score(detector, look(model, images)),
         },
         autograph=False,
     )
@@ -127,20 +119,20 @@ def _compare(
     """The largest difference; raises if it is too large, or if the other outputs do not match the probabilities."""
     values = {key: value.numpy() for key, value in answer.items()}
     largest = 0.0
-    if detector is not None:
-        _compare_scores(name, values, expected[SCORE], _OF_SCORES * allowed, detector)
     for key, wanted in expected.items():
-        if key in DETECTED:
+        if key == SUSPICIOUS:
             continue
         if values[key].shape != wanted.shape:
             raise VerificationError(f"{name!r} must give {key} of shape {wanted.shape}. Received: {values[key].shape}")
-        difference = np.abs(values[key] - wanted) / np.maximum(1, np.abs(wanted))
-        largest = max(largest, float(difference.max(initial=0)))
+        unit, most = (float(detector.spread), _OF_SCORES * allowed) if detector and key == SCORE else (1, allowed)
+        difference = np.abs(values[key] - wanted) / np.maximum(unit, np.abs(wanted))
         # This also refuses NaN.
-        if not (difference <= allowed).all():
+        if not (difference <= most).all():
             raise VerificationError(
-                f"{key} of {name!r} may differ by at most {allowed:g} from the model's. Received: {largest:g}"
+                f"{key} of {name!r} may differ by at most {most:g} from the model's. Received: {difference.max():g}"
             )
+        if key != SCORE:
+            largest = max(largest, float(difference.max(initial=0)))
     if "probabilities" in values:
         valid = expected["probabilities"].any(-1)
         class_id = np.where(valid, values["probabilities"].argmax(-1), -1)
@@ -153,22 +145,11 @@ def _compare(
             )
     elif not values["valid"].all():
         raise VerificationError(f"{name!r} marked a valid sample as invalid. Received: {values['valid']}")
+    if detector is not None:
+        suspicious = values["valid"] & (values[SCORE] > float(detector.threshold))
+        if (values[SUSPICIOUS] != suspicious).any():
+            raise VerificationError(f"{SUSPICIOUS} of {name!r} contradicts its score. Received: {values[SUSPICIOUS]}")
     return largest
-
-
-def _compare_scores(
-    name: str, values: Mapping[str, np.ndarray], wanted: np.ndarray, allowed: float, detector: FittedDetector
-) -> None:
-    found = values[SCORE]
-    difference = np.abs(found - wanted) / np.maximum(float(detector.spread), np.abs(wanted))
-    if not (difference <= allowed).all():
-        raise VerificationError(
-            f"{SCORE} of {name!r} may differ by {allowed:g} from what the detector gives. Received: "
-            f"{difference.max():g}"
-        )
-    suspicious = values["valid"] & (found > float(detector.threshold))
-    if (values[SUSPICIOUS] != suspicious).any():
-        raise VerificationError(f"{SUSPICIOUS} of {name!r} contradicts its score. Received: {values[SUSPICIOUS]}")
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -194,13 +175,8 @@ def newer_operations(folder: str | Path) -> list[str]:
     """The operations of a SavedModel, or attributes of them, that TensorFlow 2.15 does not know.
 
     `tf_2_15_ops.txt` next to this file has a line for each operation of TensorFlow 2.15.1, with its name and
-    attributes, as returned by `TF_GetAllOpList` of its wheel; those for TPUs, XLA and MKL are left out.
-
-    Args:
-        folder: The SavedModel.
-
-    Returns:
-        Their names, with attributes as `Operation.attribute`; empty if TensorFlow 2.15 knows all.
+    attributes, as returned by `TF_GetAllOpList` of its wheel; those for TPUs, XLA and MKL are left out. An unknown
+    attribute is returned as `Operation.attribute`.
     """
     saved = saved_model_pb2.SavedModel.FromString((Path(folder) / "saved_model.pb").read_bytes())
     known = _known_operations()

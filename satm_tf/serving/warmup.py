@@ -14,16 +14,8 @@ FILE = "tf_serving_warmup_requests"
 def write_warmup(folder: str | Path, model: str, requests: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> Path:
     """Writes warm-up requests into `<folder>/assets.extra/`, where TensorFlow Serving looks for them.
 
-    Args:
-        folder: The SavedModel.
-        model: Name of the model.
-        requests: For each, the signature and its inputs by name. The server takes at most 1,000.
-
-    Returns:
-        The file, a TFRecord of `PredictionLog`s.
-
-    Example:
-        >>> write_warmup("exported_models/vgg/1", "vgg", [("serving_default", {"images": images})])
+    A request is a signature and its inputs by name; the server takes at most 1,000. Returns the file, a TFRecord of
+    `PredictionLog`s.
 
     Source:
         https://www.tensorflow.org/tfx/serving/saved_model_warmup

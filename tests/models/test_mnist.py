@@ -26,21 +26,16 @@ DROPOUTS = {"tramer_a": [0.25, 0.5], "tramer_b": [0.2, 0.5], "tramer_c": [0.25, 
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_structure(name):
+def test_structure_and_dropout(name):
     network = ImageClassifier.from_backbone(name, num_classes=10)
     assert network.image_shape == (28, 28, 3)
     assert network.count_params() == COUNTS[name]
     inside = [layer.rate for layer in network.backbone.layers if type(layer).__name__ == "Dropout"]
     assert [*inside, network.dropout] == DROPOUTS[name]
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_logits(name):
-    network = ImageClassifier.from_backbone(name, num_classes=10)
     images = np.random.default_rng(0).random((4, 28, 28, 3)).astype("float32")
     np.testing.assert_array_equal(network(images, training=False), network(images))
     assert np.any(network(images, training=True) != network(images))  # dropout inside the backbone and before the head
 
 
 def test_the_published_dropout_gives_way_to_the_users():
-    assert ImageClassifier.from_backbone("tramer_a", num_classes=10, dropout=0.0).dropout == 0.0
+    assert ImageClassifier.from_backbone("tramer_d", num_classes=10, dropout=0.0).dropout == 0.0

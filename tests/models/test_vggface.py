@@ -97,13 +97,3 @@ def test_a_published_network_with_its_top_is_a_classifier_of_its_identities(kera
     probabilities = tf.nn.softmax(network(images)).numpy()
     assert expected.max() > 2 / identities  # not the uniform answer
     np.testing.assert_allclose(np.log(probabilities), np.log(expected), atol=2e-3)
-
-
-def test_smaller_images_are_resized_for_the_seven_by_seven_pool():
-    small = ImageClassifier.from_backbone("resnet50_face", num_classes=2, image_shape=(64, 64, 3))
-    assert small.backbone.input_shape == (None, 224, 224, 3)
-    assert small(np.zeros((1, 64, 64, 3), "float32")).shape == (1, 2)
-    large = ImageClassifier.from_backbone("resnet50_face", num_classes=2, image_shape=(197, 200, 3))
-    assert large.backbone.input_shape == (None, 197, 200, 3)
-    vgg = ImageClassifier.from_backbone("vgg16_face", num_classes=2, image_shape=(48, 48, 3))
-    assert vgg.backbone.input_shape == (None, 48, 48, 3)
