@@ -125,7 +125,7 @@ class _AutoPGD(Attack):
             highest_at_checkpoint=start.loss,
             found=Found(start.x, success),
         )
-        final = iterate(step, state, self.steps)
+        final = iterate(step, state, self.steps, lambda state: ~tf.reduce_all(state.found.success))
         return select(final.found.success, final.found, Found(final.best.x, final.found.success))
 
 

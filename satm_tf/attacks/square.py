@@ -112,7 +112,7 @@ class SquareAttack(LossAttack, name="square"):
         batch, height, width, channels = tf.unstack(tf.shape(images))
         rows, columns = tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
 
-        def look(x: tf.Tensor) -> _Candidate:
+        def look(x: tf.Tensor, classes: tf.Tensor = classes) -> _Candidate:
             logits = consensus(logits_of(model, x))
             return _Candidate(x, self.objective(logits, classes), self.succeeds(logits, classes))
 
@@ -134,7 +134,13 @@ class SquareAttack(LossAttack, name="square"):
             top, left = corner[0, :, None, None, None], corner[1, :, None, None, None]
             inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
             flipped = images + epsilon * signs([batch, 1, 1, channels], _fold_in(key, 1))
-            return better(best, look(tf.clip_by_value(tf.where(inside, flipped, best.x), 0.0, 1.0)))
+            moved = tf.clip_by_value(tf.where(inside, flipped, best.x), 0.0, 1.0)
+            # Only images that are not successful yet cost a query.
+            rest = tf.where(~best.success)
+            tried = look(tf.gather_nd(moved, rest), tf.gather_nd(classes, rest))
+            margin = tf.tensor_scatter_nd_update(best.margin, rest, tried.margin)
+            success = tf.tensor_scatter_nd_update(best.success, rest, tried.success)
+            return better(best, _Candidate(moved, margin, success))
 
         stripes = tf.clip_by_value(images + epsilon * signs([batch, 1, width, channels], seed), 0.0, 1.0)
         clean, first, *others = map(look, (images, *(starts or [stripes])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -148,7 +147,7 @@ def _show_undefended(job: Job) -> None:
     source, attack = next(iter(networks)), make_attack(config.attack)
     write_answers(
         path,
-        functools.partial(attack, networks[source], seed=(config.seed, 0)),
+        lambda images, labels: attack(networks[source], images, labels, seed=(config.seed, 0)),
         dataset=make_batches(job.images.validation, config),
         targets=networks,
         class_names=job.images.class_names,
