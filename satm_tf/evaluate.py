@@ -19,7 +19,7 @@ from satm_tf.data import formats
 from satm_tf.evaluation import Assessment, assess
 from satm_tf.evaluation.assessment import check_names
 from satm_tf.evaluation.folder import ResultsFolder
-from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.predictions import CLEAN
 from satm_tf.evaluation.suite import read_suite
 from satm_tf.experiment.config import make_attack
 from satm_tf.models import LoadedModel, load_model
@@ -156,7 +156,7 @@ def evaluate(
     few = _batches(examples.limit(_FEW, seed), shape, batch_size)
     for name, path in paths.items():
         if path in networks and networks[path].num_classes == images_by_split.num_classes and path not in ranges:
-            _check_range(name, path, networks[path], few)
+            _check_range(name, networks[path], few)
     # Last, after all other checks, because this queries the servers.
     networks |= {path: load_model(endpoint, image_shape=shape) for path, endpoint in endpoints.items()}
     assessment = assess(
@@ -180,11 +180,8 @@ def evaluate(
         config=config,
         stage="evaluate",
     )
-    print(f"\n{assessment}\n\nwritten: {assessment.report()}")
-    _print_requests(endpoints)
     served = [name for name, path in targets.items() if path in endpoints]
-    _warn_of_chance(assessment.predictions, served, images_by_split.class_names)
-    return assessment
+    return _shown(assessment, endpoints, served, images_by_split.class_names)
 
 
 def _score(
@@ -207,34 +204,37 @@ def _score(
         for name, path in targets.items()
     }
     assessment = suite.assess(networks, folder=output, config=config, batch_size=batch_size)
+    return _shown(assessment, endpoints, targets, suite.class_names)
+
+
+def _shown(
+    assessment: Assessment, endpoints: dict[str, Endpoint], unknown: Iterable[str], class_names: Iterable[str]
+) -> Assessment:
+    """Prints an assessment and the requests that it took, and warns of targets at chance that are not known better."""
     print(f"\n{assessment}\n\nwritten: {assessment.report()}")
-    _print_requests(endpoints)
-    _warn_of_chance(assessment.predictions, targets, suite.class_names)
-    return assessment
-
-
-def _warn_of_chance(predictions: Predictions, targets: Iterable[str], class_names: Iterable[str]) -> None:
-    for name in targets:
-        right = predictions.correct(CLEAN, 0.0, "", name)
-        if _at_chance(int(right.sum()), len(right), predictions.num_classes):
+    for path, endpoint in endpoints.items():
+        print(f"{path} was sent {endpoint.sent:,} of {endpoint.requests:,} requests")
+    for name in unknown:
+        right = assessment.predictions.correct(CLEAN, 0.0, "", name)
+        if _at_chance(int(right.sum()), len(right), assessment.predictions.num_classes):
             print(
                 f"warning: {name} classifies {right.mean():.0%} of {len(right)} clean images correctly, no better than "
                 "chance. "
                 f"Are its classes these, in this order: {', '.join(class_names)}? Does it take images in [0, 1]?",
                 file=sys.stderr,
             )
-
-
-def _print_requests(endpoints: dict[str, Endpoint]) -> None:
-    for path, endpoint in endpoints.items():
-        print(f"{path} was sent {endpoint.sent:,} of {endpoint.requests:,} requests")
+    return assessment
 
 
 def _ranges(
     input_range: dict[str, list[float]], paths: dict[str, str], endpoints: dict[str, Endpoint]
 ) -> dict[str, tuple[float, float]]:
     """The input range of the network at a path, if one is given."""
-    ranges = {look_up("network", name, paths): _pair(values) for name, values in input_range.items()}
+    ranges = {}
+    for name, values in input_range.items():
+        if len(values) != 2:
+            raise ValueError(f"An input_range must be [lowest, highest]. Received: {values}")
+        ranges[look_up("network", name, paths)] = values[0], values[1]
     if on_servers := [path for path in ranges if path in endpoints]:
         raise ValueError(f"Models on servers take images in [0, 1]. Received: input_range of {on_servers}")
     return ranges
@@ -263,20 +263,12 @@ def _endpoints(
     }
 
 
-def _pair(values: list[float]) -> tuple[float, float]:
-    if len(values) != 2:
-        raise ValueError(f"An input_range must be [lowest, highest]. Received: {values}")
-    return values[0], values[1]
-
-
-def _check_range(name: str, path: str, network: LoadedModel, batches: tf.data.Dataset) -> None:
+def _check_range(name: str, network: LoadedModel, batches: tf.data.Dataset) -> None:
     """Warns of a network that is at chance on clean images in [0, 1] but much better in [0, 255]."""
-    wide = load_model(path, image_shape=network.image_shape, input_range=(0, 255))
     right, right_wide, count = 0, 0, 0
     for images, labels in batches:
-        labels = np.asarray(labels)
         right += int(np.sum(np.argmax(network(images), -1) == labels))
-        right_wide += int(np.sum(np.argmax(wide(images), -1) == labels))
+        right_wide += int(np.sum(np.argmax(network(255 * images), -1) == labels))
         count += len(labels)
     if count and (_at_chance(right, count, network.num_classes) or right_wide - right > count / 5):
         print(

@@ -115,7 +115,6 @@ TESTED_IN = {
     "data/synthetic/traits.py": "data/synthetic/test_faces.py",
     "data/unlabelled.py": "data/test_formats.py",
     "evaluation/blocks.py": "evaluation/test_transfer.py",
-    "evaluation/predictions.py": "evaluation/test_transfer.py",
     "evaluation/report/figures.py": "evaluation/report/test_page.py",
     "evaluation/report/illustrations.py": "evaluation/report/test_page.py",
     "evaluation/report/sections.py": "evaluation/report/test_page.py",

@@ -80,6 +80,15 @@ def run(files, tmp_path):
     return run
 
 
+@pytest.fixture
+def undrawn():
+    """Leaves out the report and the gallery: drawing them would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("satm_tf.evaluation.assessment.write_report", lambda folder: folder / "report.html")
+        patch.setattr("satm_tf.evaluation.assessment.write_galleries", lambda *_, **__: None)
+        yield
+
+
 SMALL = ["--epsilon", "[0.05, 0.1]", "--batch_size", "12", "--check_limit", "0"]
 
 
@@ -121,6 +130,7 @@ def test_what_it_writes_agrees_with_a_plain_loop(run, files, capsys):
     assert "36 images of the test split" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_image_of_a_folder_without_splits_is_measured_in_the_range_that_a_network_takes(files, tmp_path, capsys):
     wide = keras.Sequential([keras.Input([SIZE, SIZE, 3]), keras.layers.Rescaling(1 / 255), *_network(0).layers])
     wide.save(tmp_path / "wide.keras")
@@ -144,19 +154,11 @@ def test_every_image_of_a_folder_without_splits_is_measured_in_the_range_that_a_
     assert "The folder of the images does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_that_hides_its_gradient_is_found(run, capsys):
     networks = {"satm/rounded": "rounded.keras", "holdout/other": "softmax.keras"}
-    code, output = run(
-        networks,
-        "--epsilon",
-        "[0.15]",
-        "--check_limit",
-        "36",
-        "--check_options",
-        '{"steps": 2, "targets": 1, "queries": 10}',
-        "--attacks",
-        '{"fgsm": {}}',
-    )
+    effort = ["--check_limit", "36", "--check_options", '{"steps": 2, "targets": 1, "queries": 10}']
+    code, output = run(networks, "--epsilon", "[0.15]", "--attacks", '{"fgsm": {}}', *effort)
     assert code == 0, "a verdict is no mistake of the command"
     checks = pd.read_csv(output / "checks.csv").set_index(["network", "check"]).verdict
     assert checks[("satm/rounded", "gradient")] == "masking detected"
@@ -168,6 +170,7 @@ def test_a_network_that_hides_its_gradient_is_found(run, capsys):
     assert set(pd.read_csv(output / "surfaces.csv").network) == set(networks)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_stopped_goes_on_and_ends_alike(run, monkeypatch, capsys):
     networks = {"plain": "plain.keras"}
     options = ["--attacks", '{"randomised_step": {}}', *SMALL]

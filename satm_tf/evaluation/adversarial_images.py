@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,9 @@ def write_adversarial(
         for (source, model), (name, attack) in itertools.product(sources.items(), attacks.items()):
             radii = list((epsilons or {}).get(name, [attack.epsilon]))
             before = _logits(model, clean, batch_size)
-            classes = np.asarray(attack.classes(_constant(before), tf.constant(clean), sought))
+            # The model has already been asked.
+            answered = functools.partial(lambda logits, *_, **__: logits, tf.constant(before))
+            classes = np.asarray(attack.classes(answered, tf.constant(clean), sought))
             crafted = attack.craft(model, clean, sought, epsilons=radii, batch_size=batch_size)
             for epsilon, adversarial in zip(radii, crafted, strict=True):
                 part = temporary / source / f"{name}-{epsilon:g}"
@@ -125,11 +128,6 @@ def write_adversarial(
                 cells,
             ).write()
     return result
-
-
-def _constant(logits: np.ndarray) -> Any:
-    """A model that always answers this."""
-    return lambda *_, **__: tf.constant(logits)
 
 
 def _logits(model: Any, images: np.ndarray, batch_size: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,9 +192,7 @@ def assess(
         targets, sources, undefended=undefended, checked=checked, before=before or {}, groups=groups
     )
     options: dict[str, Any] = dict(effort or {})
-    for option in options:
-        if option not in EFFORT:
-            raise unknown_name("option of the checks", option, EFFORT)
+    _check_known("option of the checks", options, EFFORT)
     attacks = _by_name(attacks)
     epsilons = {name: [attack.epsilon] for name, attack in attacks.items()} | {**(epsilons or {})}
     shape: Any = tuple(dataset.element_spec[0].shape[1:])
@@ -240,30 +239,24 @@ def assess(
         predictions = Predictions.load(files.predictions)
     else:
         begin("measure", expected=2 if queries and check_epsilon else 1)
-        predictions = measure(
-            sources=crafting,
-            targets={name: models[name] for name in targets},
-            dataset=dataset,
-            attacks=attacks,
-            epsilons=epsilons,
-            groups=groups,
-            stage=stage,
+        shared: dict[str, Any] = {
+            "sources": crafting,
+            "targets": {name: models[name] for name in targets},
+            "attacks": attacks,
+            "groups": groups,
             **kept,
-        )
+        }
+        predictions = measure(dataset=dataset, epsilons=epsilons, stage=stage, **shared)
         if queries and check_epsilon:
             asked = measure_queries(
-                targets={name: models[name] for name in targets},
-                sources=crafting,
                 dataset=_some(dataset, len(predictions.labels), query_limit, seed),
                 chosen=_chosen(len(predictions.labels), query_limit, seed),
                 labels=predictions.labels,
-                attacks=attacks,
                 epsilon=check_epsilon,
                 budgets=queries,
-                groups=groups,
                 images_print=images_print,
                 stage=f"{stage}: queries",
-                **kept,
+                **shared,
             )
             predictions = concatenate([predictions, asked])
         if files:
@@ -276,19 +269,18 @@ def assess(
         # Read back in either case, so that a resumed assessment returns the same frame as an uninterrupted one.
         results = read_results(files.results)
         if crafting:
-            names = class_names or [str(index) for index in range(num_classes)]
             answering = _one_of_each_scheme(targets)
             # What anybody can craft, if some network represents such an attacker.
             unseen = [name for name in crafting if rung_of(name, answering[0], groups) == UNSEEN_RUNG]
-            source = next(iter([*unseen, *crafting]))
+            source = [*unseen, *crafting][0]
             write_galleries(
-                files.path,
+                files.gallery,
                 attacks,
                 source=source,
                 network=models[source],
                 dataset=dataset,
                 targets={NetworkName.parse(name).scheme or name: models[name] for name in answering},
-                class_names=names,
+                class_names=class_names or list(map(str, range(num_classes))),
             )
 
     checks = None
@@ -310,7 +302,7 @@ def assess(
         )
         if files:
             shown = {name: models[name] for name in targets if name in {*checked, *undefended}}
-            write_surfaces(files.path, shown, dataset=some, epsilon=check_epsilon, seed=seed)
+            write_surfaces(files.surfaces, shown, dataset=some, epsilon=check_epsilon, seed=seed)
             write_text(files.checks, checks.to_csv(index=False))
     return Assessment(predictions, results, label_leaking(predictions), checks, left_out, files)
 
@@ -326,13 +318,7 @@ def check_names(
 ) -> tuple[list[str], list[str]]:
     """Returns the undefended networks and those to check, after checking that every name refers to a network.
 
-    Args:
-        targets: As `assess` takes them; only names and equality matter.
-        sources: Likewise.
-        undefended: Likewise.
-        checked: Likewise.
-        before: The names of targets that come with their model before the defence.
-        groups: Likewise.
+    It takes what `assess` takes; of the networks, only names and equality matter.
 
     Raises:
         ValueError: If a name is unknown, or refers to two networks.
@@ -344,16 +330,13 @@ def check_names(
             raise ValueError(
                 f"One name, {name!r}, must refer to one network. Received: {targets[name]} and {sources[name]}"
             )
-    for name, source in sources.items():
-        for target, model in targets.items():
-            if source == model and rung_of(name, target, groups) in (SAME_SCHEME, TWIN):
-                raise ValueError(
-                    f"A surrogate must be an attacker's own model, not a target or its partner. Received: {name!r}, "
-                    f"which is {target!r}"
-                )
-    for name in [*(undefended or []), *before]:
-        if name not in named:
-            raise unknown_name("network", name, named)
+    for (name, source), (target, model) in itertools.product(sources.items(), targets.items()):
+        if source == model and rung_of(name, target, groups) in (SAME_SCHEME, TWIN):
+            raise ValueError(
+                f"A surrogate must be an attacker's own model, not a target or its partner. Received: {name!r}, "
+                f"which is {target!r}"
+            )
+    _check_known("network", [*(undefended or []), *before], named)
     remote = [name for name in targets if getattr(targets[name], "remote", False)]
     for name, source in sources.items():
         if getattr(source, "remote", False):
@@ -367,25 +350,24 @@ def check_names(
         undefended = [name for name in named if NetworkName.parse(name).unseen and name not in remote]
     available = [name for name in targets if name not in {*undefended, *remote}]
     chosen = available if checked is None else list(checked)
-    for name in chosen:
-        if name not in available:
-            raise unknown_name("network to check", name, available)
-    for name in before:
-        if name not in chosen:
-            raise unknown_name("network to check", name, chosen)
+    _check_known("network to check", chosen, available)
+    _check_known("network to check", before, chosen)
     return list(undefended), chosen
+
+
+def _check_known(kind: str, names: Iterable[str], available: Iterable[str]) -> None:
+    for name in names:
+        if name not in available:
+            raise unknown_name(kind, name, available)
 
 
 def _by_name(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Attack]:
     if isinstance(attacks, Mapping):
         return dict(attacks)
-    named = {attack.name: attack for attack in attacks}
-    if len(named) < len(attacks):
-        raise ValueError(
-            "Several attacks have the same name; give a mapping with different names. Received: "
-            f"{[attack.name for attack in attacks]}"
-        )
-    return named
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Several attacks have the same name; give a mapping with different names. Received: {names}")
+    return dict(zip(names, attacks, strict=True))
 
 
 def _claim(files: ResultsFolder, made_of: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:

@@ -1,17 +1,72 @@
-"""Finished parts of a measurement on disk, each identified by everything it depends on."""
+"""Finished parts of a measurement on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from satm_tf.attacks import Attack, serialize
+from satm_tf.evaluation.predictions import Predictions
+
+
+class Blocks:
+    """The finished parts of a measurement in a folder, each identified by everything it depends on.
+
+    Args:
+        folder: The folder; without one, nothing is kept.
+        networks: All networks that take part, by name. `prints` has their fingerprints; it is empty without a folder.
+
+    Raises:
+        ValueError: As `fingerprint` does.
+    """
+
+    def __init__(self, folder: str | Path | None, networks: Mapping[str, Any]):
+        self._folder = Path(folder) if folder else None
+        self.prints = {name: fingerprint(network) for name, network in networks.items()} if folder else {}
+
+    def get(
+        self,
+        make: Callable[[], Predictions],
+        *,
+        label: Sequence[str],
+        attack: Attack | None,
+        epsilon: float,
+        source: Any,
+        targets: Sequence[str],
+        images: str,
+        seed: int,
+    ) -> Predictions:
+        """Reads a block if it is finished; makes and keeps it otherwise.
+
+        The file name begins with the label; a digest of all that the block depends on follows. `source` and `images`
+        are what identifies the network that crafts, and the images and labels in their batches.
+        """
+        if self._folder is None:
+            return make()
+        made_of = {
+            "label": list(label),
+            "attack": None if attack is None else [type(attack).__qualname__, serialize(attack)],
+            "epsilon": epsilon,
+            "source": source,
+            "targets": [[name, self.prints[name]] for name in targets],
+            "images": images,
+            "seed": seed,
+        }
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=repr).encode()).hexdigest()
+        readable = "-".join("".join(c if c.isalnum() or c in "+_" else "." for c in part) for part in label if part)
+        path = self._folder / f"{readable[:80]}-{digest[:20]}.npz"
+        if path.exists():
+            return Predictions.load(path)
+        block = make()
+        block.save(path)
+        return block
 
 
 def fingerprint(network: Any) -> str:
@@ -71,38 +126,3 @@ def _lasting(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: _lasting(value) for key, value in config.items() if key not in ("build_config", "compile_config")}
     return [_lasting(value) for value in config] if isinstance(config, (list, tuple)) else config
-
-
-def block_name(
-    *,
-    attack: Attack | None,
-    epsilon: float,
-    source: Any,
-    targets: Mapping[str, str],
-    images: str,
-    seed: int,
-    label: Sequence[str],
-) -> str:
-    """The file name of a block: readable at the start, then the digest of everything that its content depends on.
-
-    Args:
-        attack: The attack; None for clean images.
-        epsilon: Its epsilon.
-        source: The fingerprint of the network that crafts.
-        targets: The fingerprint of each network that is measured, by name, in order.
-        images: The fingerprint of images and labels, in their batches.
-        seed: The seed of the attack's random numbers.
-        label: The readable part.
-    """
-    made_of = {
-        "label": list(label),
-        "attack": None if attack is None else [type(attack).__qualname__, serialize(attack)],
-        "epsilon": epsilon,
-        "source": source,
-        "targets": list(targets.items()),
-        "images": images,
-        "seed": seed,
-    }
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=repr).encode()).hexdigest()
-    readable = "-".join("".join(c if c.isalnum() or c in "+_" else "." for c in part) for part in label if part)
-    return f"{readable[:80]}-{digest[:20]}.npz"

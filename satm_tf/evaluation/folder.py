@@ -13,24 +13,6 @@ class ResultsFolder:
     Args:
         path: The folder; it need not exist.
 
-    Attributes:
-        path: The folder.
-        config: The configuration, `config.yaml`.
-        environment: Versions and machine.
-        assessment: What the results depend on: digests of models and images, attacks, options of the checks.
-        results: A row for each attack, epsilon, source and target.
-        predictions: The class predicted for every image in each of them.
-        checks: The verdicts of the masking checks.
-        surfaces: The loss around images.
-        metrics: A row for each stage and epoch of a training.
-        class_names: The name of each label.
-        data: The account of the images, in words.
-        report: The page.
-        figures: The folder of the figures in it.
-        gallery: The folder of pictures of adversarial images.
-        blocks: The folder of the finished parts of a measurement, from which it resumes.
-        requests: The folder of the requests to servers and their answers, a file for each address.
-
     Example:
         >>> ResultsFolder("results").report
         PosixPath('results/report.html')
@@ -39,20 +21,21 @@ class ResultsFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config = self.path / storage.CONFIG
-        self.environment = self.path / storage.ENVIRONMENT
+        self.environment = self.path / storage.ENVIRONMENT  # versions and machine
+        # What the results depend on: digests of models and images, attacks, options of the checks.
         self.assessment = self.path / "assessment.json"
-        self.results = self.path / "results.csv"
-        self.predictions = self.path / "predictions.npz"
-        self.checks = self.path / "checks.csv"
-        self.surfaces = self.path / "surfaces.csv"
-        self.metrics = self.path / "metrics.csv"
-        self.class_names = self.path / "class_names.json"
-        self.data = self.path / "data.txt"
+        self.results = self.path / "results.csv"  # a row for each attack, epsilon, source and target
+        self.predictions = self.path / "predictions.npz"  # the class predicted for every image in each of them
+        self.checks = self.path / "checks.csv"  # the verdicts of the masking checks
+        self.surfaces = self.path / "surfaces.csv"  # the loss around images
+        self.metrics = self.path / "metrics.csv"  # a row for each stage and epoch of a training
+        self.class_names = self.path / "class_names.json"  # the name of each label
+        self.data = self.path / "data.txt"  # the account of the images, in words
         self.report = self.path / "report.html"
-        self.figures = self.path / "figures"
-        self.gallery = self.path / "gallery"
-        self.blocks = self.path / "blocks"
-        self.requests = self.path / "requests"
+        self.figures = self.path / "figures"  # the figures in the report
+        self.gallery = self.path / "gallery"  # pictures of adversarial images
+        self.blocks = self.path / "blocks"  # the finished parts of a measurement, from which it resumes
+        self.requests = self.path / "requests"  # for each server, the requests to it and their answers
 
     def __str__(self) -> str:
         return str(self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,7 @@ from satm_tf.evaluation.rungs import CLEAN_RUNG, RUNGS, WHITE_BOX
 from satm_tf.evaluation.statistics import compare_paired, wilson_interval
 
 WORST = "worst"
+_VALUES = ("accuracy", "low", "high", "images")
 
 
 def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | None = None) -> pd.DataFrame:
@@ -49,16 +51,11 @@ def ladder_table(predictions: Predictions, by: str = "target", epsilon: float | 
                 continue
             low, high = wilson_interval(right.sum(), len(right))
             rate = right.mean() if len(right) else np.nan
-            for value, figure in (("accuracy", rate), ("low", low), ("high", high), ("images", len(right))):
+            for value, figure in zip(_VALUES, (rate, low, high, len(right)), strict=True):
                 figures[column, value] = float(figure)
         rows[target] = figures
     table = pd.DataFrame.from_dict(rows, orient="index")
-    order = [
-        (column, value)
-        for column in (CLEAN_RUNG, *RUNGS, WORST, WHITE_BOX)
-        for value in ("accuracy", "low", "high", "images")
-        if (column, value) in table
-    ]
+    order = [each for each in itertools.product((CLEAN_RUNG, *RUNGS, WORST, WHITE_BOX), _VALUES) if each in table]
     table = table.reindex(columns=pd.MultiIndex.from_tuples(order, names=["rung", "value"])).rename_axis("target")
     if by == "target":
         return table

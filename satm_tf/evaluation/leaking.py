@@ -17,43 +17,27 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Leak(NamedTuple):
-    """The adversarial images of one cell compared with the clean images that they were made from.
+    """The adversarial images of one cell compared with the clean images that they were made from."""
 
-    Attributes:
-        accuracy: On the adversarial images, in [0, 1].
-        clean_accuracy: On the clean ones.
-        difference: The first minus the second.
-        p_value: McNemar's exact test on the same images, two-sided, not corrected.
-        leaks: Whether the adversarial images are classified better, significantly after correction for all comparisons.
-    """
-
-    accuracy: float
+    accuracy: float  # on the adversarial images, in [0, 1]
     clean_accuracy: float
-    difference: float
-    p_value: float
-    leaks: bool
+    difference: float  # the first minus the second
+    p_value: float  # McNemar's exact test on the same images, two-sided, not corrected
+    leaks: bool  # the adversarial ones are classified better, significantly after correction for all comparisons
 
 
 def against_clean(clean: NDArray[np.bool_], adversarial: Mapping[_Key, NDArray[np.bool_]]) -> dict[_Key, Leak]:
     """The rule for label leaking, for one target: paired, and corrected for the number of comparisons.
 
-    Every member of `adversarial` is one comparison. It leaks if it is classified better than the clean images, with
-    McNemar's exact p below `SIGNIFICANCE` (0.01) over the number of members (Bonferroni).
-
     Args:
         clean: Whether the target classifies each clean image correctly, bool `[images]`.
-        adversarial: The same for the same images under each attack. To test several repeats or sources as one,
-            concatenate their images, and the clean ones likewise.
-
-    Returns:
-        A `Leak` for each member.
+        adversarial: The same for the same images under each attack, each of which is one comparison. It leaks if it is
+            classified better than the clean images, with McNemar's exact p below `SIGNIFICANCE` (0.01) over the number
+            of comparisons (Bonferroni). To test several repeats or sources as one, concatenate their images, and the
+            clean ones likewise.
 
     Raises:
         ValueError: If the images are not the same number, or there are none.
-
-    Example:
-        >>> against_clean(clean, {"fgsm": under_fgsm})["fgsm"].leaks
-        False
     """
     found = {}
     for key, correct in adversarial.items():

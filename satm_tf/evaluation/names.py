@@ -11,17 +11,13 @@ UNSEEN = "holdout"
 class NetworkName(NamedTuple):
     """The name of a network in results, `<scheme>/<network>`.
 
-    Attributes:
-        scheme: The scheme that trained it, or `UNSEEN`; empty if the name has none.
-        network: Its own name.
-
     Example:
         >>> name = NetworkName.parse("satm/compact_vgg")
         >>> name.scheme, str(name)
         ('satm', 'satm/compact_vgg')
     """
 
-    scheme: str
+    scheme: str  # that trained it, or `UNSEEN`; empty if the name has none
     network: str
 
     @classmethod

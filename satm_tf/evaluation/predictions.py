@@ -5,8 +5,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,10 +82,16 @@ class Predictions:
         Raises:
             KeyError: If there is no such cell.
         """
-        found = (self.cells[_CELL] == [attack, epsilon, source, target]).all(axis=1)
-        if not found.any():
+        row = self._rows.get((attack, epsilon, source, target))
+        if row is None:
             raise KeyError(f"No predictions under {attack!r}, {epsilon:g}, from {source!r} on {target!r}.")
-        return self.predicted[int(np.flatnonzero(found)[0])]
+        return self.predicted[row]
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, float, str, str], int]:
+        """The row of each cell."""
+        cells = self.cells[_CELL].itertuples(index=False, name=None)
+        return {cell: row for row, cell in reversed(list(enumerate(cells)))}
 
     def correct(self, attack: str, epsilon: float, source: str, target: str) -> NDArray[np.bool_]:
         """Whether each image was classified correctly in one cell, bool `[images]`."""
@@ -131,25 +138,45 @@ class Predictions:
         return confusion_matrix(self.labels[row >= 0], row[row >= 0], self.num_classes)
 
     def save(self, path: str | Path) -> None:
-        """Writes one compressed `.npz` file, atomically."""
+        """Writes one compressed `.npz` file, atomically; each source's predictions can be read alone."""
         arrays: dict[str, Any] = {
             name: self.cells[name].to_numpy(float if name == "epsilon" else str) for name in (*_CELL, "rung")
         }
-        arrays |= {"predicted": self.predicted, "labels": self.labels, "num_classes": self.num_classes}
+        codes, names = pd.factorize(self.cells.source)
+        arrays |= {f"predicted_{code}": self.predicted[codes == code] for code in range(len(names))}
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, labels=self.labels, num_classes=self.num_classes, **arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> Predictions:
+    def load(cls, path: str | Path | IO[bytes], sources: Collection[str] | None = None) -> Predictions:
         """Reads what `save` wrote.
 
+        Args:
+            path: The file, or the file opened.
+            sources: The sources whose cells to read, "" for clean images; None for all. The rest of the file is not
+                read.
+
         Raises:
-            ValueError: If the file does not hold predictions, or is truncated.
+            ValueError: If the file does not hold predictions, is truncated, or lacks a source.
+
+        Example:
+            >>> Predictions.load("results/predictions.npz", sources=["", "holdout/resnet"]).frame()
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 cells = pd.DataFrame({name: file[name] for name in (*_CELL, "rung") if name in file or name in _CELL})
-                return cls(cells, file["predicted"], file["labels"], int(file["num_classes"]))
+                codes, names = pd.factorize(cells.source)
+                chosen = [code for code, name in enumerate(names) if sources is None or name in sources]
+                if not chosen or len(chosen) < len(set(sources or ())):
+                    raise ValueError(f"There are predictions only of the sources {list(names)}. Received: {sources}")
+                kept = np.isin(codes, chosen)
+                if "predicted" in file:  # Older files hold all sources in one array.
+                    predicted = file["predicted"][kept]
+                else:
+                    parts = [file[f"predicted_{code}"] for code in chosen]
+                    # From the order of sources back to that of cells.
+                    predicted = np.concatenate(parts)[np.argsort(np.argsort(codes[kept], kind="stable"))]
+                return cls(cells[kept].reset_index(drop=True), predicted, file["labels"], int(file["num_classes"]))
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"This file does not hold predictions; delete it. Received: {path} ({error})") from error
 

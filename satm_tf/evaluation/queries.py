@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from satm_tf.attacks import Attack, SquareAttack
 from satm_tf.bars import Bar
-from satm_tf.evaluation.blocks import block_name, fingerprint
+from satm_tf.evaluation.blocks import Blocks
 from satm_tf.evaluation.names import NetworkName
-from satm_tf.evaluation.predictions import NOT_MEASURED, Predictions, concatenate
+from satm_tf.evaluation.predictions import NOT_MEASURED, Cell, Predictions, concatenate
 from satm_tf.evaluation.rungs import QUERIES, RUNGS, Group, rung_of
 from satm_tf.evaluation.stand_ins import StandIns
 
@@ -53,9 +54,7 @@ def measure_queries(
         attacks: The attacks that craft the transferred examples; only those in L-infinity are used.
         epsilon: The radius, in L-infinity.
         budgets: The numbers of queries, in any order.
-        groups: As `measure` takes them.
-        seed: Likewise.
-        folder: Likewise.
+        groups, seed, folder: As `measure` takes them.
         images_print: What identifies images and labels, for files in the folder.
         stage: The label of the progress bar.
 
@@ -83,7 +82,7 @@ def measure_queries(
                 f"Trying {len(crafting)} attacks of {len(ladder)} sources takes one query for each pair; the smallest "
                 f"budget must allow that. Received: {budgets}"
             )
-    prints = {name: fingerprint(each) for name, each in {**sources, **targets}.items()} if folder else {}
+    blocks = Blocks(folder, {**sources, **targets})
 
     def searching(count: int, network: Any) -> Callable[..., tf.Tensor]:
         """The search on a target from this many examples; it gives the target's classes `[budgets, images]`."""
@@ -100,52 +99,48 @@ def measure_queries(
 
     stand_ins = StandIns([*sources.values(), *targets.values()])
     num_classes = next(iter(targets.values())).num_classes
-    answers: list[list[NDArray[np.integer]]] = [[] for _ in searches]
+
+    def make(
+        target: str, kind: str, makers: Sequence[tuple[str, str]], crafted: dict[Any, tf.Tensor], *batch: tf.Tensor
+    ) -> Predictions:
+        images, classes, key = batch
+        for source, name in makers:
+            if (source, name) not in crafted:
+                craft = stand_ins.compiled(name, crafting[name].compiled, sources[source])
+                crafted[source, name] = craft(images, classes, epsilon=epsilon, seed=key)
+        starts = [crafted[each] for each in makers]
+        search = stand_ins.compiled(len(starts), functools.partial(searching, len(starts)), targets[target])
+        found = search(images, classes, key, starts).numpy()
+        cells = pd.DataFrame([Cell(f"{kind}-{budget}", epsilon, QUERIES, target) for budget in budgets])
+        small = found.astype(np.min_scalar_type(-num_classes))
+        return Predictions(cells, small, classes.numpy().astype(np.int32), num_classes)
+
+    answers: list[list[Predictions]] = [[] for _ in searches]
     with Bar(len(searches) * len(dataset), stage, "batch") as bar:
-        for index, (images, batch) in enumerate(dataset):
+        for index, (images, classes) in enumerate(dataset):
             key = tf.constant([seed, index])
-            crafted: dict[tuple[str, str], tf.Tensor] = {}  # once for all targets, and no longer than this batch
+            crafted: dict[Any, tf.Tensor] = {}  # once for all targets, and no longer than this batch
             for (target, kind, ladder), answer in zip(searches, answers, strict=True):
-                path = None
-                if folder:
-                    path = Path(folder) / block_name(
-                        attack=attack,
-                        epsilon=epsilon,
-                        source=[
-                            budgets,
-                            {name: prints[name] for name in ladder},
-                            [repr(each) for each in crafting.values()],
-                        ],
-                        targets={target: prints[target]},
-                        images=images_print,
-                        seed=seed,
-                        label=(kind, f"{epsilon:g}", target, f"batch {index}"),
-                    )
-                if path and path.exists():
-                    answer.append(Predictions.load(path).predicted)
-                else:
-                    makers = [(source, name) for source in ladder for name in crafting]
-                    for source, name in makers:
-                        if (source, name) not in crafted:
-                            craft = stand_ins.compiled(name, crafting[name].compiled, sources[source])
-                            crafted[source, name] = craft(images, batch, epsilon=epsilon, seed=key)
-                    starts = [crafted[each] for each in makers]
-                    make = functools.partial(searching, len(starts))
-                    search = stand_ins.compiled(len(starts), make, targets[target])
-                    found = search(images, batch, key, starts).numpy()
-                    answer.append(found.astype(np.min_scalar_type(-num_classes)))
-                    if path:
-                        cells = _cells(kind, budgets, epsilon, target)
-                        Predictions(cells, answer[-1], batch.numpy().astype(np.int32), num_classes).save(path)
+                makers = [(source, name) for source in ladder for name in crafting]
+                block = blocks.get(
+                    functools.partial(make, target, kind, makers, crafted, images, classes, key),
+                    label=(kind, f"{epsilon:g}", target, f"batch {index}"),
+                    attack=attack,
+                    epsilon=epsilon,
+                    source=[
+                        budgets,
+                        {name: blocks.prints.get(name) for name in ladder},
+                        [repr(each) for each in crafting.values()],
+                    ],
+                    targets=[target],
+                    images=images_print,
+                    seed=seed,
+                )
+                answer.append(block)
                 bar.update()
     parts = []
-    for (target, kind, _), answer in zip(searches, answers, strict=True):
-        predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, answer[0].dtype)
-        predicted[:, chosen] = np.concatenate(answer, axis=1)
-        parts.append(Predictions(_cells(kind, budgets, epsilon, target), predicted, labels, num_classes))
+    for answer in answers:
+        predicted = np.full([len(budgets), len(labels)], NOT_MEASURED, answer[0].predicted.dtype)
+        predicted[:, chosen] = np.concatenate([block.predicted for block in answer], axis=1)
+        parts.append(dataclasses.replace(answer[0], predicted=predicted, labels=labels))
     return concatenate(parts)
-
-
-def _cells(kind: str, budgets: Sequence[int], epsilon: float, target: str) -> pd.DataFrame:
-    attacks = [f"{kind}-{budget}" for budget in budgets]
-    return pd.DataFrame({"attack": attacks, "epsilon": epsilon, "source": QUERIES, "target": target})

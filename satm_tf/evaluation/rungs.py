@@ -9,15 +9,10 @@ from satm_tf.evaluation.names import UNSEEN, NetworkName
 
 
 class Rung(NamedTuple):
-    """A kind of attacker.
+    """A kind of attacker."""
 
-    Attributes:
-        label: What tables and charts call it.
-        who: Who can mount the attack.
-    """
-
-    label: str
-    who: str
+    label: str  # what tables and charts call it
+    who: str  # who can mount the attack
 
 
 UNSEEN_RUNG, PUBLIC_WEIGHTS, START, DEFENDED = "unseen", "public_weights", "start", "defended"
@@ -44,15 +39,10 @@ BESIDE = {
 
 
 class Group(NamedTuple):
-    """What is known of a group of sources.
+    """What is known of a group of sources."""
 
-    Attributes:
-        rung: Its rung, one of `RUNGS`.
-        scheme: The one scheme whose networks it attacks; None for all.
-    """
-
-    rung: str
-    scheme: str | None = None
+    rung: str  # one of `RUNGS`
+    scheme: str | None = None  # the one scheme whose networks it attacks; None for all
 
 
 _OF_THEMSELVES = {UNSEEN: Group(UNSEEN_RUNG), **{rung: Group(rung) for rung in RUNGS}}

@@ -53,23 +53,15 @@ def wilson_interval(hits: Any, images: Any, confidence: float = 0.95) -> tuple[A
 
 
 class Paired(NamedTuple):
-    """Two classifications of the same images, compared.
+    """Two classifications of the same images, compared."""
 
-    Attributes:
-        difference: The second accuracy minus the first.
-        low: Lower end of the difference's 95 % interval.
-        high: Upper end.
-        only_first: How many images only the first classified correctly.
-        only_second: How many only the second did.
-        p_value: McNemar's exact test, two-sided: the probability of a split of those images at least as uneven, if the
-            two do not differ.
-    """
-
-    difference: float
-    low: float
+    difference: float  # the second accuracy minus the first
+    low: float  # the ends of the difference's 95 % interval
     high: float
-    only_first: int
+    only_first: int  # how many images only the first classified correctly
     only_second: int
+    # McNemar's exact test, two-sided: the probability of a split of those images at least as uneven, if the two do not
+    # differ.
     p_value: float
 
     def rises(self, comparisons: int = 1) -> bool:

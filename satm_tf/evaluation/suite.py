@@ -18,7 +18,7 @@ from satm_tf import storage
 from satm_tf.evaluation.assessment import Assessment
 from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.leaking import label_leaking
-from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
+from satm_tf.evaluation.predictions import CLEAN, Cell, Predictions, concatenate
 from satm_tf.evaluation.transfer import Classifier, measure
 
 MANIFEST = "suite.json"
@@ -28,23 +28,14 @@ _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*(/[A-Za-z0-9_+-][A-Za-z0-9_.+
 
 
 class SuiteCell(NamedTuple):
-    """The examples of one source, attack and epsilon.
+    """The examples of one source, attack and epsilon."""
 
-    Attributes:
-        source: The network that crafted, with the name of its rung in front.
-        attack: The name of the attack.
-        epsilon: Its epsilon.
-        rows: Which of the suite's images each example was made from.
-        files: The file of each example, relative to the folder.
-        options: The attack, as `attacks.serialize` gives it.
-    """
-
-    source: str
+    source: str  # the network that crafted, with the name of its rung in front
     attack: str
     epsilon: float
-    rows: list[int]
-    files: list[str]
-    options: dict[str, Any]
+    rows: list[int]  # which of the suite's images each example was made from
+    files: list[str]  # the file of each example, relative to the folder
+    options: dict[str, Any]  # the attack, as `attacks.serialize` gives it
 
 
 @dataclass(frozen=True)
@@ -139,9 +130,8 @@ class Suite:
         labels = np.array(self.labels, np.int32)
 
         def measured(stage: str, files: Sequence[str], rows: Sequence[int]) -> Predictions:
-            dataset = tf.data.Dataset.from_tensor_slices(
-                ([str(self.folder / file) for file in files], labels[np.array(rows, int)])
-            )
+            paths = [str(self.folder / file) for file in files]
+            dataset = tf.data.Dataset.from_tensor_slices((paths, labels[np.array(rows, int)]))
             dataset = dataset.map(lambda path, label: (self._read(path), label)).batch(batch_size)
             return measure(sources={}, targets=targets, dataset=dataset, attacks={}, folder=folder, stage=stage)
 
@@ -151,28 +141,16 @@ class Suite:
             predicted = clean.predicted.copy()
             if cell.rows:
                 predicted[:, cell.rows] = measured(f"{cell.source} {cell.attack}", cell.files, cell.rows).predicted
-            rows = [
-                {"attack": cell.attack, "epsilon": cell.epsilon, "source": cell.source, "target": target}
-                for target in targets
-            ]
-            parts.append(Predictions(pd.DataFrame(rows), predicted, labels, clean.num_classes))
+            cells = pd.DataFrame([Cell(cell.attack, cell.epsilon, cell.source, target) for target in targets])
+            parts.append(Predictions(cells, predicted, labels, clean.num_classes))
         return concatenate(parts)
 
     def assess(
-        self,
-        targets: Mapping[str, Classifier],
-        *,
-        folder: str | Path,
-        config: Mapping[str, Any],
-        batch_size: int = 50,
+        self, targets: Mapping[str, Classifier], *, folder: str | Path, config: Mapping[str, Any], batch_size: int = 50
     ) -> Assessment:
         """Scores the targets and writes what `ResultsFolder` names, for a report.
 
-        Args:
-            targets: As for `score`.
-            folder: The folder to write, which is claimed for the configuration. Finished parts are reused.
-            config: The configuration.
-            batch_size: Images in a batch.
+        The folder is claimed for the configuration, and finished parts are reused. Targets are as for `score`.
 
         Raises:
             ValueError: As `check` does, or if the folder is another configuration's.
@@ -252,6 +230,7 @@ def check_name(name: str, what: str) -> None:
 def _suite(folder: Path, found: Mapping[str, Any]) -> Suite:
     height, width, channels = map(int, found["image_shape"])
     labels = [int(image["label"]) for image in found["images"]]
+    files = [str(image["file"]) for image in found["images"]]
     cells = [
         SuiteCell(
             source=str(cell["source"]),
@@ -263,7 +242,6 @@ def _suite(folder: Path, found: Mapping[str, Any]) -> Suite:
         )
         for cell in found["cells"]
     ]
-    files = [str(image["file"]) for image in found["images"]]
     for file in [*files, *(file for cell in cells for file in cell.files)]:
         check_name(file, "a file")
     classes = tuple(map(str, found["class_names"]))

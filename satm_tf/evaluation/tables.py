@@ -21,16 +21,12 @@ _VIEWS = {rungs.CLEAN_RUNG: CLEAN, rungs.WHITE_BOX: WHITE_BOX, rungs.PARTNER: PA
 
 
 def with_views(results: pd.DataFrame) -> pd.DataFrame:
-    """Adds to each row how its source relates to its target: clean, white box, partner, unseen model, or another rung.
+    """Adds to each row of `transfer_matrix` how its source relates to its target.
 
-    Args:
-        results: As `transfer_matrix` gives it, with sources and targets named `<scheme>/<network>`, and unseen models
-            `holdout/<network>`.
-
-    Returns:
-        The rows whose target is not an unseen model and whose source is on a rung, a partner or the target itself,
-        with the columns `scheme`, `network`, `source_network` and `view`: "clean", "white box", "partners", "holdout"
-        (the rung of unseen models), or the name of another rung.
+    The names must be `<scheme>/<network>`, and `holdout/<network>` for unseen models. The rows whose target is not an
+    unseen model and whose source is on a rung, a partner or the target itself get the columns `scheme`, `network`,
+    `source_network` and `view`: "clean", "white box", "partners", "holdout" (the rung of unseen models), or the name of
+    another rung.
     """
     rows, source, target = results.copy(), _parsed(results.source), _parsed(results.target)
     rows["scheme"], rows["network"], rows["source_network"] = target.scheme, target.network, source.network
@@ -77,12 +73,16 @@ def robustness_table(
         Tables 2, 4 and 5 of Liao (SATM).
     """
     rows = with_views(_chosen(results, attack, epsilon))
-    rows["column"] = rows.view.where(rows.view != HOLDOUT, rows.source_network)
-    table = rows.pivot_table(index=["network", "scheme"], columns="column", values=value, sort=False)
+    table = _side_by_side(rows.assign(column=rows.view.where(rows.view != HOLDOUT, rows.source_network)), value)
     first = [name for name in (CLEAN, WHITE_BOX, PARTNERS) if name in table]
     last = [rung for rung in RUNGS if rung in table]
     table = table[[*first, *(name for name in table if name not in (*first, *last)), *last]]
-    table = table.rename(columns={rung: RUNGS[rung].label for rung in last})
+    return table.rename(columns={rung: RUNGS[rung].label for rung in last})
+
+
+def _side_by_side(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """A row for each network and scheme, by network, with a column for each value of `column`."""
+    table = rows.pivot_table(index=["network", "scheme"], columns="column", values=value, sort=False)
     return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
 
 
@@ -109,11 +109,8 @@ def strength_table(
     rows = _chosen(results, attack, epsilon)
     rows = rows[rows.attack == attack]
     source, target = _parsed(rows.source), _parsed(rows.target)
-    rows = rows.assign(scheme=source.scheme, network=source.network, target=target.network)
-    table = rows[(source.scheme != UNSEEN) & (target.scheme == UNSEEN)].pivot_table(
-        index=["network", "scheme"], columns="target", values=value, sort=False
-    )
-    return table.sort_index(level="network", sort_remaining=False, kind="stable").rename_axis(columns=None)
+    rows = rows.assign(scheme=source.scheme, network=source.network, column=target.network)
+    return _side_by_side(rows[(source.scheme != UNSEEN) & (target.scheme == UNSEEN)], value)
 
 
 def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.DataFrame:
@@ -126,9 +123,9 @@ def _chosen(results: pd.DataFrame, attack: str, epsilon: float | None) -> pd.Dat
     epsilons = sorted(set(of_attack.epsilon)) if "epsilon" in results else []
     if epsilon is None and len(epsilons) > 1:
         raise ValueError(f"{attack!r} has several epsilons, {epsilons}; choose one. Received: epsilon=None")
-    if epsilon is not None and epsilon not in epsilons:
-        raise ValueError(f"{attack!r} has results only at the epsilons {epsilons}. Received: epsilon={epsilon}")
     if epsilon is not None:
+        if epsilon not in epsilons:
+            raise ValueError(f"{attack!r} has results only at the epsilons {epsilons}. Received: epsilon={epsilon}")
         of_attack = of_attack[of_attack.epsilon == epsilon]
     clean = results[results.attack == CLEAN]
     return pd.concat([clean, of_attack]) if attack != CLEAN else clean

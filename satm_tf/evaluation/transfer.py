@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from satm_tf.attacks import Attack
 from satm_tf.bars import Bar
-from satm_tf.evaluation.blocks import block_name, fingerprint
-from satm_tf.evaluation.predictions import CLEAN, Predictions, concatenate
+from satm_tf.evaluation.blocks import Blocks
+from satm_tf.evaluation.predictions import CLEAN, Cell, Predictions, concatenate
 from satm_tf.evaluation.rungs import RUNGS, Group, rung_of, rungs_of
 from satm_tf.evaluation.stand_ins import StandIns
 
@@ -118,58 +118,49 @@ def measure(
     num_classes = check_request(targets, attacks, epsilons)
     if not clean and not (attacks and sources):
         raise ValueError(f"Without clean images, give attacks and sources. Received: {[*attacks]}, {[*sources]}")
-    prints = {name: fingerprint(network) for name, network in {**sources, **targets}.items()} if folder else {}
+    blocks = Blocks(folder, {**sources, **targets})
     labels, images_print = look_through(dataset, bool(folder), stage)
     shown = {source: list(targets) if source in targets else _attacked(source, targets, groups) for source in sources}
+    shown[""] = list(targets)
 
     @functools.cache
     def predictor(names: tuple[str, ...]) -> Callable[[tf.Tensor], tf.Tensor]:
         return _predictor({name: targets[name] for name in names}, dataset)
 
-    crafts: list[tuple[str, Attack | None, str]] = [(CLEAN, None, "")] if clean else []
-    crafts += [(name, attack, source) for name, attack in attacks.items() for source in sources]
-    radii = {name: epsilons.get(name, [attack.epsilon]) for name, attack in attacks.items()} | {CLEAN: [0.0]}
-    total = sum(len(radii[name]) for name, *_ in crafts) * len(dataset)
     stand_ins = StandIns(sources.values())
+
+    def make(name: str, source: str, epsilon: float) -> Predictions:
+        craft, predict, predicted = _unchanged, predictor(tuple(shown[source])), []
+        if source:  # Traced once for all epsilons and all sources of an architecture, and not if all blocks exist.
+            crafter = functools.partial(_crafter, attacks[name], dataset)
+            craft = stand_ins.compiled(name, crafter, sources[source])
+        for index, (images, batch) in enumerate(dataset):
+            adversarial = craft(images, batch, tf.constant(epsilon), tf.constant([seed, index]))
+            predicted.append(predict(adversarial).numpy())
+            bar.update()
+        classes = np.concatenate(predicted, axis=1)
+        _check_finite(classes, shown[source])
+        cells = pd.DataFrame([Cell(name, epsilon, source, target) for target in shown[source]])
+        return Predictions(cells, classes.astype(np.min_scalar_type(num_classes - 1)), labels, num_classes)
+
+    crafts = [(CLEAN, "", 0.0)] if clean else []
+    for name, attack in attacks.items():
+        crafts += [(name, source, epsilon) for source in sources for epsilon in epsilons.get(name, [attack.epsilon])]
     parts = []
-    with Bar(total, stage, "batch") as bar:
-        for name, attack, source in crafts:
-            craft = None
-            seen = {target: targets[target] for target in shown.get(source, targets)}
-            for epsilon in radii[name]:
-                path = None
-                if folder:
-                    path = Path(folder) / block_name(
-                        attack=attack,
-                        epsilon=epsilon,
-                        source=prints[source] if attack else None,
-                        targets={target: prints[target] for target in seen},
-                        images=images_print,
-                        seed=seed,
-                        label=(name, f"{epsilon:g}", source),
-                    )
-                if path and path.exists():
-                    block = Predictions.load(path)
-                    bar.update(len(dataset))
-                else:
-                    # Traced once for all epsilons and all sources of an architecture, and not if all blocks exist.
-                    if craft is None and attack:
-                        make = functools.partial(_crafter, attack, dataset)
-                        craft = stand_ins.compiled(name, make, sources[source])
-                    craft = craft or _unchanged
-                    cells = [{"attack": name, "epsilon": epsilon, "source": source, "target": t} for t in seen]
-                    predicted = []
-                    for index, (images, batch) in enumerate(dataset):
-                        adversarial = craft(images, batch, tf.constant(epsilon), tf.constant([seed, index]))
-                        predicted.append(predictor(tuple(seen))(adversarial).numpy())
-                        bar.update()
-                    classes = np.concatenate(predicted, axis=1)
-                    _check_finite(classes, seen)
-                    small = classes.astype(np.min_scalar_type(num_classes - 1))
-                    block = Predictions(pd.DataFrame(cells), small, labels, num_classes)
-                    if path:
-                        block.save(path)
-                parts.append(block)
+    with Bar(len(crafts) * len(dataset), stage, "batch") as bar:
+        for name, source, epsilon in crafts:
+            block = blocks.get(
+                functools.partial(make, name, source, epsilon),
+                label=(name, f"{epsilon:g}", source),
+                attack=attacks.get(name),
+                epsilon=epsilon,
+                source=blocks.prints.get(source),
+                targets=shown[source],
+                images=images_print,
+                seed=seed,
+            )
+            parts.append(block)
+            bar.update(len(parts) * len(dataset) - bar.n)
     measured = concatenate(parts)
     rungs = rungs_of(measured.cells.source, measured.cells.target, groups)
     return dataclasses.replace(measured, cells=measured.cells.assign(rung=rungs))
@@ -177,18 +168,13 @@ def measure(
 
 def _attacked(source: str, targets: Iterable[str], groups: Mapping[str, Group] | None) -> list[str]:
     """The targets for which a source stands on a rung; all targets if there are none."""
-    chosen = [target for target in targets if rung_of(source, target, groups) in RUNGS]
-    return chosen or list(targets)
+    return [target for target in targets if rung_of(source, target, groups) in RUNGS] or list(targets)
 
 
 def check_request(
     targets: Mapping[str, Classifier], attacks: Mapping[str, Attack], epsilons: Mapping[str, Sequence[float]]
 ) -> int:
-    """Checks that the targets can be measured, and returns their number of classes.
-
-    Raises:
-        ValueError: As `measure` does.
-    """
+    """Checks that the targets can be measured, as `measure` does, and returns their number of classes."""
     if CLEAN in attacks:
         raise ValueError(f"The name {CLEAN!r} is reserved for clean images; choose another. Received: {list(attacks)}")
     if not targets:
@@ -237,7 +223,7 @@ def _predictor(targets: Mapping[str, Network], dataset: tf.data.Dataset) -> Call
     return compiled.get_concrete_function()
 
 
-def _check_finite(classes: np.ndarray, targets: Mapping[str, Network]) -> None:
+def _check_finite(classes: np.ndarray, targets: Iterable[str]) -> None:
     broken = {name: int(count) for name, count in zip(targets, (classes < 0).sum(axis=1), strict=True) if count}
     if broken:
         raise FloatingPointError(

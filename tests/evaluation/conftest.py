@@ -46,6 +46,19 @@ def make_small(seed):
     return network
 
 
+class Channel:
+    """Logits that look at one channel: class 1 where it is bright."""
+
+    num_classes = 2
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    def __call__(self, images, training=None):
+        brightness = tf.reduce_mean(images[..., self.channel], axis=(1, 2)) - 0.5
+        return tf.stack([-brightness, brightness], axis=-1)
+
+
 class Wrapped:
     """A network with something done to its images or logits."""
 

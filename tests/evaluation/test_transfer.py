@@ -1,3 +1,5 @@
+from collections import Counter
+
 import keras
 import numpy as np
 import pandas as pd
@@ -5,22 +7,10 @@ import pytest
 import tensorflow as tf
 
 from satm_tf.attacks import FGSM, Attack, Ensemble, RandomisedStep
-from satm_tf.evaluation import Predictions, measure, transfer_matrix
+from satm_tf.evaluation import measure, transfer_matrix
 from satm_tf.evaluation.blocks import fingerprint
 from satm_tf.evaluation.rungs import Group
-
-
-class Linear:
-    """Logits that look at one channel: class 1 where it is bright. `weight` 0 is a network that no attack can steer."""
-
-    num_classes = 2
-
-    def __init__(self, channel):
-        self.channel = channel
-
-    def __call__(self, images, training=None):
-        brightness = tf.reduce_mean(images[..., self.channel], axis=(1, 2)) - 0.5
-        return tf.stack([-brightness, brightness], axis=-1)
+from tests.evaluation.conftest import Channel
 
 
 @pytest.fixture
@@ -31,105 +21,113 @@ def dataset():
     return tf.data.Dataset.from_tensor_slices((images.astype(np.float32), labels)).batch(4)
 
 
+FGSM_ALONE = {"fgsm": FGSM(epsilon=0.1)}
+
+
 def rate(frame, source, target, attack="fgsm"):
     (row,) = frame[(frame.attack == attack) & (frame.source == source) & (frame.target == target)].to_dict("records")
     return row["accuracy"]
 
 
 def test_a_source_that_fools_one_of_two_targets_shows_in_the_right_cell(dataset):
-    red, green = Linear(0), Linear(1)
-    frame = transfer_matrix(
-        sources={"red": red},
-        targets={"red": red, "green": green},
-        dataset=dataset,
-        attacks={"fgsm": FGSM(epsilon=0.1)},
-    )
+    red, green = {"red": Channel(0)}, {"green": Channel(1)}
+    options = {"dataset": dataset, "attacks": FGSM_ALONE}
+    predictions = measure(sources=red, targets={**red, **green}, **options)
+    frame = predictions.frame()
     assert rate(frame, "", "red", "clean") == rate(frame, "", "green", "clean") == 1.0
     assert rate(frame, "red", "red") == 0.0  # its own channel moved by twice the margin
     assert rate(frame, "red", "green") == 1.0  # whose channel has no gradient, and sign(0) is 0
-    swapped = transfer_matrix(
-        sources={"red": red, "green": green},
-        targets={"green": green},
-        dataset=dataset,
-        attacks={"fgsm": FGSM(epsilon=0.1)},
-    )
+    assert frame[["attack", "epsilon", "source", "target", "images"]].values.tolist() == [
+        ["clean", 0.0, "", "red", 10],
+        ["clean", 0.0, "", "green", 10],
+        ["fgsm", 0.1, "red", "red", 10],
+        ["fgsm", 0.1, "red", "green", 10],
+    ]
+    assert set(frame.one_off_accuracy) == {1.0}  # of two classes, every one is beside every other
+    # Ten of ten and none of ten, as statsmodels has it.
+    ends = frame[["accuracy_low", "accuracy_high"]].to_numpy()
+    assert ends[0].tolist() == pytest.approx([0.72247, 1.0], abs=1e-5)
+    assert ends[2, 1] == pytest.approx(0.27753, abs=1e-5)
+    assert predictions.confusion("fgsm", 0.1, "red", "red").tolist() == [[0, 5], [5, 0]]
+    assert predictions.confusion("fgsm", 0.1, "red", "green").tolist() == [[5, 0], [0, 5]]
+    assert not predictions.correct("fgsm", 0.1, "red", "red").any()
+    with pytest.raises(KeyError, match="from 'green' on 'red'"):
+        predictions.correct("fgsm", 0.1, "green", "red")
+
+    swapped = transfer_matrix(sources={**red, **green}, targets=green, ordered=False, **options)
     assert rate(swapped, "red", "green") == 1.0
     assert rate(swapped, "green", "green") == 0.0
+    assert swapped.one_off_accuracy.isna().all()
 
 
-def test_columns_counts_and_one_off(dataset):
-    red = Linear(0)
-    options = {
-        "sources": {"red": red},
-        "targets": {"red": red},
-        "dataset": dataset,
-        "attacks": {"a": FGSM(epsilon=0.1)},
-    }
-    frame = transfer_matrix(**options)
-    assert frame[["attack", "epsilon", "source", "images"]].values.tolist() == [
-        ["clean", 0.0, "", 10],
-        ["a", 0.1, "red", 10],
-    ]
-    assert frame.one_off_accuracy.tolist() == [1.0, 1.0]  # of two classes, every one is beside every other
-    assert transfer_matrix(**options, ordered=False).one_off_accuracy.isna().all()
+def test_each_source_crafts_once_for_all_targets_and_every_network_is_traced_once(dataset):
+    counts = Counter()
 
+    def counted(what, tensor):
+        counts[f"{what}, traced"] += 1
+        with tf.control_dependencies([tf.py_function(lambda: counts.update([what]), [], [])]):
+            return tf.identity(tensor)
 
-def test_each_source_crafts_once_for_all_targets(dataset):
-    calls = []
-
-    class Counting(Attack):
+    class Still(Attack):
         def perturb(self, model, images, labels, epsilon, seed):
-            tf.py_function(lambda: calls.append(1), [], [])
-            return images
+            return counted("crafts", images)
 
-    red = Linear(0)
-    transfer_matrix(
-        sources={"a": red},
-        targets={"a": red, "b": red, "c": red},
+    class Target(Channel):
+        def __call__(self, images, training=None):
+            return counted("predictions", super().__call__(images))
+
+    measure(
+        sources={name: Channel(0) for name in "abc"},
+        targets={name: Target(0) for name in "abcd"},
         dataset=dataset,
-        attacks={"c": Counting(epsilon=0.1)},
+        attacks={"x": Still(epsilon=0.1), "y": Still(epsilon=0.1)},
+        epsilons={"x": [0.1, 0.2]},
     )
-    assert len(calls) == len(dataset)
+    batches, radii = 3, 2 + 1
+    assert counts == {
+        "crafts": batches * radii * 3,
+        "crafts, traced": 2 * 3,
+        "predictions": batches * 4 * (1 + radii * 3),
+        "predictions, traced": 4,
+    }
 
 
 def test_equals_a_plain_loop_on_a_keras_network(make_network, images, labels):
     network, other = make_network("a"), make_network("b", width=4)
     attack = FGSM(epsilon=0.2)
-    frame = transfer_matrix(
-        sources={"a": network},
-        targets={"b": other},
-        dataset=tf.data.Dataset.from_tensor_slices((images, labels)).batch(5),
-        attacks={"fgsm": attack},
-    )
-    predicted = np.argmax(other(attack(network, images, labels)), -1)
-    assert rate(frame, "a", "b") == np.mean(predicted == labels)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
+    measured = measure(sources={"a": network}, targets={"b": other}, dataset=dataset, attacks={"fgsm": attack})
+    expected = np.argmax(other(attack(network, images, labels)), -1)
+    np.testing.assert_array_equal(measured.row("fgsm", 0.2, "a", "b"), expected)
 
 
 def test_the_seed_decides_the_random_numbers(make_network, images, labels):
     network = make_network("a")
     dataset = tf.data.Dataset.from_tensor_slices((np.tile(images, (8, 1, 1, 1)), np.tile(labels, 8))).batch(48)
 
-    def measure(seed):
+    def predicted(seed):
         options = {"sources": {"a": network}, "targets": {"a": network}, "dataset": dataset, "seed": seed}
-        return transfer_matrix(**options, attacks={"r": RandomisedStep(epsilon=0.3)})
+        return measure(**options, attacks={"r": RandomisedStep(epsilon=0.3)}).predicted
 
-    pd.testing.assert_frame_equal(measure(1), measure(1))
-    rates = {measure(seed).accuracy.iloc[-1] for seed in range(5)}
-    assert len(rates) > 1, "five seeds that all give one rate are not used"
+    first = predicted(1)
+    np.testing.assert_array_equal(predicted(1), first)
+    assert (predicted(2) != first).any()
 
 
-def test_bad_input(dataset):
+def test_bad_input(dataset, make_network):
     options = {"sources": {}, "dataset": dataset, "attacks": {}}
     with pytest.raises(ValueError, match="at least one target"):
         transfer_matrix(targets={}, **options)
     with pytest.raises(ValueError, match="is reserved for clean images"):
-        transfer_matrix(targets={"a": Linear(0)}, **{**options, "attacks": {"clean": FGSM(epsilon=0.1)}})
+        transfer_matrix(targets={"a": Channel(0)}, **{**options, "attacks": {"clean": FGSM(epsilon=0.1)}})
     with pytest.raises(ValueError, match="empty dataset"):
-        transfer_matrix(targets={"a": Linear(0)}, **{**options, "dataset": dataset.take(0)})
+        transfer_matrix(targets={"a": Channel(0)}, **{**options, "dataset": dataset.take(0)})
+    with pytest.raises(ValueError, match="'b': 4"):
+        transfer_matrix(targets={"a": Channel(0), "b": make_network("b")}, **options)
 
 
 def test_several_epsilons_of_one_attack(dataset):
-    red = Linear(0)
+    red = Channel(0)
     options = {"sources": {"red": red}, "targets": {"red": red}, "dataset": dataset}
     frame = transfer_matrix(
         **options,
@@ -147,40 +145,11 @@ def test_several_epsilons_of_one_attack(dataset):
         transfer_matrix(**options, attacks={"fgsm": FGSM(epsilon=0.1)}, epsilons={"fgms": [0.1]})
 
 
-def test_intervals_confusion_and_paired_rows(dataset):
-    red, green = Linear(0), Linear(1)
-    predictions = measure(
-        sources={"red": red}, targets={"red": red, "green": green}, dataset=dataset, attacks={"a": FGSM(epsilon=0.1)}
-    )
-    frame = predictions.frame().set_index(["attack", "target"])
-    # Ten of ten and none of ten, as statsmodels has it.
-    assert frame.loc[("clean", "red"), ["accuracy_low", "accuracy_high"]].tolist() == pytest.approx(
-        [0.72247, 1.0], abs=1e-5
-    )
-    assert frame.loc[("a", "red"), "accuracy_high"] == pytest.approx(0.27753, abs=1e-5)
-    assert predictions.confusion("a", 0.1, "red", "red").tolist() == [[0, 5], [5, 0]]
-    assert predictions.confusion("a", 0.1, "red", "green").tolist() == [[5, 0], [0, 5]]
-    assert not predictions.correct("a", 0.1, "red", "red").any()
-    with pytest.raises(KeyError, match="from 'green' on 'red'"):
-        predictions.correct("a", 0.1, "green", "red")
-
-
-def test_predictions_survive_their_file(dataset, tmp_path):
-    predictions = measure(sources={}, targets={"red": Linear(0)}, dataset=dataset, attacks={})
-    predictions.save(tmp_path / "p.npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
-    pd.testing.assert_frame_equal(Predictions.load(tmp_path / "p.npz").frame(), predictions.frame())
-    whole = (tmp_path / "p.npz").read_bytes()
-    (tmp_path / "p.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="does not hold predictions; delete it"):
-        Predictions.load(tmp_path / "p.npz")
-
-
 class KilledError(Exception):
     pass
 
 
-class Weighted(Linear):
+class Weighted(Channel):
     """A network whose weights are an array, which its fingerprint covers."""
 
     def __init__(self, *weights):
@@ -200,15 +169,15 @@ def measured(dataset, tmp_path):
     def run(kill_after=None, folder=tmp_path / "blocks", **changes):
         calls.clear()
 
-        class Watched(RandomisedStep):
-            def perturb(self, *arguments):
+        class Watched(Attack):
+            def perturb(self, model, images, labels, epsilon, seed):
                 def count():
                     calls.append(1)
                     if kill_after is not None and len(calls) > kill_after:
                         raise KilledError
 
                 with tf.control_dependencies([tf.py_function(count, [], [])]):
-                    return super().perturb(*arguments)
+                    return images + epsilon * tf.random.stateless_uniform(tf.shape(images), seed, -1.0, 1.0)
 
         options = {
             "sources": {"a": a, "b": b},
@@ -265,30 +234,25 @@ def test_fingerprints_tell_networks_apart(make_network, images, tmp_path):
     assert fingerprint(other) != fingerprint(network)
     pairs = [Ensemble([network, other]), Ensemble([other, network]), Ensemble([network, other], fuse="losses")]
     assert len({fingerprint(pair) for pair in pairs}) == 3
-    assert fingerprint(Linear(0)) != fingerprint(Linear(1))
+    assert fingerprint(Channel(0)) != fingerprint(Channel(1))
     with pytest.raises(ValueError, match="attribute `fingerprint`"):
         fingerprint(lambda images, training=None: images)
 
 
 def test_logits_that_are_no_numbers_are_refused(dataset):
-    class Diverged(Linear):
+    class Diverged(Channel):
         def __call__(self, images, training=None):
             return super().__call__(images) / 0.0 * 0.0
 
     with pytest.raises(FloatingPointError, match="'bad': 10"):
-        transfer_matrix(sources={}, targets={"good": Linear(0), "bad": Diverged(0)}, dataset=dataset, attacks={})
-
-
-def test_targets_must_know_the_same_classes(dataset, make_network):
-    with pytest.raises(ValueError, match="'b': 4"):
-        transfer_matrix(sources={}, targets={"a": Linear(0), "b": make_network("b")}, dataset=dataset, attacks={})
+        transfer_matrix(sources={}, targets={"good": Channel(0), "bad": Diverged(0)}, dataset=dataset, attacks={})
 
 
 def test_one_surrogate_fools_one_target_on_its_own_rung(dataset):
     groups = {"strong": Group("defended"), "readers.satm": Group("same_scheme", "satm")}
     measured = measure(
-        sources={"strong/x": Linear(0), "readers.satm/y": Linear(1)},
-        targets={"satm/red": Linear(0), "satm/blue": Linear(2), "pgd/green": Linear(1)},
+        sources={"strong/x": Channel(0), "readers.satm/y": Channel(1)},
+        targets={"satm/red": Channel(0), "satm/blue": Channel(2), "pgd/green": Channel(1)},
         dataset=dataset,
         attacks={"fgsm": FGSM(epsilon=0.1)},
         groups=groups,

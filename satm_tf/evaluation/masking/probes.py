@@ -86,25 +86,19 @@ def masking_checks(
         )
     earlier = {f"{name} before": network for name, network in before.items()}
     images = next(iter(dataset))[0]
-    differentiable = {
-        name: network
-        for name, network in {**networks, **undefended, **earlier}.items()
-        if gradient_reaches(network, images)
-    }
+    every = {**networks, **undefended, **earlier}
+    differentiable = {name: network for name, network in every.items() if gradient_reaches(network, images)}
     shared = {"dataset": dataset, "seed": seed, "folder": folder}
-    gradient_attacks: dict[str, Attack] = {
-        "single step": FGSM(epsilon=epsilon),
-        "iterative": _iterative(epsilon, steps),
-    }
+    iterative = PGD(epsilon=epsilon, steps=steps)
     matrix = measure(
         sources=differentiable,
         targets={**networks, **undefended},
-        attacks=gradient_attacks,
+        attacks={"single step": FGSM(epsilon=epsilon), "iterative": iterative},
         stage=f"{stage}: gradients",
         **shared,
     )
     stand_ins = StandIns(differentiable.values())
-    probe = functools.partial(_probe, dataset, gradient_attacks["iterative"])
+    probe = functools.partial(_probe, dataset, iterative)
     losses = {
         name: _losses(stand_ins.compiled("losses", probe, network), dataset, seed, f"{stage}: losses of {name}")
         for name, network in differentiable.items()
@@ -113,34 +107,29 @@ def masking_checks(
         "noise": Noise(epsilon=epsilon),
         "square": SquareAttack(epsilon=epsilon, queries=queries),
     }
-    auto_attack = AutoAttack(epsilon=epsilon, steps=steps, targets=targets, queries=queries)
+    with_gradient: dict[str, Attack] = {
+        **without_gradient,
+        "unbounded": PGD(epsilon=1.0, steps=2 * steps),
+        "AutoAttack": AutoAttack(epsilon=epsilon, steps=steps, targets=targets, queries=queries),
+    }
     verdicts = []
     for name, network in networks.items():
-        own_attacks = without_gradient
-        if name in differentiable:
-            own_attacks = {**own_attacks, "unbounded": _iterative(1.0, 2 * steps), "AutoAttack": auto_attack}
         alone = measure(
             sources={name: network},
             targets={name: network, **undefended},
-            attacks=own_attacks,
+            attacks=with_gradient if name in differentiable else without_gradient,
             stage=f"{stage}: {name}",
             **shared,
         )
         verdicts += judge(_facts(name, epsilon, matrix, alone, losses, [*networks, *undefended], list(undefended)))
-    frame = pd.DataFrame([vars(verdict) for verdict in verdicts])
+    frame = pd.DataFrame(verdicts)
     frame["figures"] = frame.figures.map(lambda figures: json.dumps({key: round(x, 6) for key, x in figures.items()}))
-    return frame[["check", "network", "verdict", "explanation", "figures"]]
+    return frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Attack):
-    """Random signs of size epsilon: the first of several draws that fools the network.
-
-    It serves as a baseline, and is not registered.
-
-    Attributes:
-        draws: Number of draws.
-    """
+    """A baseline: of several draws of random signs of size epsilon, the first that fools the network."""
 
     draws: int = 10
 
@@ -209,9 +198,8 @@ def loss_surface(
         return tf.reduce_mean(cross_entropy(labels, logits_of(network, moved)))
 
     places = np.linspace(-epsilon, epsilon, points)
-    rows = [
-        (x, y, float(loss_at(tf.constant(x, tf.float32), tf.constant(y, tf.float32)))) for x in places for y in places
-    ]
+    # Two constants, or each pair of numbers would be traced anew.
+    rows = [(x, y, float(loss_at(*map(tf.constant, np.array([x, y], np.float32))))) for x in places for y in places]
     return pd.DataFrame(rows, columns=["along_gradient", "along_random", "loss"])
 
 
@@ -220,10 +208,6 @@ def _gradient(tape: tf.GradientTape, outputs: tf.Tensor, images: tf.Tensor) -> t
         return tape.gradient(outputs, images)
     except LookupError:  # an operation without a gradient, such as another runtime's
         return None
-
-
-def _iterative(epsilon: float, steps: int) -> PGD:
-    return PGD(epsilon=epsilon, steps=steps)
 
 
 def _random_signs(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -274,9 +258,7 @@ def _facts(
     undefended: list[str],
 ) -> Facts:
     """The measurements, arranged by their role for one network."""
-    has_gradient = name in losses
-    before = f"{name} before"
-    attacks = ("single step", "iterative")
+    has_gradient, before = name in losses, f"{name} before"
     # Networks before their defence do not attack: they would be nearly white-box attackers of the defended network.
     others = [other for other in attackers if other != name and other in losses]
 
@@ -298,7 +280,9 @@ def _facts(
         noise=on_itself("noise"),
         square=on_itself("square"),
         auto_attack=on_itself("AutoAttack") if has_gradient else None,
-        transferred={(attack, other): under(attack, other) for attack in attacks for other in others},
+        transferred={
+            (attack, other): under(attack, other) for attack in ("single step", "iterative") for other in others
+        },
         strength={
             other: Strength(
                 clean=matrix.correct(CLEAN, 0.0, "", other),

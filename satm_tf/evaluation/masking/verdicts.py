@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,42 +34,25 @@ RATIO_KEPT = 0.5
 Correct = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The result of one check of one network.
-
-    Attributes:
-        check: Name of the check.
-        network: Name of the network.
-        verdict: "masking not detected", "masking detected" or "not applicable".
-        figures: The figures that it rests on.
-        explanation: One sentence.
-    """
+class Verdict(NamedTuple):
+    """The result of one check of one network: a verdict, one sentence, and the figures that it rests on."""
 
     check: str
     network: str
     verdict: str
-    figures: Mapping[str, float]
     explanation: str
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The cross-entropy of each image's label, float `[images]`, at the image itself and around it.
-
-    Attributes:
-        clean: At the image.
-        single_step: After one step of epsilon along the gradient's sign.
-        iterative: After an iterative attack.
-        random: After a step of epsilon along random signs.
-        zero_gradient: bool `[images]`: the gradient is exactly zero, or not a number.
-    """
+    """The cross-entropy of each image's label, float `[images]`, at the image itself and around it."""
 
     clean: NDArray[np.floating]
-    single_step: NDArray[np.floating]
-    iterative: NDArray[np.floating]
-    random: NDArray[np.floating]
-    zero_gradient: NDArray[np.bool_]
+    single_step: NDArray[np.floating]  # after one step of epsilon along the gradient's sign
+    iterative: NDArray[np.floating]  # after an iterative attack
+    random: NDArray[np.floating]  # after a step of epsilon along random signs
+    zero_gradient: NDArray[np.bool_]  # the gradient is exactly zero, or not a number
 
     def approximation_ratio(self) -> float:
         """The loss that one step adds, divided by what the iterative attack adds; NaN if that adds nothing."""
@@ -78,56 +62,37 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """Which images an undefended network classified correctly, bool `[images]`.
-
-    Attributes:
-        clean: On clean images.
-        noise: Under noise.
-        own: Under single-step examples of the network that is checked.
-        before: Under those of that network as it was before its defence; None if unknown.
-        others: Under those of other networks.
-    """
+    """Which images an undefended network classified correctly, bool `[images]`."""
 
     clean: Correct
     noise: Correct
-    own: Correct
-    before: Correct | None
-    others: Sequence[Correct]
+    own: Correct  # under single-step examples of the network that is checked
+    before: Correct | None  # under those of that network as it was before its defence; None if unknown
+    others: Sequence[Correct]  # under those of other networks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All that is measured about one network. `Correct` is bool `[images]`: whether each was classified correctly.
 
-    Attributes:
-        network: Its name.
-        num_classes: Number of classes.
-        clean: On clean images.
-        losses: None where no gradient reaches the images.
-        single_step: Under one step on itself; None without a gradient.
-        iterative: Under an iterative attack on itself; None without a gradient.
-        unbounded: Under one that may change every pixel freely; None without a gradient.
-        noise: Under the worst of several draws of random noise.
-        square: Under a query attack on itself.
-        auto_attack: Under AutoAttack on itself; None without a gradient.
-        transferred: Under examples of other networks, by attack and source.
-        strength: What single-step examples of this network do to undefended ones, by name; empty without such networks
-            or without a gradient.
-        reference_ratios: Approximation ratios of undefended networks: of this one before its defence, or of others.
+    Without a gradient that reaches the images, `losses`, and what is measured under gradient attacks, are None.
     """
 
     network: str
     num_classes: int
     clean: Correct
     losses: Losses | None
-    single_step: Correct | None
-    iterative: Correct | None
-    unbounded: Correct | None
-    noise: Correct
-    square: Correct
-    auto_attack: Correct | None
+    single_step: Correct | None  # under one step on itself
+    iterative: Correct | None  # under an iterative attack on itself
+    unbounded: Correct | None  # under one that may change every pixel freely
+    noise: Correct  # under the worst of several draws of random noise
+    square: Correct  # under a query attack on itself
+    auto_attack: Correct | None  # under AutoAttack on itself
+    # Under examples of other networks, by attack and source.
     transferred: Mapping[tuple[str, str], Correct] = field(default_factory=dict)
+    # What its single-step examples do to undefended networks, by name; empty without such networks or a gradient.
     strength: Mapping[str, Strength] = field(default_factory=dict)
+    # Approximation ratios of undefended networks: of this one before its defence, or of others.
     reference_ratios: Sequence[float] = ()
 
     @property
@@ -152,11 +117,12 @@ def gradient(facts: Facts) -> Judgement:
     """A gradient must reach the images and not vanish: rounding cuts it off, a saturated softmax rounds it to zero."""
     if facts.losses is None:
         return DETECTED, {"zero_gradient": 1.0}, "No gradient reaches the images: some operation blocks it."
-    zero = facts.losses.zero_gradient
-    low, high = wilson_interval(zero.sum(), zero.size)
-    figures = {"zero_gradient": float(zero.mean()), "low": float(low), "high": float(high)}
-    verdict = DETECTED if low > TOLERATED_SHARE else NOT_DETECTED
-    return verdict, figures, f"The gradient of the loss is zero or not a number for {zero.mean():.1%} of the images."
+    figures = _share("zero_gradient", facts.losses.zero_gradient)
+    return (
+        DETECTED if figures["low"] > TOLERATED_SHARE else NOT_DETECTED,
+        figures,
+        f"The gradient of the loss is zero or not a number for {figures['zero_gradient']:.1%} of the images.",
+    )
 
 
 def iterative_against_single_step(facts: Facts) -> Judgement:
@@ -164,11 +130,8 @@ def iterative_against_single_step(facts: Facts) -> Judgement:
     if facts.single_step is None or facts.iterative is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     compared = compare_paired(facts.single_step, facts.iterative)
-    figures = {
-        "single_step": _accuracy(facts.single_step),
-        "iterative": _accuracy(facts.iterative),
-        "p": compared.p_value,
-    }
+    figures = {name: _accuracy(getattr(facts, name)) for name in ("single_step", "iterative")}
+    figures["p"] = compared.p_value
     return (
         facts.verdict(compared.rises()),
         figures,
@@ -206,13 +169,9 @@ def unbounded_reaches_zero(facts: Facts) -> Judgement:
     """An attack that may change every pixel at will must fool the network on every image."""
     if facts.unbounded is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
-    low, high = wilson_interval(facts.unbounded.sum(), facts.unbounded.size)
-    figures = {"rate": _accuracy(facts.unbounded), "low": float(low), "high": float(high)}
-    return (
-        facts.verdict(low > TOLERATED_SHARE),
-        figures,
-        f"Accuracy is {figures['rate']:.1%} under the iterative attack with epsilon 1.",
-    )
+    figures = _share("rate", facts.unbounded)
+    sentence = f"Accuracy is {figures['rate']:.1%} under the iterative attack with epsilon 1."
+    return facts.verdict(figures["low"] > TOLERATED_SHARE), figures, sentence
 
 
 def loss_along_the_gradient(facts: Facts) -> Judgement:
@@ -220,19 +179,13 @@ def loss_along_the_gradient(facts: Facts) -> Judgement:
     if facts.losses is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     losses = facts.losses
-    faster = losses.single_step > losses.random
-    low, high = wilson_interval(faster.sum(), faster.size)
-    figures = {
-        "faster": float(faster.mean()),
-        "low": float(low),
-        "high": float(high),
-        "gradient_gain": float(np.mean(losses.single_step - losses.clean)),
-        "random_gain": float(np.mean(losses.random - losses.clean)),
-    }
+    figures = _share("faster", losses.single_step > losses.random)
+    figures["gradient_gain"] = float(np.mean(losses.single_step - losses.clean))
+    figures["random_gain"] = float(np.mean(losses.random - losses.clean))
     return (
-        NOT_DETECTED if low > 0.5 else DETECTED,
+        NOT_DETECTED if figures["low"] > 0.5 else DETECTED,
         figures,
-        f"For {faster.mean():.1%} of the images the loss rises faster along the gradient than along random signs.",
+        f"For {figures['faster']:.1%} of the images the loss rises faster along the gradient than along random signs.",
     )
 
 
@@ -271,23 +224,20 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
         """Whether the second examples leave more images correct than the first."""
         return compare_paired(first, second).rises(len(facts.strength))
 
-    def mean(answers: Sequence[Correct]) -> float:
-        return float(np.mean([_accuracy(correct) for correct in answers]))
-
     each = list(facts.strength.values())
-    figures = {name: mean([getattr(x, name) for x in each]) for name in ("clean", "noise", "own")}
+    figures = {
+        name: float(np.mean([_accuracy(getattr(x, name)) for x in each]))
+        for name in ("clean", "noise", "own", "before")
+        if all(getattr(x, name) is not None for x in each)
+    }
     than = f"{figures['noise']:.1%} under random noise"
-    detected = any(
-        not weaker(x.own, x.noise)
-        and any(
-            weaker(other, x.own) and weaker(other, x.noise) for other in (x.others if x.before is None else [x.before])
-        )
-        for x in each
-    )
-    known = [x.before for x in each if x.before is not None]
-    if known:
-        figures["before"] = mean(known)
+    if "before" in figures:
         than = f"{figures['before']:.1%} under those of the network before its defence"
+    detected = any(
+        not weaker(x.own, x.noise) and weaker(other, x.own) and weaker(other, x.noise)
+        for x in each
+        for other in (x.others if x.before is None else [x.before])
+    )
     return (
         DETECTED if detected else NOT_DETECTED,
         figures,
@@ -297,10 +247,9 @@ def strength_of_own_examples(facts: Facts) -> Judgement:
 
 def label_leaking(facts: Facts) -> Judgement:
     """No adversarial perturbation may raise the accuracy."""
-    attacks = dict(facts.transferred)
-    if facts.single_step is not None and facts.iterative is not None:
-        own = {("single step", facts.network): facts.single_step, ("iterative", facts.network): facts.iterative}
-        attacks |= own
+    own = {"single step": facts.single_step, "iterative": facts.iterative}
+    attacks = {(attack, facts.network): correct for attack, correct in own.items() if correct is not None}
+    attacks = {**facts.transferred, **attacks}
     if not attacks:
         return NOT_APPLICABLE, {}, "There are no adversarial examples to test."
     compared = against_clean(facts.clean, attacks)
@@ -318,12 +267,8 @@ def auto_attack(facts: Facts) -> Judgement:
     if facts.auto_attack is None:
         return NOT_APPLICABLE, {}, _NO_GRADIENT
     compared = compare_paired(facts.auto_attack, facts.white_box)
-    figures = {
-        "auto_attack": _accuracy(facts.auto_attack),
-        "white_box": _accuracy(facts.white_box),
-        "low": compared.low,
-        "high": compared.high,
-    }
+    figures = {name: _accuracy(getattr(facts, name)) for name in ("auto_attack", "white_box")}
+    figures |= {"low": compared.low, "high": compared.high}
     return (
         facts.verdict(compared.low > AUTO_ATTACK_MARGIN),
         figures,
@@ -348,18 +293,20 @@ CHECKS: Mapping[str, Callable[[Facts], Judgement]] = {
 
 def judge(facts: Facts) -> list[Verdict]:
     """The verdict of every check on one network."""
+    right = _accuracy(facts.clean)
+    at_random = f"Accuracy on clean images is {right:.1%}, no better than chance: nothing to defend."
     verdicts = []
     for name, check in CHECKS.items():
-        right = _accuracy(facts.clean)
-        if at_chance(right, facts.num_classes):
-            verdict, figures = NOT_APPLICABLE, {"clean": right}
-            explanation = f"Accuracy on clean images is {right:.1%}, no better than chance: nothing to defend."
-        else:
-            verdict, figures, explanation = check(facts)
-        verdicts.append(
-            Verdict(check=name, network=facts.network, verdict=verdict, figures=figures, explanation=explanation)
-        )
+        useless = at_chance(right, facts.num_classes)
+        verdict, figures, explanation = (NOT_APPLICABLE, {"clean": right}, at_random) if useless else check(facts)
+        verdicts.append(Verdict(name, facts.network, verdict, explanation, figures))
     return verdicts
+
+
+def _share(name: str, images: NDArray[np.bool_]) -> dict[str, float]:
+    """The share of images, by this name, and the ends of its interval."""
+    low, high = wilson_interval(images.sum(), images.size)
+    return {name: float(images.mean()), "low": float(low), "high": float(high)}
 
 
 def _accuracy(correct: Correct) -> float:

@@ -8,21 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from satm_tf.evaluation import rungs
 from satm_tf.evaluation.ladder import WORST, compare_ladder, ladder_table
 from satm_tf.evaluation.predictions import Predictions
-from satm_tf.evaluation.rungs import (
-    BESIDE,
-    CLEAN_RUNG,
-    DEFENDED,
-    PUBLIC_WEIGHTS,
-    QUERIES,
-    RUNGS,
-    SAME_SCHEME,
-    START,
-    TWIN,
-    UNSEEN_RUNG,
-    WHITE_BOX,
-)
+from satm_tf.evaluation.rungs import CLEAN_RUNG, RUNGS, WHITE_BOX
 from satm_tf.metrics import at_chance
 
 UNDEFENDED = ("undefended", "original")
@@ -31,16 +20,16 @@ UNDEFENDED = ("undefended", "original")
 # At or below this accuracy, a network is as good as defenceless.
 _LOST = 0.1
 _ATTACKERS = {
-    UNSEEN_RUNG: "unseen models",
-    PUBLIC_WEIGHTS: "models fine-tuned from the same public weights",
-    START: "the network that training started from",
-    DEFENDED: "defended unseen models",
-    SAME_SCHEME: "models trained with the same scheme",
-    TWIN: "a twin",
-    QUERIES: "queries",
+    rungs.UNSEEN_RUNG: "unseen models",
+    rungs.PUBLIC_WEIGHTS: "models fine-tuned from the same public weights",
+    rungs.START: "the network that training started from",
+    rungs.DEFENDED: "defended unseen models",
+    rungs.SAME_SCHEME: "models trained with the same scheme",
+    rungs.TWIN: "a twin",
+    rungs.QUERIES: "queries",
     WHITE_BOX: "white-box attacks",
 }
-LABELS = {**{name: rung.label for name, rung in {**BESIDE, **RUNGS}.items()}, WORST: "worst of all attackers"}
+LABELS = {**{name: rung.label for name, rung in {**rungs.BESIDE, **RUNGS}.items()}, WORST: "worst of all attackers"}
 
 
 def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
@@ -73,37 +62,36 @@ def answer(predictions: Predictions) -> list[str]:
     """
     kept = accuracies(predictions)
     warnings = _warn_of_chance(kept, predictions.num_classes)
-    rungs = [rung for rung in RUNGS if any(rung in own for own in kept.values())]
-    if not rungs:
+    ladder = [rung for rung in RUNGS if any(rung in own for own in kept.values())]
+    if not ladder:
         unknown = "No attack without the weights was measured, so this page cannot say what a network withstands."
         return [*warnings, unknown]
     baseline = next((name for name in UNDEFENDED if name in kept), None)
     # The mean decides between defences with equal accuracy under the worst attacker.
     ranked = sorted(
         (name for name in kept if name != baseline),
-        key=lambda name: (kept[name].get(WORST, 0.0), np.mean([kept[name].get(rung, 0.0) for rung in rungs])),
+        key=lambda name: (kept[name].get(WORST, 0.0), np.mean([kept[name].get(rung, 0.0) for rung in ladder])),
         reverse=True,
     )
     if not ranked:
-        return [*warnings, f"Only {baseline} was measured. Its accuracy is {_left(kept[str(baseline)], rungs)}."]
+        return [*warnings, f"Only {baseline} was measured. Its accuracy is {_left(kept[str(baseline)], ladder)}."]
     best = ranked[0]
     own = kept[best]
-    measured = [rung for rung in (*rungs, WHITE_BOX) if rung in own]
+    helped: list[str] = []
+    gained: list[str] = []
     if baseline is None:
-        helped: list[str] = []
-        gained: list[str] = []
         sentences = [
-            f"{best} is the most robust. Its accuracy is {_left(own, rungs)}.",
+            f"{best} is the most robust. Its accuracy is {_left(own, ladder)}.",
             "No undefended network was measured for comparison, so this page cannot say what a defence gained.",
         ]
     else:
         gains = _gains(predictions, baseline, best)
-        gained = [rung for rung in rungs if rung in gains]
+        gained = [rung for rung in ladder if rung in gains]
         helped = [rung for rung in gained if gains[rung]["low"] > 0]
-        changes = {rung: f"{gain['before']:.1%} → {gain['after']:.1%}" for rung, gain in gains.items()}
-        sentences = [_help(best, baseline, gains, changes, helped, gained)]
+        sentences = [_help(best, baseline, gains, helped, gained)]
         if CLEAN_RUNG in gains:
-            sentences.append(_price(gains[CLEAN_RUNG], changes[CLEAN_RUNG]))
+            sentences.append(_price(gains[CLEAN_RUNG]))
+    measured = [rung for rung in (*ladder, WHITE_BOX) if rung in own]
     lost = [rung for rung in measured if own[rung] <= _LOST or (rung in gained and rung not in helped)]
     if lost:
         named = _listed([f"{_ATTACKERS[rung]} ({own[rung]:.1%} left)" for rung in lost])
@@ -122,26 +110,21 @@ def _gains(predictions: Predictions, first: str, second: str) -> dict[str, dict[
 
 
 def _help(
-    best: str,
-    baseline: str,
-    gains: Mapping[str, Mapping[str, float]],
-    changes: Mapping[str, str],
-    helped: Sequence[str],
-    gained: Sequence[str],
+    best: str, baseline: str, gains: Mapping[str, Mapping[str, float]], helped: Sequence[str], gained: Sequence[str]
 ) -> str:
     if not helped:
-        figures = _listed([f"{_ATTACKERS[rung]} {changes[rung]}" for rung in gained])
+        figures = _listed([f"{_ATTACKERS[rung]} {_change(gains[rung])}" for rung in gained])
         return f"No defence helped significantly. The best one, {best}, compared with {baseline}: {figures}."
     if WORST in gains and gains[WORST]["low"] > 0:
         return (
             f"{best} helps against {_listed([_ATTACKERS[rung] for rung in helped])}. Under the worst attacker for each "
-            f"image, accuracy rises: {changes[WORST]} ({_points(gains[WORST])})."
+            f"image, accuracy rises: {_change(gains[WORST])} ({_points(gains[WORST])})."
         )
-    return f"{best} helps against {_listed([f'{_ATTACKERS[rung]} ({changes[rung]})' for rung in helped])}."
+    return f"{best} helps against {_listed([f'{_ATTACKERS[rung]} ({_change(gains[rung])})' for rung in helped])}."
 
 
-def _price(gain: Mapping[str, float], change: str) -> str:
-    figures = f"{change}: {_points(gain)}"
+def _price(gain: Mapping[str, float]) -> str:
+    figures = f"{_change(gain)}: {_points(gain)}"
     if gain["low"] <= 0 <= gain["high"]:
         return f"On clean images it makes no significant difference ({figures})."
     return f"On clean images it {'costs' if gain['difference'] < 0 else 'gains'} accuracy ({figures})."
@@ -168,9 +151,13 @@ def _warn_of_chance(kept: Mapping[str, Mapping[str, float]], num_classes: int) -
     return [f"{_listed(low)} {verb} no better than chance on clean images: ignore all other figures for it."]
 
 
-def _left(own: Mapping[str, float], rungs: Sequence[str]) -> str:
+def _left(own: Mapping[str, float], ladder: Sequence[str]) -> str:
     parts = [f"{own[CLEAN_RUNG]:.1%} on clean images"] if CLEAN_RUNG in own else []
-    return _listed([*parts, *(f"{own[rung]:.1%} under {_ATTACKERS[rung]}" for rung in rungs if rung in own)])
+    return _listed([*parts, *(f"{own[rung]:.1%} under {_ATTACKERS[rung]}" for rung in ladder if rung in own)])
+
+
+def _change(gain: Mapping[str, float]) -> str:
+    return f"{gain['before']:.1%} → {gain['after']:.1%}"
 
 
 def _points(gain: Mapping[str, float]) -> str:

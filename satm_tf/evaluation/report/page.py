@@ -56,29 +56,24 @@ def write_report(folder: str | Path) -> Path:
     predictions = _read(files.predictions, Predictions.load)
     surfaces = _read(files.surfaces, read_csv)
     config = read_config(files.path) if files.config.exists() else {}
-    class_names = _read(files.class_names, read_json)
+    class_names = _read(files.class_names, read_json) or []
 
     answers = answer(predictions) if predictions is not None and accuracies(predictions) else []
     chart, table = sections.ladder(predictions, files.figures) if answers else (None, None)
     gallery = sections.gallery(files)
-    parts = [sections.verdicts(checks, results, predictions)]
-    if predictions is not None:
-        parts += [sections.comparisons(predictions), sections.price(predictions, files.figures)]
-    if results is not None:
-        parts += [sections.attacks(results), sections.matrices(results, files.figures)]
-    if surfaces is not None:
-        parts.append(sections.surfaces(surfaces, files.figures))
-    if predictions is not None:
-        parts.append(sections.confusion(predictions, class_names, files.figures))
-    if metrics is not None:
-        parts.append(sections.training(metrics, files.figures))
-    parts += [
+    parts = [
+        sections.verdicts(checks, results, predictions),
+        _made(sections.comparisons, predictions),
+        _made(sections.price, predictions, files.figures),
+        _made(sections.attacks, results),
+        _made(sections.matrices, results, files.figures),
+        _made(sections.surfaces, surfaces, files.figures),
+        _made(sections.confusion, predictions, files.figures, class_names),
+        _made(sections.training, metrics, files.figures),
         sections.Section("More adversarial images", pictures=gallery[1:]),
-        sections.every_check(checks),
+        _made(sections.every_check, checks),
         sections.origin(files, config),
     ]
-    shown = [part for part in parts if part.lead or part.tables or part.pictures or part.texts]
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -97,7 +92,7 @@ def write_report(folder: str | Path) -> Path:
         chart=chart,
         gallery=gallery[0] if gallery else None,
         table=table,
-        sections=shown,
+        sections=[part for part in parts if part],
         verdicts=(DETECTED, NOT_DETECTED, NOT_APPLICABLE),
     )
     write_text(files.report, page)
@@ -106,3 +101,8 @@ def write_report(folder: str | Path) -> Path:
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     return read(path) if path.exists() else None
+
+
+def _made(make: Callable[..., sections.Section], read: Any, *others: Any) -> sections.Section | None:
+    """A section, if the file that it shows was read."""
+    return None if read is None else make(read, *others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from satm_tf.evaluation.folder import ResultsFolder
 from satm_tf.evaluation.ladder import WORST, compare_ladder, ladder_table
 from satm_tf.evaluation.leaking import label_leaking
 from satm_tf.evaluation.masking.verdicts import DETECTED, NOT_APPLICABLE
-from satm_tf.evaluation.predictions import CLEAN, Predictions
+from satm_tf.evaluation.predictions import CLEAN, Cell, Predictions
 from satm_tf.evaluation.report import figures
 from satm_tf.evaluation.report.answer import LABELS, UNDEFENDED, accuracies
 from satm_tf.evaluation.report.figures import Picture
@@ -41,14 +40,7 @@ _WORDS = {"accuracy": "accuracy", "one_off_accuracy": "one-off accuracy"}
 
 @dataclass
 class Table:
-    """A table of texts.
-
-    Attributes:
-        caption: The caption.
-        head: The names of the columns.
-        rows: The texts of the cells.
-        labels: How many columns at the left are row headers.
-    """
+    """A table of texts, of which the `labels` columns at the left are row headers."""
 
     caption: str
     head: list[str]
@@ -58,21 +50,16 @@ class Table:
 
 @dataclass
 class Section:
-    """A part of the page; one without content is left out.
-
-    Attributes:
-        title: The heading.
-        lead: A sentence or two below it.
-        tables: Tables.
-        pictures: Figures.
-        texts: Preformatted texts, each with a heading.
-    """
+    """A part of the page, which is left out if it has only a title; `texts` are preformatted, each with a heading."""
 
     title: str
     lead: str = ""
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.lead or self.tables or self.pictures or self.texts)
 
 
 def summary(results: pd.DataFrame | None) -> str:
@@ -81,15 +68,12 @@ def summary(results: pd.DataFrame | None) -> str:
         return "No network has been measured yet."
     folds = results.fold.nunique() if "fold" in results else 0
     images = " to ".join(f"{count:,}" for count in sorted({results.images.min(), results.images.max()}))
-    return (
+    measured = (
         f"{plural(results.target.nunique(), 'network')}, measured on {images} image{'' if images == '1' else 's'}"
-        f"{f' of each of {folds} folds' if folds > 1 else ''}. "
-        + (
-            "± is the standard deviation over folds or seeds."
-            if folds > 1
-            else "Below each figure is its 95 % interval."
-        )
     )
+    if folds > 1:
+        return f"{measured} of each of {folds} folds. ± is the standard deviation over folds or seeds."
+    return f"{measured}. Below each figure is its 95 % interval."
 
 
 def ladder(predictions: Predictions, drawings: Path) -> tuple[Picture, Table]:
@@ -122,12 +106,11 @@ def price(predictions: Predictions, drawings: Path) -> Section:
     points = {name: (own[CLEAN_RUNG], own[WORST]) for name, own in kept.items() if {CLEAN_RUNG, WORST} <= set(own)}
     if len(points) < 2:
         return Section("")
-    section = Section("Clean against robust", "The better a defence, the further it is up and to the right.")
     table = pd.DataFrame.from_dict(points, orient="index", columns=[CLEAN_RUNG, WORST])
     names = {"x": "accuracy on clean images", "y": "under the worst of all attackers"}
     picture = figures.scatter(table, drawings / "price.png", "Each scheme, mean over its networks", **names)
-    section.pictures.append(picture)
-    return section
+    lead = "The better a defence, the further it is up and to the right."
+    return Section("Clean against robust", lead, pictures=[picture])
 
 
 def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predictions: Predictions | None) -> Section:
@@ -136,10 +119,10 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
     sentences = []
     if checks is not None:
         detected = checks[checks.verdict == DETECTED]
+        where = f", on {', '.join(dict.fromkeys(detected.network))}" if len(detected) else ""
         sentences.append(
-            f"Masking was detected by {len(detected)} of {len(checks)} checks"
-            + (f", on {', '.join(dict.fromkeys(detected.network))}." if len(detected) else ".")
-            + " A network on which none was detected is not necessarily robust."
+            f"Masking was detected by {len(detected)} of {len(checks)} checks{where}. "
+            "A network on which none was detected is not necessarily robust."
         )
         # The accuracy under AutoAttack is a figure to quote; the verdict next to it is about masking only.
         left = [json.loads(text).get("auto_attack") for text in checks.figures]
@@ -147,28 +130,31 @@ def verdicts(checks: pd.DataFrame | None, results: pd.DataFrame | None, predicti
             verdict if share is None else f"{verdict}\n{share:.1%} accuracy"
             for verdict, share in zip(checks.verdict, left, strict=True)
         ]
-        grid = checks.assign(verdict=words).pivot(index="check", columns="network", values="verdict")
-        grid = grid.loc[list(dict.fromkeys(checks.check)), list(dict.fromkeys(checks.network))]
+        grid = checks.assign(verdict=words).pivot_table("verdict", "check", "network", aggfunc="first", sort=False)
         section.tables.append(_table(grid.fillna(NOT_APPLICABLE), "Each check of each network"))
         if len(detected):
-            shown = detected[["network", "check", "explanation"]]
-            section.tables.append(_table(shown, "What was detected", labels=2))
+            columns = ["network", "check", "explanation"]
+            section.tables.append(_table(detected[columns], "What was detected", labels=2))
     if predictions is not None and CLEAN in set(predictions.cells.attack):
         leaking = label_leaking(predictions).query("leaks")
-        sentences.append(
-            "Label leaking in the transfer matrix: none; no cell has adversarial images that are classified better "
-            "than clean ones."
-            if leaking.empty
-            else f"Label leaking in the transfer matrix: in {plural(len(leaking), 'cell')} adversarial images are "
-            "classified better than clean ones. This gain does not carry over to unseen models."
-        )
-        if leaking.empty and checks is not None and "label leaking" in set(checks[checks.verdict == DETECTED].check):
-            sentences.append("The checks, which run their own attacks, do find label leaking.")
-        if len(leaking):
-            shown = leaking[["attack", "epsilon", "source", "target", "accuracy", "clean_accuracy", "p_value"]].copy()
-            formats = {"epsilon": "{:g}".format, "accuracy": "{:.1%}".format, "clean_accuracy": "{:.1%}".format}
-            for column, to_text in (formats | {"p_value": _p_value}).items():
-                shown[column] = shown[column].map(to_text)
+        if leaking.empty:
+            sentences.append(
+                "Label leaking in the transfer matrix: none; no cell has adversarial images that are classified better "
+                "than clean ones."
+            )
+            if checks is not None and "label leaking" in set(checks[checks.verdict == DETECTED].check):
+                sentences.append("The checks, which run their own attacks, do find label leaking.")
+        else:
+            sentences.append(
+                f"Label leaking in the transfer matrix: in {plural(len(leaking), 'cell')} adversarial images are "
+                "classified better than clean ones. This gain does not carry over to unseen models."
+            )
+            shown = leaking[[*Cell._fields, "accuracy", "clean_accuracy", "p_value"]].assign(
+                epsilon=leaking.epsilon.map("{:g}".format),
+                accuracy=leaking.accuracy.map("{:.1%}".format),
+                clean_accuracy=leaking.clean_accuracy.map("{:.1%}".format),
+                p_value=leaking.p_value.map(_p_value),
+            )
             section.tables.append(_table(shown, "Where labels leak in the transfer matrix", labels=4))
     elif results is not None:
         sentences.append("Label leaking was not tested, because the test needs predictions.npz with clean images.")
@@ -181,6 +167,10 @@ def attacks(results: pd.DataFrame) -> Section:
     ordered = results["one_off_accuracy"].notna().any()
     one_off = ", and one-off accuracy 1-off" if ordered else ""
     section = Section("Accuracy", f"The paper calls accuracy the classification rate{one_off}.")
+
+    def printed(view: Any, attack: str, epsilon: float, value: str) -> pd.DataFrame:
+        return with_uncertainty(results, lambda rows, column: view(rows, attack, column, epsilon), value)
+
     for value in ("accuracy", "one_off_accuracy"):
         if results[value].isna().all():
             continue
@@ -193,18 +183,13 @@ def attacks(results: pd.DataFrame) -> Section:
                     (strength_table, f"{here}: the networks' own examples on unseen models"),
                 ]
             for view, caption in views:
-                chosen = functools.partial(_column, view, attack, epsilon)
-                table = with_uncertainty(results, chosen, value)
+                table = printed(view, attack, epsilon, value)
                 if table.size:
                     # Two lines make the columns half as wide.
                     two_lines = {r" ± (.*) \((.*)\)$": r"\n± \1, \2", r" \((.*)\)$": r"\n\1"}
                     table = table.replace(two_lines, regex=True)
                     section.tables.append(_table(table, caption[0].upper() + caption[1:]))
     return section
-
-
-def _column(view: Any, attack: str, epsilon: float, results: pd.DataFrame, value: str) -> pd.DataFrame:
-    return view(results, attack, value, epsilon)
 
 
 def _related(results: pd.DataFrame) -> pd.DataFrame:
@@ -219,22 +204,22 @@ def _attacks(results: pd.DataFrame) -> list[tuple[str, float]]:
 
 def matrices(results: pd.DataFrame, drawings: Path) -> Section:
     """A heat map for each attack and epsilon, and curves if there are several epsilons."""
+    if not _attacks(results):
+        return Section("")
     section = Section("Transfer matrix", "Accuracy in percent; white boxes are framed.")
     for attack, epsilon in _attacks(results):
-        path = drawings / f"{_file(f'matrix {attack} {epsilon:g}')}.png"
-        table = matrix_table(results, attack, epsilon=epsilon)
+        path, table = _png(drawings, f"matrix {attack} {epsilon:g}"), matrix_table(results, attack, epsilon=epsilon)
         section.pictures.append(figures.heat_map(table, path, f"{attack}, epsilon {epsilon:g}"))
     related = _related(results)
     for (target, attack), rows in related[related.attack != CLEAN].groupby(["target", "attack"], sort=False):
         if rows.epsilon.nunique() > 1:
             curves = rows.pivot_table(index="epsilon", columns="source", values="accuracy", sort=False)
-            clean = related[(related.target == target) & (related.attack == CLEAN)]
-            curves.loc[0.0] = clean.accuracy.mean()
+            curves.loc[0.0] = related[(related.target == target) & (related.attack == CLEAN)].accuracy.mean()
             curves = curves.sort_index().rename(columns=lambda name: f"from {name}")
-            path = drawings / f"{_file(f'epsilons {attack} {target}')}.png"
+            path = _png(drawings, f"epsilons {attack} {target}")
             caption = f"{target} under {attack}, at every epsilon"
             section.pictures.append(figures.lines(curves, path, caption, x="epsilon", y="accuracy", rate=True))
-    return section if section.pictures else Section("")
+    return section
 
 
 def comparisons(predictions: Predictions) -> Section:
@@ -264,7 +249,6 @@ def comparisons(predictions: Predictions) -> Section:
     for second in schemes[1:]:
         if not networks[schemes[0]] & networks[second]:
             continue
-        compared = compare_schemes(predictions, schemes[0], second).to_dict("records")
         rows = [
             {
                 "network": row["network"],
@@ -275,12 +259,10 @@ def comparisons(predictions: Predictions) -> Section:
                 "difference": _interval(row),
                 "p": _p_value(row["p_value"]),
             }
-            for row in compared
+            for row in compare_schemes(predictions, schemes[0], second).to_dict("records")
         ]
-        shown = pd.DataFrame(rows)
-        section.tables.append(
-            _table(shown, f"{second} against {schemes[0]}: difference in points, and McNemar's exact test", labels=3)
-        )
+        caption = f"{second} against {schemes[0]}: difference in points, and McNemar's exact test"
+        section.tables.append(_table(pd.DataFrame(rows), caption, labels=3))
     return section
 
 
@@ -288,12 +270,12 @@ def surfaces(surfaces: pd.DataFrame, drawings: Path) -> Section:
     """A surface for each network."""
     section = Section("The loss around images", "If a network does not mask its gradient, the loss rises to the right.")
     for name, rows in surfaces.groupby("network", sort=False):
-        path = drawings / f"{_file(f'surface {name}')}.png"
+        path = _png(drawings, f"surface {name}")
         section.pictures.append(figures.surface(rows.drop(columns="network"), path, str(name)))
     return section
 
 
-def confusion(predictions: Predictions, names: list[str] | None, drawings: Path) -> Section:
+def confusion(predictions: Predictions, drawings: Path, names: list[str]) -> Section:
     """For each target, on clean images and under its strongest transfer attack; left out if there are many classes."""
     if predictions.num_classes > _MOST_CLASSES:
         return Section("")
@@ -307,7 +289,7 @@ def confusion(predictions: Predictions, names: list[str] | None, drawings: Path)
             attack, epsilon, source = row["attack"], row["epsilon"], row["source"]
             how = f"{attack}, epsilon {epsilon:g}, from {source}" if source else "clean images"
             matrix = predictions.confusion(attack, epsilon, source, str(target))
-            path = drawings / f"{_file(f'confusion {target} {attack} {source}')}.png"
+            path = _png(drawings, f"confusion {target} {attack} {source}")
             section.pictures.append(figures.confusion(matrix, classes, path, f"{target}: {how}"))
     return section
 
@@ -316,40 +298,29 @@ def training(metrics: pd.DataFrame, drawings: Path) -> Section:
     """Figures 3 and 4 of the paper for every stage: losses, and clean and adversarial accuracy."""
     section = Section("Training")
     for stage, rows in metrics.groupby("stage", sort=False) if "stage" in metrics else [("training", metrics)]:
-        history = (
-            rows.dropna(axis=1, how="all").set_index("epoch") if "epoch" in rows else rows.dropna(axis=1, how="all")
-        )
-        losses = history[[name for name in ("loss", "val_loss") if name in history]]
-        losses = losses.rename(columns={"loss": "training", "val_loss": "validation"})
+        history = rows.dropna(axis=1, how="all")
+        history = history.set_index("epoch") if "epoch" in history else history
+        losses = history.filter(["loss", "val_loss"]).rename(columns={"loss": "training", "val_loss": "validation"})
         if losses.size:
-            path = drawings / f"{_file(f'loss {stage}')}.png"
+            path = _png(drawings, f"loss {stage}")
             section.pictures.append(figures.lines(losses, path, f"{stage}: loss", x="epoch", y="loss"))
-        ending = "_accuracy"
-        found = [name for name in history if str(name).endswith(ending)]
         # Validation if there is any: accuracy on training images says little.
-        prefix = "val_" if any(name.startswith("val_") for name in found) else ""
-        chosen = [name for name in found if name.startswith("val_") == bool(prefix)]
-        labels = {name: name.removeprefix(prefix).removesuffix(ending) for name in chosen}
-        adversarial = {name for name, label in labels.items() if label.endswith("_adversarial")}
-        networks = list(dict.fromkeys(label.removesuffix("_adversarial") for label in labels.values()))
-        lines = {
-            name: f"{label.removesuffix('_adversarial')}, {'adversarial' if name in adversarial else 'clean'}"
-            for name, label in labels.items()
-        }
-        curves = history[chosen].rename(columns=lines)
+        which, curves = "validation", history.filter(regex="^val_(.*_)?accuracy$")
+        if not curves.size:
+            which, curves = "training", history.filter(regex="_accuracy$")
         if curves.size:
-            which = "validation" if prefix else "training"
-            path = drawings / f"{_file(f'accuracy {stage}')}.png"
+            parts = curves.columns.str.extract("^(?:val_)?(?P<network>.*?)(?P<attacked>_adversarial)?(?:_accuracy)?$")
+            names = (parts.network + parts.attacked.notna().map({True: ", adversarial", False: ", clean"})).tolist()
             section.pictures.append(
                 figures.lines(
-                    curves,
-                    path,
+                    curves.set_axis(names, axis="columns"),
+                    _png(drawings, f"accuracy {stage}"),
                     f"{stage}: accuracy on {which} images",
                     x="epoch",
                     y="accuracy",
                     rate=True,
-                    dashed=[lines[name] for name in adversarial],
-                    groups={lines[n]: networks.index(labels[n].removesuffix("_adversarial")) for n in chosen},
+                    dashed=[name for name in names if name.endswith(", adversarial")],
+                    groups=dict(zip(names, pd.factorize(parts.network)[0], strict=True)),
                 )
             )
     return section
@@ -361,26 +332,19 @@ def gallery(files: ResultsFolder) -> list[Picture]:
     return [Picture(path, f"{shows}: {path.stem}.", path.stem) for path in sorted(files.gallery.glob("[!.]*.png"))]
 
 
-def every_check(checks: pd.DataFrame | None) -> Section:
+def every_check(checks: pd.DataFrame) -> Section:
     """All verdicts with their explanations and figures."""
-    section = Section("Every check, with its figures")
-    if checks is not None:
-        figures_of = [", ".join(f"{name} {x:.4g}" for name, x in json.loads(text).items()) for text in checks.figures]
-        shown = checks[["network", "check", "verdict", "explanation"]].copy()
-        shown["explanation"] = checks.explanation + "\n" + pd.Series(figures_of, checks.index)
-        section.tables.append(_table(shown, "", labels=2))
-    return section
+    figures_of = [", ".join(f"{name} {x:.4g}" for name, x in json.loads(text).items()) for text in checks.figures]
+    shown = checks[["network", "check", "verdict"]].assign(explanation=checks.explanation + "\n" + figures_of)
+    return Section("Every check, with its figures", tables=[_table(shown, "", labels=2)])
 
 
 def origin(files: ResultsFolder, config: dict[str, Any]) -> Section:
     """Command, data, configuration and environment."""
     section = Section("How it was made")
     if config:
-        command = (
-            "python -m satm_tf.evaluate --config config.yaml --output NEW_FOLDER"
-            if "targets" in config
-            else "python -m satm_tf.train --config config.yaml --run_dir NEW_FOLDER"
-        )
+        command, folder = ("evaluate", "output") if "targets" in config else ("train", "run_dir")
+        command = f"python -m satm_tf.{command} --config config.yaml --{folder} NEW_FOLDER"
         section.texts.append(("To reproduce it", command))
     for heading, path in (("Data", files.data), ("Configuration", files.config)):
         if path.exists():
@@ -415,5 +379,6 @@ def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _file(name: str) -> str:
-    return "".join(character if character.isalnum() or character in "+." else "_" for character in name)
+def _png(drawings: Path, name: str) -> Path:
+    name = "".join(character if character.isalnum() or character in "+." else "_" for character in name)
+    return drawings / f"{name}.png"
