@@ -135,11 +135,6 @@ class Config:
         self._check_names()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}. Received: {self.seed!r}")
-        self.data.check()
-        self.loss.check()
-        self.checks.check()
-        self.queries.check()
-        self.export.check()
         for name, network in self.all_networks.items():
             network.check(f"Network {name!r}", self.data.image_size)
         self.fine_tune.check("fine_tune")
@@ -165,7 +160,6 @@ class Config:
                 f"most {MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
             )
         check_path("run_dir", self.run_dir)
-        check_path("export.folder", self.export.folder)
         for name in self.all_networks:
             check_name("a network", name)
         for name in self.schemes:
