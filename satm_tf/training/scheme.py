@@ -239,6 +239,8 @@ class Scheme:
             if start not in SCHEMES:
                 raise unknown_name("scheme", start, SCHEMES)
             start = SCHEMES[start]
+        if "teachers" not in fields and not any(_values(fields.get("teacher_weight", 1.0))):
+            fields["teachers"] = None  # Without their weight, a preset's teachers teach nothing.
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
