@@ -42,11 +42,7 @@ _OPTIMIZERS = {
 
 
 def check_name(kind: str, name: Any) -> None:
-    """Checks a name that is used for files, columns and options.
-
-    Raises:
-        ValueError: If it is not valid in all of them.
-    """
+    """Raises a ValueError for a name that is not valid in files, columns and options."""
     known = isinstance(name, str) and re.fullmatch(r"[^\W\d][\w+-]*", name) and yaml.safe_load(name) == name
     if not known or len(name.encode()) > MOST_BYTES:
         raise ValueError(
@@ -56,11 +52,7 @@ def check_name(kind: str, name: Any) -> None:
 
 
 def check_path(path: str, value: str | None) -> None:
-    """Checks a value that becomes a path or part of one.
-
-    Raises:
-        ValueError: If it is empty, holds characters that cannot be printed, or has a part that is too long.
-    """
+    """Raises a ValueError for an empty path, or one of which a part cannot be printed or is too long."""
     if value is None:
         return
     if not value or not value.isprintable() or max(len(part.encode()) for part in Path(value).parts) > 255:
@@ -232,11 +224,7 @@ class NetworkConfig:
         return next((name for name, weights in published.items() if weights.cached.is_file()), None)
 
     def check(self, path: str, image_size: int) -> None:
-        """Checks the fields before the network is built.
-
-        Args:
-            path: Its path in the configuration.
-            image_size: The size of its images.
+        """Checks the fields for images of this size; `path` is the network's in the configuration.
 
         Raises:
             ValueError: If the backbone is unknown, the images are too small for it, dropout is not a rate, or options
@@ -304,10 +292,7 @@ class TrainingConfig:
     checkpoint_seconds: float = 300.0
 
     def check(self, path: str) -> None:
-        """Checks the fields before any training.
-
-        Args:
-            path: Its path in the configuration.
+        """Checks the fields; `path` is the stage's in the configuration.
 
         Raises:
             ValueError: If a number is outside its range, or Keras has no such optimizer or option.
@@ -384,18 +369,13 @@ class _SchemeConfig:
         """
         given = {name: getattr(self, name) for name in ("preset", *_SCHEME_FIELDS)}
         given = {name: value for name, value in given.items() if value is not None}
-        for name in ("epsilon", *WEIGHTS):
+        for name, (minimum, whole) in _SCHEME_NUMBERS.items():
             value = given.get(name)
             values = (
                 value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
             )
             for each in values:
-                _check_number(name, each, 0, null=True)
-        for name in ("snapshots", "snapshot_steps"):
-            _check_number(name, given.get(name), 1, whole=True, null=True)
-        _check_number("crafted_once", given.get("crafted_once"), 0, whole=True, null=True)
-        _check_number("temperature", given.get("temperature"), 1, null=True)
-        _check_number("null_share", given.get("null_share"), 0, null=True)
+                _check_number(name, each, minimum, whole=whole, null=True)
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         own = given.get("attack")
@@ -416,6 +396,13 @@ class _SchemeConfig:
 
 
 _SCHEME_FIELDS = tuple(each.name for each in dataclasses.fields(Scheme))
+# The minimum of each number, and whether it must be whole.
+_SCHEME_NUMBERS = {
+    **dict.fromkeys(("epsilon", "null_share", *WEIGHTS), (0, False)),
+    "temperature": (1, False),
+    "crafted_once": (0, True),
+    **dict.fromkeys(("snapshots", "snapshot_steps"), (1, True)),
+}
 
 if TYPE_CHECKING:
 
