@@ -169,10 +169,7 @@ class Parser(jsonargparse.ArgumentParser):
                 Parser._command = ""
 
     def _parse(self, args: Any, *others: Any, **kwargs: Any) -> Any:
-        jsonargparse.set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=_FIELDS,
-        )
+        jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_FIELDS)
         args = sys.argv[1:] if args is None else list(args)
         for argument in args:
             flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
@@ -294,8 +291,10 @@ def command(function: Callable[..., object], *, prog: str | None = None, resumes
 
     def work(arguments: list[str]) -> None:
         parser = Parser(prog=prog or f"satm-tf {function.__name__}")
-        _add(parser, function)
-        _call(function, parser.instantiate(parser.parse_args(arguments)).as_dict())
+        several = _add(parser, function)
+        given = parser.instantiate(parser.parse_args(arguments)).as_dict()
+        given.pop("config", None)
+        function(*(given.pop(several) if several else ()), **given)
 
     def main(arguments: list[str] | None = None) -> int:
         """Runs the command line; returns the exit code."""
@@ -304,17 +303,18 @@ def command(function: Callable[..., object], *, prog: str | None = None, resumes
     return main
 
 
-def _add(parser: Parser, function: Callable[..., object]) -> None:
+def _add(parser: Parser, function: Callable[..., object]) -> str | None:
+    """Adds the parameters of a function; returns the name of the one that takes several values, if there is one."""
+    several = None
     parsed = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
     parser.description = parsed.description or function.__name__
     parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
-            text = next(
-                (each.description for each in parsed.params if each.arg_name.strip("*") == parameter.name), None
-            )
-            kind = typing.get_type_hints(function)[parameter.name]
-            parser.add_argument(parameter.name, nargs="+", type=kind, metavar=parameter.name.upper(), help=text)
+            several = parameter.name
+            text = next((each.description for each in parsed.params if each.arg_name.strip("*") == several), None)
+            kind = typing.get_type_hints(function)[several]
+            parser.add_argument(several, nargs="+", type=kind, metavar=several.upper(), help=text)
     parser.add_config()
     positional = any(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     parser.add_function_arguments(function, as_group=False, as_positional=positional, fail_untyped=True)
@@ -322,13 +322,7 @@ def _add(parser: Parser, function: Callable[..., object]) -> None:
         if parameter.default is False:  # The flag without a value means true.
             action = parser._option_string_actions[f"--{parameter.name}"]
             action.nargs, action.const = "?", True
-
-
-def _call(function: Callable[..., object], given: dict[str, Any]) -> None:
-    given.pop("config", None)
-    parameters = inspect.signature(function).parameters.values()
-    several = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), None)
-    function(*(given.pop(several) if several else ()), **given)
+    return several
 
 
 def keep_freed_memory() -> None:
