@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import difflib
 import inspect
 import logging
@@ -24,6 +22,7 @@ import yaml
 
 from satm_tf.configurable import unknown_name
 from satm_tf.serving import ServingError, VerificationError
+from satm_tf.start_up import keep_freed_memory
 from satm_tf.training import Interrupted
 
 # Errors whose message is enough: invalid input, or something missing, full or unreachable.
@@ -162,26 +161,23 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         """The options; see `jsonargparse.ArgumentParser.parse_args`."""
         Parser._command = Parser._command or self.prog
+        jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_FIELDS)
+        args = sys.argv[1:] if args is None else list(args)
         try:
-            return self._parse(args, *others, **kwargs)
+            for argument in args:
+                flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+                if set(flag.split(".")) & set(_IMPORTING):
+                    self.error(f"A command cannot import or call anything that it is given. Received: {flag}")
+                try:
+                    _refuse(value)
+                except yaml.YAMLError:
+                    continue  # It may be something other than YAML.
+                except ValueError as error:
+                    self.error(str(error))
+            return super().parse_args(args, *others, **kwargs)
         finally:
             if Parser._command == self.prog:
                 Parser._command = ""
-
-    def _parse(self, args: Any, *others: Any, **kwargs: Any) -> Any:
-        jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_FIELDS)
-        args = sys.argv[1:] if args is None else list(args)
-        for argument in args:
-            flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-            if set(flag.split(".")) & set(_IMPORTING):
-                self.error(f"A command cannot import or call anything that it is given. Received: {flag}")
-            try:
-                _refuse(value)
-            except yaml.YAMLError:
-                continue  # It may be something other than YAML.
-            except ValueError as error:
-                self.error(str(error))
-        return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         """Prints a line of usage and the message, and exits with 2."""
@@ -323,22 +319,6 @@ def _add(parser: Parser, function: Callable[..., object]) -> str | None:
             action = parser._option_string_actions[f"--{parameter.name}"]
             action.nargs, action.const = "?", True
     return several
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that TensorFlow frees; elsewhere, nothing happens.
-
-    By default, large blocks are returned to the system immediately, and each step fetches the same pages again. In two
-    epochs of a compact network this took a third of the processor time; page faults fell from 6.7 to 0.3 million. The
-    process keeps its peak size.
-
-    Source:
-        mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
-    """
-    with contextlib.suppress(OSError, TypeError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((-1, 2**31 - 1), (-2, 2**26), (-4, 0)):
-            mallopt(option, value)
 
 
 def run(

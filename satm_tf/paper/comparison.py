@@ -222,13 +222,13 @@ def _number(value: float, form: str = ".2f") -> str:
     return "" if pd.isna(value) else format(value, form)
 
 
-def _own(row: Mapping[str, Any], value: str) -> str:
+def _own(row: Mapping[Any, Any], value: str) -> str:
     if row["repeats"] > 1:
         return f"{row[value]:.1f} ± {row[f'{value}_sd']:.1f}"
     return f"{row[value]:.1f} ({row[f'{value}_low']:.1f} to {row[f'{value}_high']:.1f})"
 
 
-def _over(row: Mapping[str, Any], name: str) -> str:
+def _over(row: Mapping[Any, Any], name: str) -> str:
     if pd.isna(row[f"over_{name}"]):
         return ""
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(row[f"over_{name}{end}"] for end in ("", "_low", "_high")))
