@@ -263,6 +263,7 @@ def test_the_hostile_values_of_a_file_are_one_sentence(tmp_path, capsys):
         ("seed: 1e20", r"error: seed must be a whole number\. Received: 1e\+20\n$"),
         ("seed: null", r"error: seed must not be null; omit it to use the default\. Received: null\n$"),
         ("data: {limit: 1.5}", r"error: data.limit must be a whole number or null\. Received: 1.5\n$"),
+        ("data: {limit: 0}", r"error: data.limit must be a whole number of 1 or more, or null\. Received: 0\n$"),
         ("data: {limit: true}", r"error: data.limit must be a whole number or null\. Received: True\n$"),
         ("loss: {class_weights: [.nan, x]}", r"or a list or null\. Received: \[nan, 'x'\]\n$"),
         ("precision: float8", r"error: precision must be one of 'float32', .*'auto'\. Received: float8\n$"),

@@ -20,10 +20,13 @@ def test_the_scales_are_the_same_graph():
     assert {"paper", "small", "paper_mnist", "small_mnist"} <= set(PRESETS)
 
 
+CONFIGS = {"faces": from_arguments(["--config", "small"]), "digits": from_arguments(["--config", "small_mnist"])}
+
+
 @pytest.mark.parametrize("number", sorted(TABLES))
 def test_every_entry_is_of_networks_that_the_presets_have(number):
     table = TABLES[number]
-    config = from_arguments(["--config", "small" if table.experiment == "faces" else "small_mnist"])
+    config = CONFIGS[table.experiment]
     cells = [
         cell for entry in table.entries for reading in READINGS for cell in cells_of(config, table, entry, reading)
     ]
