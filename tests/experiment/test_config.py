@@ -168,7 +168,7 @@ NAN, INFINITY = float("nan"), float("inf")
         (scheme(crafted_once=1), "Received: a, b"),
         (scheme(preset="pubdef", crafted_once=0.5), "crafted_once must be a whole number of 0 or more, or null"),
         (
-            lambda c: data(augmentation=Augmentation())(scheme(**ONCE)(c)),
+            lambda c: scheme(**ONCE)(data(augmentation=Augmentation())(c)),
             r"schemes\.s\.crafted_once needs images that are the same in every epoch",
         ),
         (
