@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import difflib
 import inspect
 import logging
@@ -24,6 +22,7 @@ import yaml
 
 from satm_tf.configurable import unknown_name
 from satm_tf.serving import ServingError, VerificationError
+from satm_tf.start_up import keep_freed_memory
 from satm_tf.training import Interrupted
 
 # Errors whose message is enough: invalid input, or something missing, full or unreachable.
@@ -162,29 +161,23 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         """The options; see `jsonargparse.ArgumentParser.parse_args`."""
         Parser._command = Parser._command or self.prog
+        jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_FIELDS)
+        args = sys.argv[1:] if args is None else list(args)
         try:
-            return self._parse(args, *others, **kwargs)
+            for argument in args:
+                flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+                if set(flag.split(".")) & set(_IMPORTING):
+                    self.error(f"A command cannot import or call anything that it is given. Received: {flag}")
+                try:
+                    _refuse(value)
+                except yaml.YAMLError:
+                    continue  # It may be something other than YAML.
+                except ValueError as error:
+                    self.error(str(error))
+            return super().parse_args(args, *others, **kwargs)
         finally:
             if Parser._command == self.prog:
                 Parser._command = ""
-
-    def _parse(self, args: Any, *others: Any, **kwargs: Any) -> Any:
-        jsonargparse.set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=_FIELDS,
-        )
-        args = sys.argv[1:] if args is None else list(args)
-        for argument in args:
-            flag, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-            if set(flag.split(".")) & set(_IMPORTING):
-                self.error(f"A command cannot import or call anything that it is given. Received: {flag}")
-            try:
-                _refuse(value)
-            except yaml.YAMLError:
-                continue  # It may be something other than YAML.
-            except ValueError as error:
-                self.error(str(error))
-        return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         """Prints a line of usage and the message, and exits with 2."""
@@ -294,8 +287,10 @@ def command(function: Callable[..., object], *, prog: str | None = None, resumes
 
     def work(arguments: list[str]) -> None:
         parser = Parser(prog=prog or f"satm-tf {function.__name__}")
-        _add(parser, function)
-        _call(function, parser.instantiate(parser.parse_args(arguments)).as_dict())
+        several = _add(parser, function)
+        given = parser.instantiate(parser.parse_args(arguments)).as_dict()
+        given.pop("config", None)
+        function(*(given.pop(several) if several else ()), **given)
 
     def main(arguments: list[str] | None = None) -> int:
         """Runs the command line; returns the exit code."""
@@ -304,17 +299,18 @@ def command(function: Callable[..., object], *, prog: str | None = None, resumes
     return main
 
 
-def _add(parser: Parser, function: Callable[..., object]) -> None:
+def _add(parser: Parser, function: Callable[..., object]) -> str | None:
+    """Adds the parameters of a function; returns the name of the one that takes several values, if there is one."""
+    several = None
     parsed = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
     parser.description = parsed.description or function.__name__
     parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
-            text = next(
-                (each.description for each in parsed.params if each.arg_name.strip("*") == parameter.name), None
-            )
-            kind = typing.get_type_hints(function)[parameter.name]
-            parser.add_argument(parameter.name, nargs="+", type=kind, metavar=parameter.name.upper(), help=text)
+            several = parameter.name
+            text = next((each.description for each in parsed.params if each.arg_name.strip("*") == several), None)
+            kind = typing.get_type_hints(function)[several]
+            parser.add_argument(several, nargs="+", type=kind, metavar=several.upper(), help=text)
     parser.add_config()
     positional = any(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     parser.add_function_arguments(function, as_group=False, as_positional=positional, fail_untyped=True)
@@ -322,29 +318,7 @@ def _add(parser: Parser, function: Callable[..., object]) -> None:
         if parameter.default is False:  # The flag without a value means true.
             action = parser._option_string_actions[f"--{parameter.name}"]
             action.nargs, action.const = "?", True
-
-
-def _call(function: Callable[..., object], given: dict[str, Any]) -> None:
-    given.pop("config", None)
-    parameters = inspect.signature(function).parameters.values()
-    several = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), None)
-    function(*(given.pop(several) if several else ()), **given)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that TensorFlow frees; elsewhere, nothing happens.
-
-    By default, large blocks are returned to the system immediately, and each step fetches the same pages again. In two
-    epochs of a compact network this took a third of the processor time; page faults fell from 6.7 to 0.3 million. The
-    process keeps its peak size.
-
-    Source:
-        mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
-    """
-    with contextlib.suppress(OSError, TypeError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((-1, 2**31 - 1), (-2, 2**26), (-4, 0)):
-            mallopt(option, value)
+    return several
 
 
 def run(

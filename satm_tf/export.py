@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from satm_tf import attacks, command_line, models
 from satm_tf.configurable import look_up
 from satm_tf.detection import FittedDetector
@@ -92,7 +90,8 @@ def export(
         exported = _export(file, Path(folder) / network, model_labels, version, facts, detector)
         if formats and data is not None:
             attack = config.make_attack(described.attack)
-            test, train = (_arrays(split.limit(limit, described.seed), described) for split in (data.test, data.train))
+            splits = (split.limit(limit, described.seed) for split in (data.test, data.train))
+            test, train = (images.arrays(split, described) for split in splits)
             frame = comparison.convert_and_compare(
                 models.load_classifier(file),
                 exported.parent / "formats" / exported.name,
@@ -120,11 +119,6 @@ def _export(
     )
     print(f"exported {exported}; start a server with {exported.parent.parent / 'serve.sh'}")
     return exported
-
-
-def _arrays(examples: Any, described: config.Config) -> tuple[np.ndarray, np.ndarray]:
-    batches = list(images.make_batches(examples, described))
-    return np.concatenate([pixels for pixels, _ in batches]), np.concatenate([labels for _, labels in batches])
 
 
 main = command_line.command(export)

@@ -79,17 +79,13 @@ def _classes(row: pd.Series, labels: dict[int, str], top: int) -> list[tuple[str
 
 def _as_lines(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:
     width = max(map(len, answers.file))
+    marked = answers.get("suspicious", [False] * len(answers))  # only a model with a detector marks images
     return "\n".join(
         f"{file:<{width}}  "
         + (", ".join(f"{shown(label)} {rate:.1%}" for label, rate in classes) or "(not an image)")
         + ("  (suspicious)" if suspicious else "")
-        for file, classes, suspicious in zip(answers.file, found, _suspicious(answers), strict=True)
+        for file, classes, suspicious in zip(answers.file, found, marked, strict=True)
     )
-
-
-def _suspicious(answers: pd.DataFrame) -> list[bool]:
-    """Whether each image is, where the model has a detector."""
-    return answers.suspicious.tolist() if "suspicious" in answers else [False] * len(answers)
 
 
 def _as_json(answers: pd.DataFrame, found: list[list[tuple[str, float]]]) -> str:

@@ -18,6 +18,11 @@ import pandas as pd
 import tensorflow as tf
 import yaml
 
+try:
+    import fcntl
+except ImportError:  # Only POSIX systems have it; others do not lock.
+    fcntl = None  # type: ignore[assignment]
+
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 LAYOUT = 2
 """The version of the files, columns and names in claimed folders; version 1, of the first release, cannot be read."""
@@ -116,9 +121,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 def _hold(folder: Path, *, wait: bool) -> int | None:
     """A descriptor that locks a folder while it is open; None if another process holds it or locking is unsupported."""
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         return None
     descriptor = None
     try:
@@ -232,9 +235,7 @@ def lock(folder: str | Path) -> Iterator[None]:
     Raises:
         ValueError: If another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         yield
         return
     folder = Path(folder)

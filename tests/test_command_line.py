@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import os
-import platform
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -307,31 +304,3 @@ def test_aliases_are_taken_and_those_that_multiply_are_refused_at_once(tmp_path,
         assert f"cannot be read: {path}" in capsys.readouterr().err
     assert run_command("train", "--attack", f"{{{bomb(9, 9)}}}".replace("\n", ", ")) == 2
     assert "more than 20,000 values" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
-def test_freed_memory_is_kept_for_what_comes_next():
-    """Pages that are fetched anew while arrays of 8 MB come and go, before and after."""
-    script = """
-import resource
-import numpy as np
-from satm_tf.command_line import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(40):
-        held = [np.ones(2**20) for _ in range(8)]
-        del held
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-faults()
-first = faults()
-keep_freed_memory()
-faults()
-print(first, faults())
-"""
-    defaults = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=defaults)
-    before, after = map(int, done.stdout.split())
-    assert after < before / 4, done.stdout

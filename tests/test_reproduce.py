@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from satm_tf.experiment import cost
 from satm_tf.models import register_backbone
 from satm_tf.reproduce import main
 
@@ -19,6 +20,17 @@ def tiny(input_shape):
     """A backbone that is traced in no time."""
     images = keras.Input(input_shape)
     return keras.Model(images, keras.layers.Conv2D(8, 5, 2, activation="relu")(images))
+
+
+def untimed_main(arguments):
+    """The command, without the timing of networks, which is tested in experiment/test_cost.py."""
+    cost.time_network = lambda *_: cost.Network(1.0, 0.0, 1000)
+    return main(arguments)
+
+
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch):
+    monkeypatch.setattr(cost, "time_network", lambda *_: cost.Network(1.0, 0.0, 1000))
 
 
 NETWORKS = ("vgg16_face", "resnet50_face", "resnet50_img")
@@ -114,7 +126,7 @@ def test_a_killed_reproduction_ends_as_one_that_was_not(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     asked = ["--table", "2", "--printed-only", "--co_train.checkpoint_seconds=0", "--networks.vgg16_face.dropout=0.3"]
     # By way of this file, which registers the backbone.
-    program = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
+    program = f"import sys; from {__name__} import untimed_main; sys.exit(untimed_main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, *asked, *options(killed)]
     started = {"cwd": Path(__file__).parents[1], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **started)

@@ -1,6 +1,7 @@
 """What commands print on standard error before they say anything: nothing but errors."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -65,11 +66,14 @@ def said(code, **environment):
     return done.returncode, done.stderr
 
 
-ABORTED = f"""
+# Without the package, and with it TensorFlow.
+LOADED = f"""
 import os, sys, importlib.util
 spec = importlib.util.spec_from_file_location("start_up", {start_up.__file__!r})
 start_up = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(start_up)
+"""
+ABORTED = f"""{LOADED}
 with start_up.quieted():
     os.write(2, {INFO!r} + b"\\n" + {ERROR!r} + b"\\n")
     print("python", file=sys.stderr)
@@ -108,3 +112,30 @@ def test_commands_begin_without_a_word(tmp_path):
         printed, errors = process.communicate()
         assert (process.returncode, errors) == (0, b""), process.args
         assert printed
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_freed_memory_is_kept_for_what_comes_next():
+    """Pages that are fetched anew while arrays of 8 MB come and go, before and after."""
+    script = """
+import resource
+import numpy as np
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        held = [np.ones(2**20) for _ in range(8)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+first = faults()
+start_up.keep_freed_memory()
+faults()
+print(first, faults())
+"""
+    defaults = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", LOADED + script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=defaults)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 4, done.stdout

@@ -67,7 +67,7 @@ def facts_from_run(folder: str | Path, scheme: str, network: str) -> dict[str, A
     if run.results.exists():
         results = read_results(run.results)
         rows = results[results.target == str(name)].to_dict("records")
-        facts["results"] = [_result(row) for row in rows if _belongs(row)]
+        facts["results"] = [_result(row) for row in rows if row["rung"]]
     if run.predictions.exists():
         predictions = Predictions.load(run.predictions)
         undefended = [each for each, described in schemes.items() if "undefended" in (each, described.get("preset"))]
@@ -106,10 +106,6 @@ def _epochs(run: RunFolder, stages: list[Stage]) -> dict[str, int]:
         return {}
     counts = read_csv(run.metrics).stage.value_counts()
     return {str(stage): int(counts[str(stage)]) for stage in stages if str(stage) in counts}
-
-
-def _belongs(row: Mapping[str, Any]) -> bool:
-    return bool(row["rung"])
 
 
 def _result(row: Mapping[str, Any]) -> dict[str, Any]:

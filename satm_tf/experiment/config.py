@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from satm_tf.attacks import Attack
 from satm_tf.command_line import Parser
-from satm_tf.configurable import unknown_name
+from satm_tf.configurable import look_up, unknown_name
 from satm_tf.evaluation.names import UNSEEN, NetworkName
 from satm_tf.evaluation.rungs import RUNGS, Group
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
@@ -58,12 +58,7 @@ PRESETS = {path.stem: path for path in Path(str(resources.files("satm_tf.experim
 
 
 class FrozenNetwork(NamedTuple):
-    """A network that only crafts for a scheme.
-
-    Attributes:
-        stage: The stage that trained it.
-        network: Its own name.
-    """
+    """A network that only crafts for a scheme, or teaches: the stage that trained it, and its own name."""
 
     stage: Stage
     network: str
@@ -133,13 +128,8 @@ class Config:
                 f"Received: networks={list(self.networks)}, attack={self.attack}, schemes={list(self.schemes)}"
             )
         self._check_names()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}. Received: {self.seed!r}")
-        self.data.check()
-        self.loss.check()
-        self.checks.check()
-        self.queries.check()
-        self.export.check()
         for name, network in self.all_networks.items():
             network.check(f"Network {name!r}", self.data.image_size)
         self.fine_tune.check("fine_tune")
@@ -148,8 +138,7 @@ class Config:
         self._check_schemes()
         self._check_surrogates()
         for name in self.checks.schemes or ():
-            if name not in self.schemes:
-                raise unknown_name("scheme in checks.schemes", name, self.schemes)
+            look_up("scheme in checks.schemes", name, self.schemes)
         if self.export.scheme is not None and self.export.scheme not in self.schemes:
             raise ValueError(
                 f"export.scheme must be one of the schemes, {list(self.schemes)}. Received: {self.export.scheme!r}"
@@ -165,48 +154,44 @@ class Config:
                 f"most {MOST_BYTES} bytes in UTF-8. Received: {self.name!r}"
             )
         check_path("run_dir", self.run_dir)
-        check_path("export.folder", self.export.folder)
-        for name in self.all_networks:
-            check_name("a network", name)
-        for name in self.schemes:
-            check_name("a scheme", name)
-        for name in self.evaluation_attacks:
-            check_name("an attack", name)
-        for name in self.surrogates:
-            check_name("a group of surrogates", name)
-        taken = {UNSEEN, *self.schemes} & set(self.surrogates)
-        if taken:
-            raise ValueError(
+        kinds: dict[str, Collection[str]] = {
+            "a network": self.all_networks,
+            "a scheme": self.schemes,
+            "an attack": self.evaluation_attacks,
+            "a group of surrogates": self.surrogates,
+        }
+        for kind, names in kinds.items():
+            for name in names:
+                check_name(kind, name)
+        another = "choose another name for the scheme."
+        clashes: list[tuple[Collection[str], Collection[str], str]] = [
+            (
+                self.surrogates,
+                {UNSEEN, *self.schemes},
                 "A group of surrogates must not have the name of a scheme, whose networks are each other's partners, "
-                f"or be {UNSEEN!r}. Received: surrogates.{min(taken)}"
-            )
-        rungs = set(RUNGS) & set(self.schemes)
-        if rungs:
-            raise ValueError(f"{min(rungs)!r} is a rung of the ladder in results; choose another name for the scheme.")
-        common = sorted(set(self.networks) & set(self.holdouts))
-        if common:
-            raise ValueError(f"A holdout must not be one of the networks. Received: {common[0]!r} in both")
-        if UNSEEN in self.schemes:
-            raise ValueError(
-                f"{UNSEEN!r} is the name of unseen networks in results; choose another name for the scheme."
-            )
-        if FINE_TUNE in self.schemes:
-            raise ValueError(
-                f"{FINE_TUNE!r} is the name of the fine-tuned networks in frozen_from; choose another name."
-            )
-        aliases = {f"frozen_{name}" for name in self.networks} & set(self.networks)
-        if aliases:
-            raise ValueError(f"{min(aliases)!r} is the name of a frozen network in a scheme; choose another name.")
+                f"or be {UNSEEN!r}. Received: surrogates.{{}}",
+            ),
+            (self.schemes, RUNGS, f"{{!r}} is a rung of the ladder in results; {another}"),
+            (self.holdouts, self.networks, "A holdout must not be one of the networks. Received: {!r} in both"),
+            (self.schemes, [UNSEEN], f"{{!r}} is the name of unseen networks in results; {another}"),
+            (self.schemes, [FINE_TUNE], f"{{!r}} is the name of the fine-tuned networks in frozen_from; {another}"),
+            (
+                self.networks,
+                [f"frozen_{name}" for name in self.networks],
+                "{!r} is the name of a frozen network in a scheme; choose another name.",
+            ),
+        ]
+        for names, taken, message in clashes:
+            common = set(names) & set(taken)
+            if common:
+                raise ValueError(message.format(min(common)))
 
     def _check_schemes(self) -> None:
         trained: list[str] = []
         for name, described in self.schemes.items():
-            for network in described.networks or ():
-                if network not in self.networks:
-                    raise unknown_name(f"network in schemes.{name}.networks", network, self.networks)
-            for network in described.sparring or ():
-                if network not in self.networks:
-                    raise unknown_name(f"network in schemes.{name}.sparring", network, self.networks)
+            for field_name in ("networks", "sparring"):
+                for network in getattr(described, field_name) or ():
+                    look_up(f"network in schemes.{name}.{field_name}", network, self.networks)
             frozen = [("frozen_from", origin) for origin in described.frozen_origins]
             for field_name, other in (*frozen, ("starts_from", described.starts_from)):
                 if other is not None and other not in trained:
@@ -222,9 +207,7 @@ class Config:
                         f"networks. Missing: {', '.join(sorted(lacking))}"
                     )
             trained.append(name)
-            self.training(Stage(CO_TRAIN, name)).check(f"schemes.{name}")
-            self.frozen_sources(name)
-            self._check_crafted_once(f"schemes.{name}", name)
+            self._check_training(f"schemes.{name}", name)
 
     def _check_surrogates(self) -> None:
         for group, described in self.surrogates.items():
@@ -242,21 +225,21 @@ class Config:
                             f"surrogates.{trained.group} is trained like {trained.target}, which needs {other!r}, but "
                             f"is not trained for that scheme. Received: against={trained.described.against}"
                         )
-                self.training(Stage(CO_TRAIN, name)).check(f"surrogates.{trained.group}.scheme")
-                self.frozen_sources(name)
-                self._check_crafted_once(f"surrogates.{trained.group}.scheme", name)
+                self._check_training(f"surrogates.{trained.group}.scheme", name)
 
-    def _check_crafted_once(self, path: str, scheme: str) -> None:
-        if self.scheme(scheme).crafted_once:
-            if self.data.augmentation is not None:
-                raise ValueError(
-                    f"{path}.crafted_once needs images that are the same in every epoch; set data.augmentation to "
-                    f"null. Received: {self.data.augmentation}"
-                )
-            if self.strategy in ("mirrored", "multi_worker"):
-                raise ValueError(
-                    f"{path}.crafted_once works on one device only; set strategy to none. Received: {self.strategy!r}"
-                )
+    def _check_training(self, path: str, scheme: str) -> None:
+        self.training(Stage(CO_TRAIN, scheme)).check(path)
+        self.frozen_sources(scheme)
+        crafted_once = self.scheme(scheme).crafted_once
+        if crafted_once and self.data.augmentation is not None:
+            raise ValueError(
+                f"{path}.crafted_once needs images that are the same in every epoch; set data.augmentation to null. "
+                f"Received: {self.data.augmentation}"
+            )
+        if crafted_once and self.strategy in ("mirrored", "multi_worker"):
+            raise ValueError(
+                f"{path}.crafted_once works on one device only; set strategy to none. Received: {self.strategy!r}"
+            )
 
     @property
     def folder(self) -> RunFolder:
@@ -386,13 +369,13 @@ class Config:
             ValueError: If the scheme learns from a network that does not exist.
         """
         given, group = self._described(scheme).frozen_from, self.trained_surrogates.get(scheme)
-        several = isinstance(given, list)
         known = {}
         for origin in given if isinstance(given, list) else [given or FINE_TUNE]:
             own = group.networks if group else self.networks
             for name in own if origin == FINE_TUNE else self.networks_of(origin):
                 stage = self._fine_tuned(scheme, name) if origin == FINE_TUNE else Stage(CO_TRAIN, origin)
-                known[f"{origin}/{name}" if several else f"frozen_{name}"] = FrozenNetwork(stage, name)
+                alias = f"{origin}/{name}" if isinstance(given, list) else f"frozen_{name}"
+                known[alias] = FrozenNetwork(stage, name)
         described, networks = self.scheme(scheme), self.networks_of(scheme)
         sources = described.sources(networks, known, self.sparring(scheme))
         needed = {*itertools.chain(*sources.values(), *described.teachers_of(networks, known).values())}
@@ -428,6 +411,7 @@ def from_arguments(arguments: Sequence[str], prog: str = "satm-tf train") -> Con
 
     Raises:
         SystemExit: If an argument is wrong; the message is printed.
+        ValueError: As `Config` does.
 
     Example:
         >>> from_arguments(["--config", "fashion_mnist", "--data.root", "fashion"]).data.root

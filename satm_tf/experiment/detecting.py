@@ -10,7 +10,7 @@ from satm_tf.attacks.losses import EVADING
 from satm_tf.detection import Detector, FittedDetector, Guarded, NullClass, measure
 from satm_tf.detection.base import scikit_learn
 from satm_tf.experiment.config import Config, make_attack
-from satm_tf.experiment.images import make_batches
+from satm_tf.experiment.images import arrays
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, Stage
 from satm_tf.storage import atomic_file
 
@@ -67,7 +67,7 @@ def detector_of(config: Config, images: data.ImageData, name: str) -> FittedDete
     bars.say(f"\nfitting the detector of {name}")
     network, kind = folder.load(stage, name), Detector.get(config.export.detector)
     (train, train_labels), (validation, _), (test, labels) = (
-        _arrays(config, examples.limit(limit, config.seed))
+        arrays(examples.limit(limit, config.seed), config)
         for examples, limit in ((images.train, _TRAINING), (images.validation, _VALIDATION), (images.test, _TEST))
     )
     attack = make_attack(config.attack)
@@ -92,8 +92,3 @@ def detector_of(config: Config, images: data.ImageData, name: str) -> FittedDete
         keras.saving.save_model(fitted, temporary)
     bars.say(f"\n{frame.to_string(index=False, float_format='{:.3f}'.format)}")
     return fitted
-
-
-def _arrays(config: Config, examples: data.Examples) -> tuple[np.ndarray, np.ndarray]:
-    pixels, labels = zip(*make_batches(examples, config).as_numpy_iterator(), strict=True)
-    return np.concatenate(pixels), np.concatenate(labels)

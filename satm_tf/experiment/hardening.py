@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from satm_tf import data as data_room
 from satm_tf import storage
 from satm_tf.configurable import look_up, plural
 from satm_tf.detection import Detector, FittedDetector
@@ -37,7 +38,7 @@ from satm_tf.experiment.config import (
     TrainingConfig,
 )
 from satm_tf.experiment.detecting import check_detector
-from satm_tf.experiment.images import Sizes, load_data, make_batches
+from satm_tf.experiment.images import Sizes, load_data
 from satm_tf.experiment.run_folder import CO_TRAIN, FINE_TUNE, RunFolder, Stage
 from satm_tf.experiment.running import run
 from satm_tf.experiment.surrogates import SurrogateConfig
@@ -179,7 +180,7 @@ def harden(
     images = load_data(described, RunFolder(output), seed)
     _check_fit(classifier, images, described)
     name = _name(file)
-    helpers = _helpers(size, partners)
+    trained_together, unseen = _helpers(size, partners)
     sizes = Sizes(len(images.train), len(images.validation), len(images.test))
     batch = int(np.clip(2 ** int(math.log2(max(1, sizes.train // 16))), 8, 64))
     usual = int(np.clip(math.ceil(_STEPS * batch / sizes.train), _LEAST_EPOCHS, _MOST_EPOCHS))
@@ -195,7 +196,7 @@ def harden(
                 name: NetworkConfig(model=str(file), input_range=input_range),
                 **{each: _partner(each) for each in partners},
             },
-            holdouts={each: _partner(each) for each in helpers["holdouts"] if each not in partners},
+            holdouts={each: _partner(each) for each in unseen if each not in partners},
             surrogates={"start": SurrogateConfig(rung="start", start="same")},
             fine_tune=training,
             # At a new model's learning rate, a trained one would forget.
@@ -211,12 +212,12 @@ def harden(
             export=ExportConfig(HARDENED, str(output / "exported"), [name], kind),
         )
 
-    chosen = record.get("plan")
+    chosen = record.content.get("plan")
     if chosen is None:
-        chosen = {"epochs": epochs or usual, "partners": helpers["partners"]}
+        chosen = {"epochs": epochs or usual, "partners": trained_together}
         if minutes is not None:
             chosen = _plan_for(minutes, configured, chosen, sizes, epochs)
-        record.set("plan", chosen)
+        record.write(plan=chosen)
     config = configured(**chosen)
     if not RunFolder(output).results.exists():
         about = _seconds(config, sizes) / 60
@@ -238,13 +239,11 @@ class _Record:
         asked = {key: value for key, value in given.items() if key not in ("model", "data", "output", "kind")}
         if asked.get("detector") is None:
             asked.pop("detector", None)  # which records from before there were detectors lack
-        self.check("asked", {key: repr(_plain(value)) for key, value in asked.items()})
+        plain = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in asked.items()}
+        self.check("asked", {key: repr(value) for key, value in plain.items()})
 
-    def get(self, key: str) -> Any:
-        return self.content.get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        self.content[key] = value
+    def write(self, **content: Any) -> None:
+        self.content |= content
         storage.write_json(self.path, self.content)
 
     def check(self, key: str, value: Any) -> None:
@@ -257,10 +256,6 @@ class _Record:
                 f"{self.path.parent} holds the results of another call; choose another output, or delete it. "
                 f"Received: other values of {', '.join(differing)}"
             )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
 
 
 def _model_file(
@@ -287,12 +282,12 @@ def _model_file(
 
 
 def _images(
-    data: Any, output: Path, input_range: tuple[float, float], class_names: Sequence[str] | None, record: _Record
+    given: Any, output: Path, input_range: tuple[float, float], class_names: Sequence[str] | None, record: _Record
 ) -> dict[str, Any]:
     """The fields of the configuration that locate the images; images in memory are first written to files."""
-    if isinstance(data, (str, os.PathLike)):
-        return {"root": os.fspath(data)}
-    batches = [data] if isinstance(data, tuple) else data
+    if isinstance(given, (str, os.PathLike)):
+        return {"root": os.fspath(given)}
+    batches = [given] if isinstance(given, tuple) else given
     pixels: list[Any] = []
     labels: list[int] = []
     low, high = input_range
@@ -334,7 +329,7 @@ def _images(
     return {"root": str(folder), "format": "folder", "class_names": names}
 
 
-def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) -> None:
+def _check_fit(classifier: ImageClassifier, images: data_room.ImageData, described: DataConfig) -> None:
     """Checks before any training that the model fits these images."""
     if classifier.num_classes != images.num_classes:
         raise ValueError(
@@ -342,28 +337,19 @@ def _check_fit(classifier: ImageClassifier, images: Any, described: DataConfig) 
             f"{', '.join(images.class_names)}"
         )
     some = images.train.limit(256, 0)
-    answers, labels = [], []
-    for batch, classes in make_batches(some, _Sized(described)):  # type: ignore[arg-type]
-        answers.extend(np.argmax(classifier(batch), -1))
-        labels.extend(classes.numpy())
-    rate = float(np.mean(np.equal(answers, labels)))
+    batches = data_room.batches(some, image_size=described.image_size, batch_size=128, cache=False).as_numpy_iterator()
+    right = np.concatenate([np.argmax(classifier(batch), -1) == labels for batch, labels in batches])
+    rate = float(right.mean())
     if at_chance(rate, images.num_classes):
         raise ValueError(
-            f"The model classifies {rate:.0%} of {plural(len(labels), 'training image')} correctly, no better than "
+            f"The model classifies {rate:.0%} of {plural(len(right), 'training image')} correctly, no better than "
             "chance, so there is nothing to defend. Check input_range; that class_names are in the order of the "
             "model's outputs; and that images differ from class to class. Received: the classes "
             f"{', '.join(images.class_names)}"
         )
 
 
-@dataclass(frozen=True)
-class _Sized:
-    """The part of a configuration that `make_batches` uses."""
-
-    data: DataConfig
-
-
-def _helpers(size: int, partners: Sequence[str] | None) -> dict[str, list[str]]:
+def _helpers(size: int, partners: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """The partners, and the unseen networks that attack."""
     at_hand = [name for name in _LARGE if size >= _LARGE_FROM and NetworkConfig(name).weights_at_hand()]
     fitting = [*at_hand, *(name for name in _SMALL if size >= get_backbone(name).minimum_size)]
@@ -374,7 +360,7 @@ def _helpers(size: int, partners: Sequence[str] | None) -> dict[str, list[str]]:
             "The networks that train together with a model and attack it need images of at least 16 x 16. Received: "
             f"{size}"
         )
-    return {"partners": chosen, "holdouts": unseen}
+    return chosen, unseen
 
 
 def _partner(backbone: str) -> NetworkConfig:

@@ -130,3 +130,9 @@ def make_batches(examples: data.Examples, config: Config, **options: Any) -> tf.
     return data.batches(
         examples, image_size=config.data.image_size, cache=config.data.cache, **{"batch_size": 128, **options}
     )
+
+
+def arrays(examples: data.Examples, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """All of some examples at the configuration's image size, float32 `[n, height, width, 3]`, and their labels."""
+    pixels, labels = zip(*make_batches(examples, config).as_numpy_iterator(), strict=True)
+    return np.concatenate(pixels), np.concatenate(labels)

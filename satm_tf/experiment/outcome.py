@@ -55,7 +55,10 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
         effort=config.checks.effort,
         class_names=images.class_names,
         account=str(images.account),
-        columns={"fold": config.data.fold, "scheme": _schemes},
+        columns={
+            "fold": config.data.fold,
+            "scheme": lambda rows: [NetworkName.parse(each).scheme for each in rows.target],
+        },
         seed=config.seed,
         folder=folder.path,
         stage="evaluate",
@@ -66,10 +69,6 @@ def conclude(config: Config, images: data.ImageData) -> pd.DataFrame:
         bars.say(f"\nwritten: {assessment.report()}")
     _export(config, images)
     return assessment.results
-
-
-def _schemes(results: pd.DataFrame) -> list[str]:
-    return [NetworkName.parse(target).scheme for target in results.target]
 
 
 def _export(config: Config, images: data.ImageData) -> None:
@@ -85,7 +84,10 @@ def _export(config: Config, images: data.ImageData) -> None:
         digest = sha256(folder.network(stage, name))
         place = Path(config.export.folder) / name
         # A kill between an export and its record leaves a version that belongs to this run.
-        version = _version_of(place, digest)
+        cards = place.glob("*/assets.extra/model_card.json")
+        version = next(
+            (card.parents[1] for card in cards if read_json(card).get("network_file", {}).get("sha256") == digest), None
+        )
         if version is None:
             card = {**facts_from_run(folder.path, scheme, name), "network_file": {"sha256": digest}}
             if card.get("at_chance"):
@@ -98,11 +100,3 @@ def _export(config: Config, images: data.ImageData) -> None:
         exported[name] = str(version)
         bars.say(f"exported {version}")
         write_json(folder.exports, exported)
-
-
-def _version_of(place: Path, digest: str) -> Path | None:
-    """The exported version that was made from this file of a network, if there is one."""
-    for card in place.glob("*/assets.extra/model_card.json"):
-        if read_json(card).get("network_file", {}).get("sha256") == digest:
-            return card.parents[1]
-    return None

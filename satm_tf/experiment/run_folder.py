@@ -57,7 +57,6 @@ class RunFolder(ResultsFolder):
         path: The folder; it need not exist.
 
     Attributes:
-        metrics: A row for each stage and epoch.
         exports: The folder of each exported version, by the network's name.
         unfinished: The checkpoints of stages that have not finished.
         crafted: The examples that schemes craft once, while their stages are unfinished.
@@ -73,7 +72,6 @@ class RunFolder(ResultsFolder):
 
     def __init__(self, path: str | Path):
         super().__init__(path)
-        self.metrics = self.path / "metrics.csv"
         self.exports = self.path / "exports.json"
         self.unfinished = self.path / "checkpoints"
         self.crafted = self.unfinished / "crafted"

@@ -114,8 +114,7 @@ def train(config: Config, stages: Collection[Stage] | None = None) -> data.Image
 def _prepare(config: Config) -> Job:
     """Checks everything that could stop the run, and returns what all stages need: images and devices."""
     strategy = get_strategy(config.strategy)  # Several workers must connect before TensorFlow does any work.
-    _check_optimizers(config)
-    _check_detector(config)
+    _check_parts(config)
     devices = devices_for(tuple(config.all_networks)) if config.strategy == "network_per_device" else {}
     folder = config.folder
     with _one_after_the_other(strategy):
@@ -182,8 +181,7 @@ def check(config: Config) -> tuple[data.ImageData, Sizes]:
         get_strategy(config.strategy)
     if config.strategy == "network_per_device":
         devices_for(tuple(config.all_networks))
-    _check_optimizers(config)
-    _check_detector(config)
+    _check_parts(config)
     surrogates = [network for group in config.surrogates.values() for network in (group.networks or {}).values()]
     for network in [*config.all_networks.values(), *surrogates]:
         if network.model is not None and not Path(network.model).is_file():
@@ -204,12 +202,8 @@ def _described(config: Config) -> dict[str, Any]:
     return described
 
 
-def _check_detector(config: Config) -> None:
-    scheme = config.export.scheme
-    check_detector(config.export.detector, null_class=scheme is not None and config.scheme(scheme).null_share > 0)
-
-
-def _check_optimizers(config: Config) -> None:
+def _check_parts(config: Config) -> None:
+    """Finds an optimizer or a detector that cannot be made."""
     for stage in config.stages():
         training = config.training(stage)
         try:
@@ -219,6 +213,8 @@ def _check_optimizers(config: Config) -> None:
                 f"Keras cannot make the optimizer of {stage} ({error}). "
                 f"Received: {training.optimizer!r}, {training.optimizer_options}"
             ) from error
+    scheme = config.export.scheme
+    check_detector(config.export.detector, null_class=scheme is not None and config.scheme(scheme).null_share > 0)
 
 
 def _loss(config: Config, images: data.ImageData) -> ClassificationLoss:

@@ -42,11 +42,7 @@ _OPTIMIZERS = {
 
 
 def check_name(kind: str, name: Any) -> None:
-    """Checks a name that is used for files, columns and options.
-
-    Raises:
-        ValueError: If it is not valid in all of them.
-    """
+    """Raises a ValueError for a name that is not valid in files, columns and options."""
     known = isinstance(name, str) and re.fullmatch(r"[^\W\d][\w+-]*", name) and yaml.safe_load(name) == name
     if not known or len(name.encode()) > MOST_BYTES:
         raise ValueError(
@@ -56,11 +52,7 @@ def check_name(kind: str, name: Any) -> None:
 
 
 def check_path(path: str, value: str | None) -> None:
-    """Checks a value that becomes a path or part of one.
-
-    Raises:
-        ValueError: If it is empty, holds characters that cannot be printed, or has a part that is too long.
-    """
+    """Raises a ValueError for an empty path, or one of which a part cannot be printed or is too long."""
     if value is None:
         return
     if not value or not value.isprintable() or max(len(part.encode()) for part in Path(value).parts) > 255:
@@ -70,7 +62,14 @@ def check_path(path: str, value: str | None) -> None:
 
 
 def _check_number(
-    path: str, value: Any, minimum: float, *, above: bool = False, whole: bool = False, null: bool = False
+    path: str,
+    value: Any,
+    minimum: float,
+    *,
+    above: bool = False,
+    below: float = math.inf,
+    whole: bool = False,
+    null: bool = False,
 ) -> None:
     if value is None and null:
         return
@@ -80,6 +79,14 @@ def _check_number(
         bound = f" above {minimum:g}" if above else f" of {minimum:g} or more"
         bound = bound if math.isfinite(minimum) else ""
         raise ValueError(f"{path} must be {kind}{bound}{', or null' if null else ''}. Received: {value!r}")
+    if value >= below:
+        raise ValueError(f"{path} must be below {below:g}. Received: {value!r}")
+
+
+def _check_numbers(path: str, section: Any, names: str, minimum: float, **bounds: Any) -> None:
+    """Checks fields of a section, whose names are separated by spaces."""
+    for name in names.split():
+        _check_number(f"{path}.{name}", getattr(section, name), minimum, **bounds)
 
 
 def make_attack(options: Mapping[str, Any], epsilon: float | None = None) -> Attack:
@@ -151,26 +158,15 @@ class DataConfig:
     num_subjects: int = 480
     images_per_subject: int = 5
 
-    def check(self) -> None:
-        """Checks the fields that do not need the data.
-
-        Raises:
-            ValueError: If a number is outside its range, or a path is not valid.
-        """
-        for name in ("image_size", "num_subjects", "images_per_subject"):
-            _check_number(f"data.{name}", getattr(self, name), 1, whole=True)
+    def __post_init__(self) -> None:
+        _check_numbers("data", self, "image_size num_subjects images_per_subject", 1, whole=True)
         if self.image_size > _MOST_PIXELS:
             raise ValueError(f"data.image_size must be at most {_MOST_PIXELS}. Received: {self.image_size}")
         for name in ("root", "table", "prepared"):
             check_path(f"data.{name}", getattr(self, name))
-        for name in ("limit", "test_limit"):
-            _check_number(f"data.{name}", getattr(self, name), 1, whole=True, null=True)
-        _check_number("data.fold", self.fold, 0, whole=True, null=True)
-        for name in ("test_share", "validation_share", "surrogate_share"):
-            share = getattr(self, name)
-            _check_number(f"data.{name}", share, 0)
-            if share >= 1:
-                raise ValueError(f"data.{name} must be below 1. Received: {share!r}")
+        _check_numbers("data", self, "limit test_limit", 1, whole=True, null=True)
+        _check_numbers("data", self, "fold", 0, whole=True, null=True)
+        _check_numbers("data", self, "test_share validation_share surrogate_share", 0, below=1)
 
 
 @dataclass(frozen=True)
@@ -228,11 +224,7 @@ class NetworkConfig:
         return next((name for name, weights in published.items() if weights.cached.is_file()), None)
 
     def check(self, path: str, image_size: int) -> None:
-        """Checks the fields before the network is built.
-
-        Args:
-            path: Its path in the configuration.
-            image_size: The size of its images.
+        """Checks the fields for images of this size; `path` is the network's in the configuration.
 
         Raises:
             ValueError: If the backbone is unknown, the images are too small for it, dropout is not a rate, or options
@@ -254,9 +246,7 @@ class NetworkConfig:
             raise ValueError(
                 f"{path} needs images of at least {minimum} x {minimum}. Received: data.image_size={image_size}"
             )
-        _check_number(f"{path}.dropout", self.dropout, 0, null=True)
-        if self.dropout is not None and self.dropout >= 1:
-            raise ValueError(f"{path}.dropout must be below 1. Received: {self.dropout!r}")
+        _check_numbers(path, self, "dropout", 0, below=1, null=True)
 
 
 _RATES = re.compile("(adam_)?beta_[12]|rho|momentum|ema_momentum")
@@ -272,9 +262,8 @@ def _check_optimizer_option(path: str, option: str, default: Any, value: Any) ->
             raise ValueError(f"{path} must be true or false. Received: {value!r}")
     elif isinstance(default, int | float) or option in (*_POSITIVE, "weight_decay"):
         lowest = -math.inf if isinstance(default, int | float) and default < 0 else 0
-        _check_number(path, value, lowest, above=option in _POSITIVE, whole=option.endswith("steps"))
-        if _RATES.fullmatch(option) and value >= 1:
-            raise ValueError(f"{path} must be below 1. Received: {value!r}")
+        below = 1 if _RATES.fullmatch(option) else math.inf
+        _check_number(path, value, lowest, above=option in _POSITIVE, below=below, whole=option.endswith("steps"))
 
 
 @dataclass(frozen=True)
@@ -303,19 +292,16 @@ class TrainingConfig:
     checkpoint_seconds: float = 300.0
 
     def check(self, path: str) -> None:
-        """Checks the fields before any training.
-
-        Args:
-            path: Its path in the configuration.
+        """Checks the fields; `path` is the stage's in the configuration.
 
         Raises:
             ValueError: If a number is outside its range, or Keras has no such optimizer or option.
         """
-        _check_number(f"{path}.epochs", self.epochs, 0, whole=True)
-        _check_number(f"{path}.batch_size", self.batch_size, 1, whole=True)
-        _check_number(f"{path}.learning_rate", self.learning_rate, 0, above=True)
-        _check_number(f"{path}.patience", self.patience, 0, whole=True, null=True)
-        _check_number(f"{path}.checkpoint_seconds", self.checkpoint_seconds, 0)
+        _check_numbers(path, self, "epochs", 0, whole=True)
+        _check_numbers(path, self, "batch_size", 1, whole=True)
+        _check_numbers(path, self, "learning_rate", 0, above=True)
+        _check_numbers(path, self, "patience", 0, whole=True, null=True)
+        _check_numbers(path, self, "checkpoint_seconds", 0)
         if "learning_rate" in self.optimizer_options:
             raise ValueError(
                 f"Set the learning rate in {path}.learning_rate, not in the optimizer's options. "
@@ -383,18 +369,13 @@ class _SchemeConfig:
         """
         given = {name: getattr(self, name) for name in ("preset", *_SCHEME_FIELDS)}
         given = {name: value for name, value in given.items() if value is not None}
-        for name in ("epsilon", *WEIGHTS):
+        for name, (minimum, whole) in _SCHEME_NUMBERS.items():
             value = given.get(name)
             values = (
                 value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
             )
             for each in values:
-                _check_number(name, each, 0, null=True)
-        for name in ("snapshots", "snapshot_steps"):
-            _check_number(name, given.get(name), 1, whole=True, null=True)
-        _check_number("crafted_once", given.get("crafted_once"), 0, whole=True, null=True)
-        _check_number("temperature", given.get("temperature"), 1, null=True)
-        _check_number("null_share", given.get("null_share"), 0, null=True)
+                _check_number(name, each, minimum, whole=whole, null=True)
         if given.get("domain_adaptation") == "none":
             given["domain_adaptation"] = None
         own = given.get("attack")
@@ -415,6 +396,13 @@ class _SchemeConfig:
 
 
 _SCHEME_FIELDS = tuple(each.name for each in dataclasses.fields(Scheme))
+# The minimum of each number, and whether it must be whole.
+_SCHEME_NUMBERS = {
+    **dict.fromkeys(("epsilon", "null_share", *WEIGHTS), (0, False)),
+    "temperature": (1, False),
+    "crafted_once": (0, True),
+    **dict.fromkeys(("snapshots", "snapshot_steps"), (1, True)),
+}
 
 if TYPE_CHECKING:
 
@@ -459,12 +447,7 @@ class LossConfig:
     class_weights: Literal["balanced"] | list[float] | None = None
     order_temperature: float | None = None
 
-    def check(self) -> None:
-        """Checks the fields that do not need the data.
-
-        Raises:
-            ValueError: If a number is outside its range.
-        """
+    def __post_init__(self) -> None:
         weights = None if self.class_weights == "balanced" else self.class_weights
         ClassificationLoss(**{**vars(self), "class_weights": weights})
 
@@ -486,16 +469,11 @@ class ExportConfig:
     networks: list[str] | None = None
     detector: str | None = None
 
-    def check(self) -> None:
-        """Finds what is wrong before any training.
-
-        Raises:
-            ValueError: If the detector is unknown, or there is nothing that it could be exported with.
-        """
-        if self.detector is None:
-            return
-        look_up("detector", self.detector, Detector.members)
-        if self.scheme is None:
+    def __post_init__(self) -> None:
+        check_path("export.folder", self.folder)
+        if self.detector is not None:
+            look_up("detector", self.detector, Detector.members)
+        if self.detector is not None and self.scheme is None:
             raise ValueError(
                 f"A detector is exported with the networks of a scheme: --export.scheme SCHEME. Received: none, and "
                 f"export.detector={self.detector!r}"
@@ -514,12 +492,7 @@ class QueriesConfig:
     budgets: list[int] = field(default_factory=list)
     limit: int = 100
 
-    def check(self) -> None:
-        """Checks the fields before any measurement.
-
-        Raises:
-            ValueError: If a number is outside its range.
-        """
+    def __post_init__(self) -> None:
         for budget in [*self.budgets, self.limit]:
             _check_number("queries.budgets and queries.limit", budget, 1, whole=True)
         if len(set(self.budgets)) < len(self.budgets):
@@ -540,13 +513,8 @@ class ChecksConfig:
     limit: int = 200
     effort: dict[str, int] = field(default_factory=dict)
 
-    def check(self) -> None:
-        """Checks the fields before any measurement.
-
-        Raises:
-            ValueError: If an option is unknown or a number outside its range.
-        """
-        _check_number("checks.limit", self.limit, 1, whole=True)
+    def __post_init__(self) -> None:
+        _check_numbers("checks", self, "limit", 1, whole=True)
         for option, value in self.effort.items():
             if option not in EFFORT:
                 raise unknown_name("option in checks.effort", option, EFFORT)

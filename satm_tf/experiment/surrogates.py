@@ -45,12 +45,7 @@ class SurrogateConfig:
     seed: int | None = None
 
     def check(self, path: str, networks: Collection[str], schemes: Mapping[str, Any]) -> None:
-        """Checks that the fields fit together.
-
-        Args:
-            path: Its path in the configuration.
-            networks: The networks that are defended.
-            schemes: The experiment's schemes.
+        """Checks the fields for an experiment's networks and schemes; `path` is the group's in the configuration.
 
         Raises:
             ValueError: If something is unknown, or the models do not fit their rung.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,7 @@ from satm_tf.evaluation.leaking import against_clean
 from satm_tf.evaluation.names import NetworkName
 from satm_tf.experiment.config import Config
 from satm_tf.paper.measuring import cells_of
-from satm_tf.paper.settled import SETTLED
-from satm_tf.paper.tables import READINGS, Entry, Table
+from satm_tf.paper.tables import READINGS, SETTLED, Entry, Table
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ def compare(table: Table, config: Config, repeats: Sequence[Repeat], reading: st
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class _Hits:
+class _Hits(NamedTuple):
     """Whether each image counts, for each of the cells of an entry."""
 
     rate: list[np.ndarray]
@@ -210,7 +208,7 @@ def _grid(table: Table, rows: pd.DataFrame) -> str:
     for name in against:
         head += [f"points over {name}", "paper"]
     lines = [head, ["---"] * len(head)]
-    for row in _records(rows):
+    for row in rows.to_dict("records"):
         line = [row["target"], row["examples_of"], _epsilon(row["epsilon"]), row["scheme"]]
         for value in values:
             line += [_own(row, value), _number(row[f"paper_{value}"]), _number(row[f"{value}_difference"], "+.1f")]
@@ -224,13 +222,13 @@ def _number(value: float, form: str = ".2f") -> str:
     return "" if pd.isna(value) else format(value, form)
 
 
-def _own(row: Mapping[str, Any], value: str) -> str:
+def _own(row: Mapping[Any, Any], value: str) -> str:
     if row["repeats"] > 1:
         return f"{row[value]:.1f} ± {row[f'{value}_sd']:.1f}"
     return f"{row[value]:.1f} ({row[f'{value}_low']:.1f} to {row[f'{value}_high']:.1f})"
 
 
-def _over(row: Mapping[str, Any], name: str) -> str:
+def _over(row: Mapping[Any, Any], name: str) -> str:
     if pd.isna(row[f"over_{name}"]):
         return ""
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(row[f"over_{name}{end}"] for end in ("", "_low", "_high")))
@@ -245,10 +243,6 @@ def _epsilon(epsilon: float) -> str:
 def _leaking(rows: pd.DataFrame) -> list[str]:
     return [
         f"{row['scheme']}, {row['target']}, by {_over(row, 'clean_images')} points"
-        for row in _records(rows)
+        for row in rows.to_dict("records")
         if row["leaks"]
     ]
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [dict(zip(rows.columns, values, strict=True)) for values in rows.itertuples(index=False, name=None)]

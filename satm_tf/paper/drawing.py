@@ -77,7 +77,7 @@ def draw_gallery(
     attack = config.table_attacks()[READINGS[reading]]
     canvas = Canvas(figsize=(6.6, 4.6), layout="constrained")
     parts = np.asarray(canvas.subfigures(2, 2)).flat
-    rows: list[dict[str, object]] = []
+    rows: list[tuple[float, int, str, str]] = []
     used: set[int] = set()
     for part, epsilon in zip(parts, figure.epsilons, strict=True):
         found = _fooled(network, attack, make_batches(images.test, config), epsilon, config.seed, used)
@@ -85,24 +85,14 @@ def draw_gallery(
         if found is None:
             part.suptitle(f"{title}: no image is misclassified", fontsize=9)
             continue
-        index, clean, adversarial, label, predicted = found
+        index, clean, adversarial, *classes = found
+        label, predicted = (images.class_names[each] for each in classes)
         used.add(index)
-        rows.append(
-            {
-                "epsilon": epsilon,
-                "test_image": index,
-                "label": images.class_names[label],
-                "adversarial_as": images.class_names[predicted],
-            }
-        )
+        rows.append((epsilon, index, label, predicted))
         part.suptitle(title, fontsize=10)
         # As in the paper: the adversarial image on the left, the clean one on the right.
-        for axes, image, text in zip(
-            part.subplots(1, 2),
-            (adversarial, clean),
-            (f"predicted: {images.class_names[predicted]}", f"clean: {images.class_names[label]}"),
-            strict=True,
-        ):
+        shown = (adversarial, f"predicted: {predicted}"), (clean, f"clean: {label}")
+        for axes, (image, text) in zip(part.subplots(1, 2), shown, strict=True):
             axes.imshow(image, vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(text, fontsize=9)

@@ -230,6 +230,8 @@ class Scheme:
             start = fields.pop("preset", None)
         if isinstance(start, str):
             start = look_up("scheme", start, SCHEMES)
+        if "teachers" not in fields and not any(_values(fields.get("teacher_weight", 1.0))):
+            fields["teachers"] = None  # Without their weight, a preset's teachers teach nothing.
         for name in fields:
             look_up("field of a scheme", name, cls.__dataclass_fields__)
         return dataclasses.replace(start or cls(), **fields)

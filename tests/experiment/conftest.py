@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from satm_tf.evaluation import assessment
 from satm_tf.experiment import config as configuration
+from satm_tf.experiment import cost
 from satm_tf.models import register_backbone
 
 SIZE, CLASSES = 16, 3
@@ -59,6 +61,19 @@ def described(idx_folder, folder):
         checks=configuration.ChecksConfig(schemes=["satm"], limit=12, effort={"steps": 2, "targets": 1, "queries": 5}),
         export=configuration.ExportConfig("satm", str(folder / "exported")),
     )
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Runs write neither a report nor galleries, which have tests of their own."""
+    monkeypatch.setattr(assessment.Assessment, "report", lambda self: None)
+    monkeypatch.setattr(assessment, "write_galleries", lambda *arguments, **options: None)
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """A network takes a second an image; that real ones are timed is tested in test_cost.py."""
+    monkeypatch.setattr(cost, "time_network", lambda *arguments: cost.Network(1.0, 0.0, 1000))
 
 
 @pytest.fixture

@@ -91,183 +91,162 @@ def changed(config, **changes):
     return dataclasses.replace(config, **changes)
 
 
+def change(**fields):
+    """A function that gives a configuration these fields."""
+    return lambda config: changed(config, **fields)
+
+
+def data(**fields):
+    return lambda config: changed(config, data=dataclasses.replace(config.data, **fields))
+
+
+def scheme(**fields):
+    return lambda config: changed(config, schemes={"s": configuration.SchemeConfig(**fields)})
+
+
+def co_train(**fields):
+    return lambda config: changed(config, co_train=configuration.TrainingConfig(**fields))
+
+
+def section(field, kind, **fields):
+    """Makes the section when it is called, because it checks itself."""
+    return lambda config: changed(config, **{field: kind(**fields)})
+
+
+def checks(**fields):
+    return section("checks", configuration.ChecksConfig, **fields)
+
+
+def export(**fields):
+    return section("export", configuration.ExportConfig, **fields)
+
+
+def loss(**fields):
+    return section("loss", configuration.LossConfig, **fields)
+
+
+NETWORK = configuration.NetworkConfig("tiny_for_experiments")
+SATM = configuration.SchemeConfig(preset="satm")
+ONCE = {"preset": "pubdef", "crafted_once": 1}
+NAN, INFINITY = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: changed(c, networks={}), "needs networks"),
-        (lambda c: changed(c, attack={"name": "fgms", "epsilon": 0.1}), "Did you mean 'fgsm'"),
-        (lambda c: changed(c, attack={"name": "fgsm", "epsilon": 16}), "16/256"),
-        (lambda c: changed(c, attack={"name": "fgsm", "epsilon": 0.1, "alfa": 1}), "option of attack"),
-        (lambda c: changed(c, evaluation_attacks={"x": {"name": "nothing"}}), "Unknown attack"),
-        (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
-        (lambda c: changed(c, holdouts={"a": c.networks["a"]}), "must not be one of the networks"),
+        (change(networks={}), "needs networks"),
+        (change(attack={"name": "fgms", "epsilon": 0.1}), "Did you mean 'fgsm'"),
+        (change(attack={"name": "fgsm", "epsilon": 16}), "16/256"),
+        (change(attack={"name": "fgsm", "epsilon": 0.1, "alfa": 1}), "option of attack"),
+        (change(evaluation_attacks={"x": {"name": "nothing"}}), "Unknown attack"),
+        (change(networks={"a": configuration.NetworkConfig("compact_vg")}), "Did you mean 'compact_vgg'"),
+        (change(holdouts={"a": NETWORK}), "must not be one of the networks"),
+        (change(networks={"a": NETWORK, "frozen_a": NETWORK}), "name of a frozen network"),
+        (change(networks={"itself": NETWORK}), "these are reserved words"),
+        (change(networks={"a/b": NETWORK}), "must start with a letter"),
+        (scheme(learns_from="other"), "Did you mean 'others'"),
+        (scheme(learns_from={"a": "frozen_z", "b": "a"}), "Unknown source"),
+        (scheme(networks=["a", "z"]), "Unknown network"),
+        (scheme(sparring=["z"]), r"Unknown network in schemes\.s\.sparring"),
+        (scheme(frozen_from="t"), "trained before it"),
+        (scheme(starts_from="t"), "trained before it"),
         (
-            lambda c: changed(c, networks={"a": c.networks["a"], "frozen_a": c.networks["a"]}),
-            "name of a frozen network",
-        ),
-        (lambda c: changed(c, networks={"itself": c.networks["a"]}), "these are reserved words"),
-        (lambda c: changed(c, networks={"a/b": c.networks["a"]}), "must start with a letter"),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from="other")}), "Did you mean 'others'"),
-        (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(learns_from={"a": "frozen_z", "b": "a"})}),
-            "Unknown source",
-        ),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(networks=["a", "z"])}), "Unknown network"),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(frozen_from="t")}), "trained before it"),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(starts_from="t")}), "trained before it"),
-        (
-            lambda c: changed(
-                c,
+            change(
                 schemes={
                     "s": configuration.SchemeConfig(preset="adversarial", networks=["a"]),
                     "t": configuration.SchemeConfig(starts_from="s"),
-                },
+                }
             ),
             "Missing: b",
         ),
+        (scheme(epochs=-1), r"schemes\.s\.epochs must be a whole number of 0 or more"),
+        (scheme(preset="stam"), "Did you mean 'satm'"),
+        (scheme(batch_norm={"aa": "frozen"}), "Received: aa; networks that do: a, b"),
+        (scheme(attack={"z": {"name": "fgsm"}}), "Unknown source in attack"),
+        (scheme(preset="mutual", networks=["a"]), "'a' cannot learn from 'others'"),
+        (scheme(learns_from="itself", peer_weight=1.0, networks=["a"]), "peer_weight needs at least two"),
+        (scheme(crafted_once=1), "Received: a, b"),
+        (scheme(preset="pubdef", crafted_once=0.5), "crafted_once must be a whole number of 0 or more, or null"),
         (
-            lambda c: changed(c, schemes={**c.schemes, "s": configuration.SchemeConfig(epochs=-1)}),
-            r"schemes\.s\.epochs must be a whole number of 0 or more",
-        ),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="stam")}), "Did you mean 'satm'"),
-        (lambda c: changed(c, checks=configuration.ChecksConfig(schemes=["stam"])), "Did you mean 'satm'"),
-        (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(batch_norm={"aa": "frozen"})}),
-            "Received: aa; networks that do: a, b",
-        ),
-        (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(attack={"z": {"name": "fgsm"}})}),
-            "Unknown source in attack",
-        ),
-        (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="mutual", networks=["a"])}),
-            "'a' cannot learn from 'others'",
-        ),
-        (
-            lambda c: changed(
-                c, schemes={"s": configuration.SchemeConfig(learns_from="itself", peer_weight=1.0, networks=["a"])}
-            ),
-            "peer_weight needs at least two",
-        ),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(crafted_once=1)}), "Received: a, b"),
-        (
-            lambda c: changed(c, schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=0.5)}),
-            "crafted_once must be a whole number of 0 or more, or null",
-        ),
-        (
-            lambda c: changed(
-                c,
-                schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=1)},
-                data=dataclasses.replace(c.data, augmentation=Augmentation()),
-            ),
+            lambda c: scheme(**ONCE)(data(augmentation=Augmentation())(c)),
             r"schemes\.s\.crafted_once needs images that are the same in every epoch",
         ),
         (
-            lambda c: changed(
-                c, schemes={"s": configuration.SchemeConfig(preset="pubdef", crafted_once=1)}, strategy="mirrored"
-            ),
+            lambda c: scheme(**ONCE)(changed(c, strategy="mirrored")),
             r"schemes\.s\.crafted_once works on one device only",
         ),
-        (lambda c: changed(c, checks=configuration.ChecksConfig(effort={"step": 1})), "Did you mean 'steps'"),
-        (lambda c: changed(c, co_train=configuration.TrainingConfig(epochs=-1)), r"co_train\.epochs must be"),
-        (lambda c: changed(c, export=configuration.ExportConfig("stam")), "export.scheme must be one of"),
-        (lambda c: changed(c, export=configuration.ExportConfig(detector="quantised_rbf")), "--export.scheme SCHEME"),
-        (lambda c: changed(c, export=configuration.ExportConfig(detector="pca")), "Unknown detector"),
-        (lambda c: changed(c, fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
-        (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=4)), "at least 8 x 8"),
+        (checks(schemes=["stam"]), "Did you mean 'satm'"),
+        (checks(effort={"step": 1}), "Did you mean 'steps'"),
+        (co_train(epochs=-1), r"co_train\.epochs must be"),
+        (export(scheme="stam"), "export.scheme must be one of"),
+        (export(detector="quantised_rbf"), "--export.scheme SCHEME"),
+        (export(detector="pca"), "Unknown detector"),
+        (change(fine_tune=configuration.TrainingConfig(optimizer="adamm")), "adamm"),
+        (data(image_size=4), "at least 8 x 8"),
         *(
-            (lambda c, n=name: changed(c, networks={n: c.networks["a"]}), "must start with a letter")
+            (change(networks={name: NETWORK}), "must start with a letter")
             for name in ("123", 123, "yes", True, None, 1.5, "", "a\nb", "a" * 101, "é" * 51, "a.b", "a\\b")
         ),
-        (lambda c: changed(c, schemes={"no": c.schemes["satm"]}), "must start with a letter"),
-        (lambda c: changed(c, schemes={"holdout": c.schemes["satm"]}), "the name of unseen networks in results"),
+        (change(schemes={"no": SATM}), "must start with a letter"),
+        (change(schemes={"holdout": SATM}), "the name of unseen networks in results"),
+        (change(schemes={"unseen": SATM}), "a rung of the ladder in results"),
+        (change(schemes={"fine_tune": SATM}), "the name of the fine-tuned networks"),
         *(
-            (lambda c, n=name: changed(c, name=n), "name becomes a folder")
+            (change(name=name), "name becomes a folder")
             for name in ("a\nb", "a" * 300, "é" * 60, "", "a/b", "..", "nul\0", "\u202ea")
         ),
-        *((lambda c, s=seed: changed(c, seed=s), "seed must be") for seed in (-1, 1e20, 10**20, True, 2.5)),
+        *((change(seed=seed), "seed must be") for seed in (-1, 1e20, 10**20, True, 2.5)),
+        *((co_train(learning_rate=rate), "learning_rate must be") for rate in (-1.0, 0.0, NAN, INFINITY)),
+        (co_train(optimizer_options={"learning_rate": 0.1}), r"in co_train\.learning_rate"),
         *(
-            (
-                lambda c, r=rate: changed(c, co_train=configuration.TrainingConfig(learning_rate=r)),
-                "learning_rate must be",
-            )
-            for rate in (-1.0, 0.0, float("nan"), float("inf"))
-        ),
-        (
-            lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"learning_rate": 0.1})),
-            r"in co_train\.learning_rate",
-        ),
-        *(
-            (
-                lambda c, o=name: changed(c, co_train=configuration.TrainingConfig(optimizer=o)),
-                "Unknown Keras optimizer",
-            )
+            (co_train(optimizer=name), "Unknown Keras optimizer")
             for name in ("LossScaleOptimizer", "loss_scale_optimizer", "MultiOptimizer", "Optimizer", "nothing")
         ),
-        (
-            lambda c: changed(c, co_train=configuration.TrainingConfig(optimizer_options={"momentun": 0.9})),
-            "momentun",
-        ),
+        (co_train(optimizer_options={"momentun": 0.9}), "momentun"),
         *(
-            (
-                lambda c, o=options: changed(c, co_train=configuration.TrainingConfig(optimizer_options=o)),
-                rf"co_train\.optimizer_options\.{next(iter(options))} must be",
-            )
-            for options in (
-                *({"beta_1": value} for value in (float("nan"), "nan", "text", 1, 2, -0.1, None, True)),
-                *({"clipnorm": value} for value in (-1, 0, float("nan"), "1")),
-                *({"weight_decay": value} for value in (-1, float("nan"))),
-                *({"loss_scale_factor": value} for value in (0, float("inf"))),
-                {"epsilon": -1},
-                {"amsgrad": 1},
-            )
+            (co_train(optimizer_options={name: value}), rf"co_train\.optimizer_options\.{name} must be")
+            for name, values in {
+                "beta_1": (NAN, "nan", "text", 1, 2, -0.1, None, True),
+                "clipnorm": (-1, 0, NAN, "1"),
+                "weight_decay": (-1, NAN),
+                "loss_scale_factor": (0, INFINITY),
+                "epsilon": (-1,),
+                "amsgrad": (1,),
+            }.items()
+            for value in values
         ),
         (
-            lambda c: changed(
-                c,
-                co_train=configuration.TrainingConfig(optimizer="muon", optimizer_options={"muon_b": float("nan")}),
-            ),
+            co_train(optimizer="muon", optimizer_options={"muon_b": NAN}),
             r"muon_b must be a finite number\. Received: nan",
         ),
-        *(
-            (lambda c, p=path: changed(c, run_dir=p), "run_dir must be a path")
-            for path in ("", "\0", "a\nb", "a" * 256, "é" * 128)
-        ),
-        *(
-            (lambda c, p=path: changed(c, export=configuration.ExportConfig(folder=p)), "export.folder must be a path")
-            for path in ("", "\0", "a\nb", "a" * 256)
-        ),
-        (lambda c: changed(c, data=dataclasses.replace(c.data, root="a\0b")), r"data\.root must be a path"),
-        (lambda c: changed(c, data=dataclasses.replace(c.data, image_size=100_000)), "image_size must be at most 8192"),
-        (lambda c: changed(c, queries=configuration.QueriesConfig([10, 10])), "queries.budgets must not repeat"),
+        *((change(run_dir=path), "run_dir must be a path") for path in ("", "\0", "a\nb", "a" * 256, "é" * 128)),
+        *((export(folder=path), "export.folder must be a path") for path in ("", "\0", "a\nb", "a" * 256)),
+        (data(root="a\0b"), r"data\.root must be a path"),
+        (data(image_size=100_000), "image_size must be at most 8192"),
+        (section("queries", configuration.QueriesConfig, budgets=[10, 10]), "queries.budgets must not repeat"),
         *(
             (
-                lambda c, s=steps: changed(c, evaluation_attacks={"pgd": {"name": "pgd", "steps": s}}),
+                change(evaluation_attacks={"pgd": {"name": "pgd", "steps": steps}}),
                 r"steps of attack 'pgd' must be a whole number\. Received|steps must be at least 1",
             )
             for steps in (0, -1, 1.5, 1e9, True, "3", None)
         ),
+        *((loss(class_weights=weights), "class_weights must be") for weights in ([], [-1.0], [NAN])),
+        (loss(label_smoothing=NAN), "label_smoothing"),
         *(
-            (lambda c, w=weights: changed(c, loss=configuration.LossConfig(class_weights=w)), "class_weights must be")
-            for weights in ([], [-1.0], [float("nan")])
+            (change(attack={"name": "fgsm", "epsilon": epsilon}), r"^epsilon .*\. Received: ")
+            for epsilon in (NAN, INFINITY, -0.1, "nan", "8/255", True)
         ),
+        (scheme(epsilon=NAN), "epsilon must be"),
+        (scheme(peer_weight="much"), "peer_weight must be"),
         *(
-            (lambda c, e=epsilon: changed(c, attack={"name": "fgsm", "epsilon": e}), r"^epsilon .*\. Received: ")
-            for epsilon in (float("nan"), float("inf"), -0.1, "nan", "8/255", True)
-        ),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(epsilon=float("nan"))}), "epsilon must be"),
-        (lambda c: changed(c, schemes={"s": configuration.SchemeConfig(peer_weight="much")}), "peer_weight must be"),
-        *(
-            (lambda c, f=field: changed(c, data=dataclasses.replace(c.data, **{f: -3})), rf"data\.{field} must be")
+            (data(**{field: -3}), rf"data\.{field} must be")
             for field in ("limit", "test_limit", "image_size", "validation_share", "fold")
         ),
-        *(
-            (lambda c, e=effort: changed(c, checks=configuration.ChecksConfig(effort=e)), "of 1 or more")
-            for effort in ({"steps": 0}, {"queries": -1}, {"targets": 1.5})
-        ),
-        (lambda c: changed(c, checks=configuration.ChecksConfig(limit=0)), r"checks\.limit must be"),
-        (lambda c: changed(c, loss=configuration.LossConfig(label_smoothing=float("nan"))), "label_smoothing"),
-        (lambda c: changed(c, networks={"a": configuration.NetworkConfig("compact_vgg", dropout=1.5)}), "dropout"),
+        (data(test_share=1), r"data\.test_share must be below 1"),
+        *((checks(effort=effort), "of 1 or more") for effort in ({"steps": 0}, {"queries": -1}, {"targets": 1.5})),
+        (checks(limit=0), r"checks\.limit must be"),
+        (change(networks={"a": configuration.NetworkConfig("compact_vgg", dropout=1.5)}), "dropout must be below 1"),
     ],
 )
 def test_bad_configurations_are_not_made(config, change, message):
@@ -284,6 +263,7 @@ def test_the_hostile_values_of_a_file_are_one_sentence(tmp_path, capsys):
         ("seed: 1e20", r"error: seed must be a whole number\. Received: 1e\+20\n$"),
         ("seed: null", r"error: seed must not be null; omit it to use the default\. Received: null\n$"),
         ("data: {limit: 1.5}", r"error: data.limit must be a whole number or null\. Received: 1.5\n$"),
+        ("data: {limit: 0}", r"error: data.limit must be a whole number of 1 or more, or null\. Received: 0\n$"),
         ("data: {limit: true}", r"error: data.limit must be a whole number or null\. Received: True\n$"),
         ("loss: {class_weights: [.nan, x]}", r"or a list or null\. Received: \[nan, 'x'\]\n$"),
         ("precision: float8", r"error: precision must be one of 'float32', .*'auto'\. Received: float8\n$"),

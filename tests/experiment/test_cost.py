@@ -12,11 +12,6 @@ from satm_tf.experiment.images import Sizes, load_data, look_at_data
 FEW = ["--data.num_subjects", "80", "--data.images_per_subject", "1"]
 
 
-@pytest.fixture
-def a_second_an_image(monkeypatch):
-    monkeypatch.setattr(cost, "time_network", lambda *arguments: cost.Network(1.0, 0.0, 1000))
-
-
 def test_what_is_done_costs_nothing_and_only_the_largest_passing_counts():
     costs = {"a": cost.Cost(10, 60.0, 1e6, 5e6), "b": cost.Cost(20, 120.0, 2e6, 7e6), "c": cost.Cost(1, 9.0, 1e6, 9e6)}
     rows, whole = cost.table(costs, {"a": 1, "b": 2, "c": 0})
@@ -46,7 +41,7 @@ def test_faces_that_are_not_drawn_are_counted_as_they_will_be(tmp_path):
     assert look_at_data(undrawn, RunFolder(tmp_path), seed=0)[1] == Sizes(20, 2, 7)
 
 
-def test_a_dry_run_says_what_it_takes_and_writes_nothing(a_second_an_image, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(untimed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--dry-run", *FEW]) == 0
     printed = capsys.readouterr().out

@@ -12,10 +12,12 @@ from satm_tf.experiment import config as configuration
 from satm_tf.experiment.images import load_data
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_null_class_is_served_as_a_detector(config, tmp_path):
     scheme = dataclasses.replace(config.schemes["ensemble"], null_share=1.0)
     config = dataclasses.replace(
         config,
+        holdouts={},
         schemes={"rejecting": scheme},
         checks=configuration.ChecksConfig(schemes=[]),
         export=configuration.ExportConfig("rejecting", str(tmp_path / "exported"), ["a"], "null_class"),

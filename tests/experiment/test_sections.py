@@ -30,7 +30,14 @@ def test_a_scheme_takes_the_experiments_attack_or_its_epsilon(described, attacks
     assert (scheme.attack, scheme.epsilon) == (attacks, epsilon)
 
 
-def test_a_scheme_has_every_field_of_the_trainers_and_five_of_its_own():
+def test_a_preset_of_teachers_trains_without_them_if_they_have_no_weight():
+    described = SchemeConfig(preset="distillation", teacher_weight=0, clean_weight=1.0)
+    assert described.scheme(FGSM(epsilon=0.1)).teachers is None
+    with pytest.raises(ValueError, match="teachers and teacher_weight need each other"):
+        dataclasses.replace(described, teachers="frozen").scheme(FGSM(epsilon=0.1))
+
+
+def test_a_scheme_has_every_field_of_the_trainers_and_six_of_its_own():
     names = {field.name for field in dataclasses.fields(SchemeConfig)}
     own = {"preset", "networks", "starts_from", "epochs", "frozen_from", "sparring"}
     assert names == own | {field.name for field in dataclasses.fields(Scheme)}

@@ -40,6 +40,7 @@ def with_surrogates(config):
     )
 
 
+@pytest.mark.usefixtures("without_pictures", "untimed")
 def test_a_run_trains_its_surrogates_and_puts_them_on_their_rungs(with_surrogates, capsys):
     config = with_surrogates
     trained = [str(stage) for stage in config.stages()[5:]]

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from satm_tf import train
-from satm_tf.experiment import Stage, cost, work
+from satm_tf.experiment import Stage, work
 from satm_tf.experiment.config import NetworkConfig, QueriesConfig, from_arguments
 from satm_tf.experiment.images import Sizes
 
@@ -56,7 +56,7 @@ def test_what_is_in_the_folder_is_finished(config):
     assert work.finished(config) == {"fine_tune/b", "check"}
 
 
-def test_what_is_crafted_once_is_counted_once(tmp_path, monkeypatch, capsys):
+def test_what_is_crafted_once_is_counted_once(tmp_path, untimed, capsys):
     """PGD-10 of two sources for two networks: every epoch, or two copies of what they train on and one to validate."""
     few = ["--data.num_subjects", "80", "--data.images_per_subject", "1"]
     arguments = [
@@ -73,6 +73,5 @@ def test_what_is_crafted_once_is_counted_once(tmp_path, monkeypatch, capsys):
     assert crafted.passing - afresh.passing == work.crafted_bytes(once, "pubdef", found)
     assert work.crafted_bytes(once, "pubdef", found) == 2 * (2 * 100 + 10) * size * size * 3
     assert work.crafted_bytes(config, "pubdef", found) == 0
-    monkeypatch.setattr(cost, "time_network", lambda *arguments: work.Network(1.0, 0.0, 1000))
     assert train.main(["--dry-run", *arguments, "--schemes.pubdef.crafted_once", "2"]) == 0
     assert "pubdef: the examples that are crafted once take at most 1.7 MB" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import pytest
 
 from satm_tf.experiment.config import PRESETS, from_arguments
 from satm_tf.paper.measuring import cells_of
-from satm_tf.paper.tables import FIGURES, READINGS, TABLES
+from satm_tf.paper.tables import FIGURES, READINGS, SETTLED, TABLES
 
 
 def test_the_scales_are_the_same_graph():
@@ -20,10 +20,13 @@ def test_the_scales_are_the_same_graph():
     assert {"paper", "small", "paper_mnist", "small_mnist"} <= set(PRESETS)
 
 
+CONFIGS = {"faces": from_arguments(["--config", "small"]), "digits": from_arguments(["--config", "small_mnist"])}
+
+
 @pytest.mark.parametrize("number", sorted(TABLES))
 def test_every_entry_is_of_networks_that_the_presets_have(number):
     table = TABLES[number]
-    config = from_arguments(["--config", "small" if table.experiment == "faces" else "small_mnist"])
+    config = CONFIGS[table.experiment]
     cells = [
         cell for entry in table.entries for reading in READINGS for cell in cells_of(config, table, entry, reading)
     ]
@@ -34,3 +37,8 @@ def test_every_entry_is_of_networks_that_the_presets_have(number):
 def test_figures_are_curves_or_pictures():
     assert sorted(FIGURES) == [1, 3, 4]
     assert all((figure.split is None) == bool(figure.epsilons) for figure in FIGURES.values())
+
+
+def test_every_settled_point_is_used():
+    used = {name for table in TABLES.values() for name in table.settled}
+    assert used | {"curves"} == set(SETTLED)
