@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -128,9 +129,10 @@ def load(
     )
     rows, account = intake.admit(root, table, keep_repeats=exact_labels)
     splits.check_exclusive(rows["side"], owner=rows["user_id"])
-    read_as = rows["label"].map(dict(enumerate(labels.class_names)))
-    mapped = rows["written"].groupby([rows["written"], read_as]).size().to_dict()
-    mapped = {pair: count for pair, count in mapped.items() if pair[0] not in labels.published}
+    pairs = Counter(
+        (text, labels.class_names[label]) for text, label in zip(rows["written"], rows["label"], strict=True)
+    )
+    mapped = {pair: pairs[pair] for pair in sorted(pairs) if pair[0] not in labels.published}
     rows["side"] = np.where(rows["side"].eq(fold), "test", "train")
     return splits.assemble(
         rows,

@@ -192,7 +192,8 @@ def load_to_measure(name: str, root: str | os.PathLike[str], split: str | None, 
     if unknown := sorted(set(folders) - set(names)):
         raise ValueError(f"Each sub-folder of {place} must be one of the class_names. Received: {unknown}")
     every = unlabelled.load(place)
-    tops = [Path(path).relative_to(place.resolve()).parts[0] for path in np.atleast_1d(every.test.paths)]
+    paths = [] if every.test.paths is None else every.test.paths.tolist()
+    tops = [Path(path).relative_to(place.resolve()).parts[0] for path in paths]
     inside = [row for row, top in enumerate(tops) if top in names]
     if not inside:
         raise ValueError(f"A folder of images needs a sub-folder for each class. Received: {place}, which has none")

@@ -71,8 +71,8 @@ def load(
         raise unknown_name("fold", fold, folds)
     subject = frame.get("subject", frame["path"])
     left_out = np.select([label.lt(0), subject.eq("")], ["no label", "no subject"], "")
-    table = frame.filter(["path", "subject"]).assign(label=label, left_out=left_out, side=frame.get("fold", ""))
-    rows, account = intake.admit(root, table)
+    images = frame.filter(["path", "subject"]).assign(label=label, left_out=left_out, side=frame.get("fold", ""))
+    rows, account = intake.admit(root, images)
     if "subject" in rows:
         splits.check_exclusive(rows["side"], subject=rows["subject"])
     shares = {"validation": validation_share}
