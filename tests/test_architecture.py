@@ -109,8 +109,6 @@ TESTED_IN = {
     "attacks/deepfool.py": "attacks/test_minimum_distortion.py",
     "attacks/hop_skip_jump.py": "attacks/test_minimum_distortion.py",
     "attacks/square.py": "attacks/test_auto.py",
-    "data/reading.py": "data/test_pipeline.py",
-    "data/shards.py": "data/test_prepared.py",
     "data/synthetic/renderer.py": "data/synthetic/test_faces.py",
     "data/synthetic/traits.py": "data/synthetic/test_faces.py",
     "data/unlabelled.py": "data/test_formats.py",

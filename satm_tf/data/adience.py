@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,6 @@ _COLUMNS = ("user_id", "original_image", "face_id", "age", "gender")
 _VARIANTS = {"aligned": "landmark_aligned_face", "faces": "coarse_tilt_aligned_face"}
 _AGES = {f"({first}, {last})": label for label, (first, last) in enumerate(AGE_GROUPS)}
 _OTHER_AGES = {"(38, 42)": 5, "(38, 48)": 5, "(27, 32)": 4, "(25, 23)": 4, "(8, 23)": 2}
-_YEARS = range(101)
 
 
 class _Target(NamedTuple):
@@ -59,7 +60,7 @@ def _nearest_group(year: int) -> int:
 
 
 _TARGETS = {
-    "age": _Target(LABELS, True, _AGES, _OTHER_AGES | {str(year): _nearest_group(year) for year in _YEARS}),
+    "age": _Target(LABELS, True, _AGES, _OTHER_AGES | {str(year): _nearest_group(year) for year in range(101)}),
     "gender": _Target(GENDERS, False, {"f": 0, "m": 1}, {}),
 }
 
@@ -118,12 +119,30 @@ def load(
     table = pd.concat([_read_fold(root, side) for side in FOLDS], ignore_index=True)
     names = variant + "/" + table["user_id"] + f"/{prefix}." + table["face_id"]
     table["path"] = names + "." + table["original_image"]
-    rows, account = intake.admit(root, _read_labels(table, target, labels), keep_repeats=exact_labels)
+    text = table[target].str.strip()
+    label = text.map(labels.published | labels.others)
+    table = table.assign(
+        written=text,
+        subject=table["user_id"] + "/" + table["face_id"],
+        label=label.fillna(-1).astype(np.int32),
+        left_out=(f"{target} " + text.map(repr)).where(label.isna(), ""),
+    )
+    rows, account = intake.admit(root, table, keep_repeats=exact_labels)
     splits.check_exclusive(rows["side"], owner=rows["user_id"])
-    sides = rows["side"].eq(fold).map({True: "test", False: "train"})
-    owners = splits.joined(rows["user_id"], rows["image"])
-    sides = splits.carve(sides, owners, {"validation": validation_share}, seed)
-    return splits.assemble(rows, account, sides, labels.class_names, labels.ordered)
+    pairs = Counter(
+        (text, labels.class_names[label]) for text, label in zip(rows["written"], rows["label"], strict=True)
+    )
+    mapped = {pair: pairs[pair] for pair in sorted(pairs) if pair[0] not in labels.published}
+    rows["side"] = np.where(rows["side"].eq(fold), "test", "train")
+    return splits.assemble(
+        rows,
+        replace(account, mapped=mapped),
+        labels.class_names,
+        labels.ordered,
+        {"validation": validation_share},
+        seed,
+        owners=rows["user_id"],
+    )
 
 
 def _read_fold(root: Path, fold: int) -> pd.DataFrame:
@@ -139,16 +158,3 @@ def _read_fold(root: Path, fold: int) -> pd.DataFrame:
     if lacking:
         raise ValueError(f"{path} lacks the columns {lacking}. Received: {list(table.columns)}")
     return table[list(_COLUMNS)].assign(side=fold)
-
-
-def _read_labels(table: pd.DataFrame, name: str, target: _Target) -> pd.DataFrame:
-    text = table[name].str.strip()
-    label = text.map(target.published | target.others)
-    read_as = label.map(dict(enumerate(target.class_names)))
-    return table.assign(
-        subject=table["user_id"] + "/" + table["face_id"],
-        label=label.fillna(-1).astype(np.int32),
-        left_out=(f"{name} " + text.map(repr)).where(label.isna(), ""),
-        raw=text.mask(text.isin(list(target.published)), read_as),
-        read_as=read_as,
-    )

@@ -1,8 +1,15 @@
-"""From an image file to pixels of one size, inside a `tf.data` graph."""
+"""From image files to pixels of one size, inside a `tf.data` graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
+
+from satm_tf.data.examples import Examples
 
 _RATIOS = (1, 2, 4, 8)
 # The steps that turn each EXIF orientation upright: transpose, then flip top to bottom, then left to right.
@@ -56,10 +63,7 @@ def decode_jpeg(contents: tf.Tensor, side: int, crop: float | None = None) -> tf
     Args:
         contents: The bytes of the file, str scalar.
         side: The pixels that the shorter side, or the cropped part of it, must keep.
-        crop: The share of the shorter side that is used, in (0, 1]; None for all.
-
-    Returns:
-        uint8 `[height, width, 3]`, oriented as in the file.
+        crop: As `decode` takes it.
     """
     shorter = tf.cast(tf.reduce_min(tf.io.extract_jpeg_shape(contents)[:2]), tf.float32)
     spare = shorter * (1.0 if crop is None else crop) / side
@@ -83,15 +87,7 @@ def turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes one image or a batch: bilinear, with an antialiasing filter where it shrinks by more than two.
-
-    Args:
-        images: uint8 `[..., height, width, 3]`.
-        size: Height and width of the result.
-
-    Returns:
-        uint8 `[..., *size, 3]`, rounded. The images themselves if they have that size.
-    """
+    """Resizes uint8 images `[..., height, width, 3]` as `decode` does; returns themselves if they have that size."""
     if tuple(images.shape[-3:-1]) == size:
         return images
     shape = tf.shape(images)[-3:-1]
@@ -102,3 +98,54 @@ def resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         lambda: tf.image.resize(images, size),
     )
     return tf.cast(resized + 0.5, tf.uint8)  # the cast truncates; `tf.round` takes as long as the resize
+
+
+def read_files(rows: tf.Tensor, examples: Examples, size: tuple[int, int], crop: float | None) -> tf.data.Dataset:
+    """The pixels of some files (rows, int64 `[k]`), read and decoded in parallel: k elements, uint8 `[*size, 3]`.
+
+    TensorFlow's error for a file that does not decode gives its length, not its name. So such files are dropped here,
+    and the error names the first one that is missing.
+    """
+    paths, k = tf.constant(examples.paths), tf.shape(rows, tf.int64)[0]
+
+    def expect(place: tf.Tensor, found: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        message = ["An image that was whole when it was loaded does not decode. Received:", paths[rows[place]]]
+        with tf.control_dependencies([tf.debugging.Assert(found[0] == place, message)]):
+            return place + 1, tf.identity(found[1])
+
+    end = tf.data.Dataset.from_tensors((k, tf.zeros([*size, 3], tf.uint8)))
+    found = decodable(rows, examples, size, crop)
+    return found.concatenate(end).scan(tf.constant(0, tf.int64), expect).take(k)
+
+
+def decodable(rows: tf.Tensor, examples: Examples, size: tuple[int, int], crop: float | None) -> tf.data.Dataset:
+    """The position in `rows`, int64 scalar, and the pixels of each file that decodes; the others are left out."""
+    paths = tf.constant(examples.paths)
+    orientations = None if examples.orientations is None else tf.constant(examples.orientations)
+
+    def read(place: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        orientation = None if orientations is None else orientations[row]
+        return place, decode(paths[row], size, orientation=orientation, crop=crop)
+
+    dataset = tf.data.Dataset.from_tensor_slices(rows).enumerate()
+    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+
+
+def array_reader(examples: Examples, size: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function from some rows (int64 `[k]`) of decoded images to their pixels, uint8 `[k, *size, 3]`."""
+    images: Any = examples.images
+
+    def read(rows: tf.Tensor) -> tf.Tensor:
+        pixels = tf.numpy_function(images.__getitem__, [rows], tf.uint8)
+        return resize(tf.ensure_shape(pixels, [rows.shape[0], *images.shape[1:]]), size)
+
+    return read
+
+
+def decoded(examples: Examples, size: tuple[int, int], crop: float | None = None) -> Examples:
+    """The same examples with their files decoded into memory, in parallel, as `read_files` does."""
+    images = np.empty((len(examples), *size, 3), np.uint8)
+    dataset = read_files(tf.range(len(examples), dtype=tf.int64), examples, size, crop)
+    for row, pixels in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
+        images[row] = pixels
+    return replace(examples, paths=None, orientations=None, images=images)

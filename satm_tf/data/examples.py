@@ -80,21 +80,18 @@ class Examples:
                 "Examples are either files or decoded images: give exactly one of `paths` and `images`. "
                 f"Received: {'neither' if paths is None else 'both'}"
             )
+        kinds = {"labels": np.int32, "paths": np.str_, "subjects": np.str_, "orientations": np.uint8}
+        given = {"labels": labels, "paths": paths, "subjects": subjects, "orientations": orientations}
         columns: dict[str, Any] = {
-            "labels": np.asarray(labels, np.int32),
-            "paths": None if paths is None else np.asarray(paths, np.str_),
-            "images": images,
-            "subjects": None if subjects is None else np.asarray(subjects, np.str_),
-            "orientations": None if orientations is None else np.asarray(orientations, np.uint8),
+            name: None if column is None else np.asarray(column, kinds[name]) for name, column in given.items()
         }
+        columns["images"] = images
         lengths = {name: column.shape[0] for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"The columns of Examples must have the same length. Received: {lengths}")
         if images is not None and (len(images.shape) != 4 or images.shape[-1] != 3):
             raise ValueError(f"`images` must be RGB, [n, height, width, 3]. Received: shape {tuple(images.shape)}")
-        for name, column in columns.items():
-            object.__setattr__(self, name, column)
-        object.__setattr__(self, "ordered", ordered)
+        vars(self).update(columns, ordered=ordered)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,16 +101,13 @@ class Examples:
         chosen = np.asarray(rows)
         index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
 
-        def some(column: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if column is None else column[index]
-
+        columns: dict[str, Any] = {
+            name: None if column is None else column[index]
+            for name, column in vars(self).items()
+            if name not in ("images", "ordered")
+        }
         return Examples(
-            labels=self.labels[index],
-            paths=some(self.paths),
-            images=None if self.images is None else _Rows(self.images, index),
-            subjects=some(self.subjects),
-            orientations=some(self.orientations),
-            ordered=self.ordered,
+            **columns, images=None if self.images is None else _Rows(self.images, index), ordered=self.ordered
         )
 
     def limit(self, n: int, seed: int = 0) -> Examples:

@@ -12,8 +12,8 @@ from satm_tf.configurable import unknown_name
 from satm_tf.data import intake, splits
 from satm_tf.data.examples import ImageData
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
-"""The suffixes of image files, in upper or lower case."""
+SUFFIXES = intake.SUFFIXES
+"""The suffixes of image files, in upper or lower case: `.jpg`, `.jpeg`, `.png` and `.gif`."""
 
 _SIDES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -55,9 +55,9 @@ def load(
         >>> data = folder.load("faces", class_names=("child", "adult", "elder"), ordered=True)
     """
     root = intake.existing_folder(root)
-    tops = _folders(root)
+    tops = class_folders(root)
     given = {top: _SIDES[top] for top in tops if top in _SIDES} if {"train", "test"} <= set(tops) else {"": "train"}
-    found = sorted({name for top in given for name in _folders(root / top)})
+    found = sorted({name for top in given for name in class_folders(root / top)})
     names = tuple(class_names or found)
     if ordered and class_names is None:
         raise ValueError(
@@ -70,25 +70,21 @@ def load(
         raise FileNotFoundError(f"Each class needs a folder under {root}. Received: none for {sorted(lacking)}")
     table = pd.DataFrame(
         [
-            (path, names.index(name), name, side)
+            (path, names.index(name), side, intake.fate_by_name(path))
             for top, side in given.items()
-            for name in _folders(root / top)
+            for name in class_folders(root / top)
             for path in intake.files_below(root, os.path.join(top, name))
         ],
-        columns=["path", "label", "raw", "side"],
+        columns=["path", "label", "side", "left_out"],
     )
-    named_so = table["path"].str.lower().str.endswith(SUFFIXES).astype(bool)
-    table = table.assign(read_as=table["raw"], left_out=named_so.map({True: "", False: intake.OTHER_NAME}))
     rows, account = intake.admit(root, table)
-    rows["subject"] = splits.joined(rows["file"], rows["image"])
-    shares = {"test": test_share, "validation": validation_share}
-    sides = splits.carve(
-        rows["side"], rows["subject"], {side: shares[side] for side in shares if side not in given.values()}, seed
-    )
-    return splits.assemble(rows, account, sides, names, ordered)
+    drawn = {"test": test_share, "validation": validation_share}
+    shares = {side: share for side, share in drawn.items() if side not in given.values()}
+    return splits.assemble(rows, account, names, ordered, shares, seed)
 
 
-def _folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """The names of the visible sub-folders of a folder, sorted; an error if there are none."""
     names = [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith(".")]
     if not names:
         raise FileNotFoundError(

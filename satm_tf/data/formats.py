@@ -49,6 +49,17 @@ class Format:
         """The names of the loader's options."""
         return tuple(name for name in inspect.signature(self.load).parameters if name != "root")
 
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Refuses options that the format does not take, and the lack of one that it needs."""
+        for option in given:
+            if option not in self.options:
+                raise unknown_name(f"option of the data format {self.name!r}", option, self.options)
+        for option, meaning in self.needs.items():
+            if given.get(option) is None:
+                raise ValueError(
+                    f"Data of the format {self.name!r} needs `{option}`, {meaning}. Received: {given or 'none'}"
+                )
+
 
 def _synthetic_faces(
     root: str | os.PathLike[str],
@@ -148,12 +159,7 @@ def load(name: str, root: str | os.PathLike[str], **options: Any) -> ImageData:
     entry = look_up("data format", name, FORMATS)
     if not entry.creates:
         intake.existing_folder(root)
-    for option in options:
-        if option not in entry.options:
-            raise unknown_name(f"option of the data format {name!r}", option, entry.options)
-    for option, meaning in entry.needs.items():
-        if options.get(option) is None:
-            raise ValueError(f"Data of the format {name!r} needs `{option}`, {meaning}. Received: {options or 'none'}")
+    entry.check(options)
     return entry.load(root=root, **options)
 
 
@@ -176,27 +182,21 @@ def load_to_measure(name: str, root: str | os.PathLike[str], split: str | None, 
     """
     place = Path(root).expanduser()
     within = {item.name for item in place.iterdir() if item.is_dir()} if place.is_dir() else set()
-    if name != "folder" or split not in (None, "test") or {"train", "test"} <= within or not within:
+    undivided = name == "folder" and within and not {"train", "test"} <= within
+    if not undivided or not (split is None or (split == "test" and "test" in within)):
         return load(name, root, **options)
-    if split == "test" and "test" not in within:
-        return load(name, root, **options)
-    for option in options:
-        look_up("option of the data format 'folder'", option, dict.fromkeys(FORMATS["folder"].options))
-    if "test" in within:
-        place = place / "test"
-    folders = sorted(item.name for item in place.iterdir() if item.is_dir() and not item.name.startswith("."))
+    FORMATS[name].check(options)
+    place = place / "test" if "test" in within else place
+    folders = folder.class_folders(place)
     names = tuple(options.get("class_names") or folders)
     if unknown := sorted(set(folders) - set(names)):
         raise ValueError(f"Each sub-folder of {place} must be one of the class_names. Received: {unknown}")
-    every = load("images", place)
-    classes = [
-        Path(path).relative_to(place.resolve()).parts[0]
-        for path in ([] if every.test.paths is None else every.test.paths)
-    ]
-    inside = [row for row, each in enumerate(classes) if each in names]
+    every = unlabelled.load(place)
+    paths = [] if every.test.paths is None else every.test.paths.tolist()
+    tops = [Path(path).relative_to(place.resolve()).parts[0] for path in paths]
+    inside = [row for row, top in enumerate(tops) if top in names]
     if not inside:
         raise ValueError(f"A folder of images needs a sub-folder for each class. Received: {place}, which has none")
-    test = replace(
-        every.test, labels=np.array([names.index(each) if each in names else 0 for each in classes], np.int32)
-    )
-    return replace(every, test=test.select(inside), class_names=names, ordered=bool(options.get("ordered", False)))
+    labels = np.array([names.index(tops[row]) for row in inside], np.int32)
+    test = replace(every.test.select(inside), labels=labels)
+    return replace(every, test=test, class_names=names, ordered=bool(options.get("ordered", False)))

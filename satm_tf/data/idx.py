@@ -62,7 +62,7 @@ def load(
             number, a label has no class, or there are fewer than two classes.
 
     Example:
-        >>> data = idx.load("/usr/share/datasets/fashion-mnist", class_names=idx.FASHION_MNIST)
+        >>> data = idx.load("fashion-mnist", class_names=idx.FASHION_MNIST)
         >>> len(data.train), len(data.validation), len(data.test)
         (54000, 6000, 10000)
     """

@@ -19,8 +19,7 @@ import tensorflow as tf
 
 from satm_tf.configurable import unknown_name
 from satm_tf.data import intake, splits
-from satm_tf.data.examples import Examples, ImageData
-from satm_tf.data.folder import SUFFIXES
+from satm_tf.data.examples import ImageData
 
 CROP = 0.875
 """The central crop on which ImageNet networks are measured, 224 of 256 pixels: for `batches(crop=...)`."""
@@ -57,7 +56,7 @@ def load(
         for folder in os.scandir(root)
         if folder.is_dir()
         for file in os.scandir(folder.path)
-        if file.name.lower().endswith(SUFFIXES)
+        if not intake.fate_by_name(file.name)
     )
     synset = pd.Series([os.path.dirname(path) for path in paths], dtype=str)
     for name in synset.unique():
@@ -65,11 +64,9 @@ def load(
             raise unknown_name("synset folder", name, labels)
     chosen = np.zeros(len(paths), bool)
     chosen[np.random.default_rng(seed).permutation(len(paths))[:count]] = True
-    table = pd.DataFrame({"path": paths, "label": synset.map(labels), "raw": synset, "read_as": synset, "side": "test"})
-    table = table.assign(subject=table["path"], left_out=np.where(chosen, "", "not chosen"))
-    rows, account = intake.admit(root, table)
-    none = Examples(labels=[], paths=[])
-    return ImageData(none, none, splits.examples(rows), tuple(name for _, name in numbered), False, account)
+    table = pd.DataFrame({"path": paths, "label": synset.map(labels), "subject": paths, "side": "test"})
+    rows, account = intake.admit(root, table.assign(left_out=np.where(chosen, "", "not chosen")))
+    return splits.to_measure(rows, account, tuple(name for _, name in numbered))
 
 
 def top_errors(

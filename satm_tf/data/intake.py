@@ -19,6 +19,9 @@ from satm_tf import storage
 from satm_tf.data.account import Account
 from satm_tf.data.image_headers import UnreadableImageError, read_header
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
+"""The suffixes of image files, in upper or lower case."""
+
 OUTSIDE = "outside the data folder"
 OTHER_NAME = "not an image by its name"
 NAMED_BEFORE = "named before"
@@ -36,12 +39,7 @@ class _Found(NamedTuple):
 
 
 def existing_folder(root: str | os.PathLike[str]) -> Path:
-    """The folder that a loader is given, with `~` expanded.
-
-    Raises:
-        FileNotFoundError: if it does not exist.
-        NotADirectoryError: if it is a file.
-    """
+    """The folder that a loader is given, with `~` expanded; an error if it does not exist or is a file."""
     path = Path(root).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"The folder of the images does not exist. Received: {root}")
@@ -51,19 +49,19 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
 
 
 def files_below(root: Path, folder: str = "") -> Iterator[str]:
-    """The paths, relative to `root`, of all files of one of its folders and of the folders below that, sorted."""
+    """The paths, relative to `root`, of all files in a folder of it and in the folders below that, sorted."""
     for place, folders, files in os.walk(root / folder):
         folders.sort()
         yield from (os.path.relpath(os.path.join(place, name), root) for name in sorted(files))
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark.
+def fate_by_name(path: str) -> str:
+    """Why a file is left out because of its suffix; "" if it is not."""
+    return "" if path.lower().endswith(SUFFIXES) else OTHER_NAME
 
-    Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is not UTF-8; the message names it.
-    """
+
+def read_text(path: Path) -> str:
+    """The text of a file, which must be UTF-8, without a byte order mark."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -74,20 +72,10 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, **dialect: Any) -> pd.DataFrame:
-    """Reads a text file with one row per line; the first line names the columns.
+    """Reads a text file with one row per line, all str; the first line names the columns.
 
-    Accepts the line ends of any system, a missing last one, empty lines and a byte order mark.
-
-    Args:
-        path: The file.
-        **dialect: The separator and quoting, as `csv.reader` takes them.
-
-    Returns:
-        The rows, str.
-
-    Raises:
-        ValueError: if it is empty, is not UTF-8, names a column twice, or a line has not one field for each column. The
-            message names the file, and the line.
+    Accepts the line ends of any system, a missing last one, empty lines and a byte order mark. A line without one field
+    for each column is an error, which pandas's reader would fill or shift. `dialect` is as `csv.reader` takes it.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **dialect)
     rows: list[list[str]] = []
@@ -119,17 +107,14 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
     one whose name sorts first: "test" rather than "train", or the first of several folds.
 
     Args:
-        root: The folder that holds all images.
-        table: One row per image: `path` (relative to `root`), `label` (int), `left_out` (a reason, or ""), `raw` and
-            `read_as` (the label as written, and the name of the class it was read as), `side`. Other columns are kept.
+        root: The folder of all images.
+        table: One row per image: `path` (relative to `root`), `label` (int), `left_out` (a reason, or "") and `side`.
+            Other columns are kept.
         keep_repeats: Whether a path that is named several times is used each time.
 
     Returns:
         The rows to use, with `file` (the real path), `orientation` and `image` (equal for all names of one image)
-        added, and the account of all rows.
-
-    Raises:
-        ValueError: if no row can be used.
+        added, and the account of all rows. That no row can be used is an error.
     """
     if table.empty:
         raise ValueError(f"No image under {root} is usable. Received: no file")
@@ -155,11 +140,9 @@ def admit(root: Path, table: pd.DataFrame, *, keep_repeats: bool = False) -> tup
     named = used.drop_duplicates(["image", "path"])
     named = named[named["image"].duplicated(keep=False)]
     rows, missing, unreadable = (rows[fate.eq(kind)] for kind in ("used", "missing", "unreadable"))
-    changed = rows[rows["raw"].ne(rows["read_as"])]
     account = Account(
         rows=len(table),
         used=len(rows),
-        mapped=changed.groupby(["raw", "read_as"]).size().to_dict(),
         left_out=reasons.value_counts().to_dict(),
         missing=tuple(missing["path"]),
         unreadable=dict(zip(unreadable["path"], found.loc[unreadable.index, "reason"], strict=True)),

@@ -11,25 +11,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from satm_tf.data.decoding import array_reader, decoded, read_files
 from satm_tf.data.examples import Examples
-from satm_tf.data.reading import array_reader, decoded, read_files
 
 
 def order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which a shuffled epoch visits `n` examples, which depends only on `seed` and `epoch`.
-
-    Args:
-        n: How many examples there are.
-        seed: Non-negative.
-        epoch: Non-negative.
-
-    Returns:
-        A permutation of 0 to n - 1, int64 `[n]`.
-
-    Example:
-        >>> order(8, seed=0, epoch=0)
-        array([2, 4, 3, 6, 5, 0, 1, 7])
-    """
+    """The order in which a shuffled epoch visits `n` examples, int64 `[n]`; it depends only on `seed` and `epoch`."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
@@ -41,15 +28,9 @@ class Batches(tf.data.Dataset):
 
     Its length is that of an epoch; it is unknown if the first epoch starts in the middle.
 
-    Args:
-        start: Makes the data set that starts at an epoch and a step, for one of several processes or for all (None).
-        first_epoch: The epoch to start at.
-        first_step: The batch of that epoch to start at.
-        input_context: What this process reads, as `batches` takes it.
+    Attributes:
         ordered: Whether neighbouring labels are neighbouring classes; None if unknown.
         num_examples: How many examples an epoch has, over all processes.
-        numbered: As `start`, for batches with the numbers of their images; it takes `shuffle` and `drop_remainder` too.
-            None if images are changed at random or by the caller, and so have no number.
 
     Example:
         >>> train = batches(data.train, image_size=64, batch_size=8)
@@ -68,6 +49,8 @@ class Batches(tf.data.Dataset):
         num_examples: int,
         numbered: Callable[..., tf.data.Dataset] | None = None,
     ) -> None:
+        # `start` makes the data set that starts at an epoch and a step, for one of several processes or for all (None).
+        # `numbered` makes it with the numbers of the images, if these are neither augmented nor mapped.
         self.ordered = ordered
         self.num_examples = num_examples
         self._numbered = numbered
@@ -119,8 +102,8 @@ class Batches(tf.data.Dataset):
             )
         return self._numbered
 
-    def _like(self, start: Callable[..., tf.data.Dataset], *position: Any, **options: Any) -> Batches:
-        return Batches(start, *position, ordered=self.ordered, num_examples=self.num_examples, **options)
+    def _like(self, start: Callable[..., tf.data.Dataset], *position: Any, **numbered: Any) -> Batches:
+        return Batches(start, *position, ordered=self.ordered, num_examples=self.num_examples, **numbered)
 
 
 def batches(

@@ -16,22 +16,10 @@ from satm_tf.data.examples import Examples, ImageData
 
 
 def by_subject(subjects: NDArray[Any] | pd.Series, share: float, seed: int) -> NDArray[np.bool_]:
-    """Draws whole subjects until they make up `share` of the images, as nearly as possible.
-
-    Args:
-        subjects: The subject of each image, str `[n]`. If subjects are unknown, a different name for each image.
-        share: The part of the images to draw, above 0 and below 1.
-        seed: Seed of the draw.
+    """Draws whole subjects, `[n]`, until they make up `share`, in (0, 1), of the images, as nearly as possible.
 
     Returns:
         bool `[n]`: whether the image was drawn. At least one subject is, and at least one is not.
-
-    Raises:
-        ValueError: if `share` is outside (0, 1) or there are fewer than two subjects.
-
-    Example:
-        >>> by_subject(np.array(["a", "a", "b", "b"]), 0.5, seed=0).sum()
-        2
     """
     if not 0 < share < 1:
         raise ValueError(f"The share of a split must be above 0 and below 1. Received: {share!r}")
@@ -48,23 +36,7 @@ def by_subject(subjects: NDArray[Any] | pd.Series, share: float, seed: int) -> N
 
 
 def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], seed: int) -> pd.Series:
-    """Draws splits that a data set does not define from its training images, by subject.
-
-    Args:
-        sides: "train", or another side, for each image, str `[n]`.
-        subjects: The subject of each image, str `[n]`.
-        shares: The part of the images still to train on, in (0, 1), that each new side gets, in turn.
-        seed: The seed of the random splits.
-
-    Returns:
-        The side of each image, str `[n]`.
-
-    Raises:
-        ValueError: as `by_subject` does.
-
-    Example:
-        >>> sides = carve(sides, subjects, {"test": 0.2, "validation": 0.1}, seed=0)
-    """
+    """Draws new sides, each with its share of the images that are still on the side "train", in turn, by subject."""
     for side, share in shares.items():
         rest = sides.index[sides.eq("train")]
         sides = sides.mask(sides.index.isin(rest[by_subject(subjects[rest], share, seed)]), side)
@@ -74,16 +46,8 @@ def carve(sides: pd.Series, subjects: pd.Series, shares: Mapping[str, float], se
 def joined(subjects: pd.Series, images: pd.Series) -> pd.Series:
     """Groups rows that must stay in one split: rows that share a subject or an image, directly or through other rows.
 
-    Args:
-        subjects: The subject of each row, str `[n]`.
-        images: The image of each row, as `intake.admit` gives it, str `[n]`.
-
     Returns:
-        The name of one of the subjects of each row's group, str `[n]`: its own where no image has two.
-
-    Example:
-        >>> joined(pd.Series(["a", "b", "c"]), pd.Series(["1", "1", "2"])).to_list()
-        ['a', 'a', 'c']
+        The first of the subjects of each row's group, str `[n]`: its own where no image has two.
     """
     who, what = (pd.factorize(column)[0] for column in (subjects, images))
     links = coo_array((np.ones(len(who), bool), (who, len(who) + what)), shape=(2 * len(who),) * 2)
@@ -92,15 +56,7 @@ def joined(subjects: pd.Series, images: pd.Series) -> pd.Series:
 
 
 def check_exclusive(sides: NDArray[Any] | pd.Series, **columns: NDArray[Any] | pd.Series) -> None:
-    """Refuses a table in which one subject, or one image, is on two sides.
-
-    Args:
-        sides: The fold or split of each row, `[n]`.
-        **columns: Columns whose values must each stay on one side, such as `subject=` and `image=`, str `[n]` each.
-
-    Raises:
-        ValueError: naming the value that is on two sides, and the sides.
-    """
+    """Refuses a table in which a value of one of the columns, such as a subject, is on two sides."""
     for name, column in columns.items():
         pairs = pd.DataFrame({"what": np.asarray(column), "side": np.asarray(sides)}).drop_duplicates()
         torn = pairs[pairs["what"].duplicated(keep=False)].groupby("what")["side"].agg(list)
@@ -112,24 +68,28 @@ def check_exclusive(sides: NDArray[Any] | pd.Series, **columns: NDArray[Any] | p
 
 
 def assemble(
-    rows: pd.DataFrame, account: Account, sides: NDArray[Any] | pd.Series, class_names: tuple[str, ...], ordered: bool
+    rows: pd.DataFrame,
+    account: Account,
+    class_names: tuple[str, ...],
+    ordered: bool,
+    shares: Mapping[str, float],
+    seed: int,
+    owners: pd.Series | None = None,
 ) -> ImageData:
-    """Puts the rows that `intake.admit` kept on their sides.
+    """Makes a data set of the rows that `intake.admit` kept.
 
     Args:
-        rows: `file`, `orientation`, `image`, `label`, `subject` of each row.
-        account: What happened to every row.
-        sides: "train", "validation" or "test" for each row, str `[n]`.
-        class_names: The name of each label.
-        ordered: Whether neighbouring labels are neighbouring classes.
-
-    Returns:
-        The data set.
-
-    Raises:
-        ValueError: if a subject or an image is on two sides, a side is empty, or there are fewer than two classes to
-            learn.
+        rows: `file`, `orientation`, `image`, `label`, `side` ("train", "validation" or "test") and, if it is known,
+            `subject` of each row.
+        account: As `ImageData` takes it, and so are `class_names` and `ordered`.
+        shares: The sides to draw from the training images, as `carve` takes them.
+        seed: The seed of the draw.
+        owners: Who stays on one side in the draw, if not the subject.
     """
+    if "subject" not in rows:
+        rows = rows.assign(subject=joined(rows["file"], rows["image"]))
+    owners = joined(rows["subject"] if owners is None else owners, rows["image"])
+    sides = carve(rows["side"], owners, shares, seed)
     check_exclusive(sides, subject=rows["subject"], image=rows["image"])
     sizes = {name: int(np.sum(sides == name)) for name in ("train", "validation", "test")}
     if not all(sizes.values()):
@@ -144,14 +104,16 @@ def assemble(
 
 
 def check_classes(labels: NDArray[Any] | pd.Series, class_names: tuple[str, ...], account: Account) -> None:
-    """Refuses to learn from fewer than two classes.
-
-    Raises:
-        ValueError: naming the one class there is.
-    """
+    """Refuses to learn from fewer than two classes."""
     present = [class_names[label] for label in np.unique(labels)]
     if len(present) < 2:
         raise ValueError(f"Training needs images of at least two classes. Received: only {present}\n{account}")
+
+
+def to_measure(rows: pd.DataFrame, account: Account, class_names: tuple[str, ...]) -> ImageData:
+    """A data set of all rows as its test images, with none to learn from."""
+    none = Examples(labels=[], paths=[])
+    return ImageData(none, none, examples(rows), class_names, ordered=False, account=account)
 
 
 def examples(rows: pd.DataFrame) -> Examples:

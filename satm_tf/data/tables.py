@@ -69,31 +69,17 @@ def load(
     folds = sorted(set(frame["fold"])) if "fold" in frame else ["None"]
     if str(fold) not in folds:
         raise unknown_name("fold", fold, folds)
-    read_as = label.map(dict(enumerate(names)))
     subject = frame.get("subject", frame["path"])
-    rows, account = intake.admit(
-        root,
-        pd.DataFrame(
-            {
-                "path": frame["path"],
-                "label": label,
-                "left_out": np.select([label.lt(0), subject.eq("")], ["no label", "no subject"], ""),
-                "raw": read_as,
-                "read_as": read_as,
-                "subject": subject,
-                "side": frame.get("fold", ""),
-            }
-        ),
-    )
-    if "subject" not in frame:
-        rows["subject"] = splits.joined(rows["file"], rows["image"])
-    splits.check_exclusive(rows["side"], subject=rows["subject"])
-    sides = rows["side"].eq(str(fold)).map({True: "test", False: "train"})
-    shares = (
-        {"validation": validation_share} if "fold" in frame else {"test": test_share, "validation": validation_share}
-    )
-    sides = splits.carve(sides, splits.joined(rows["subject"], rows["image"]), shares, seed)
-    return splits.assemble(rows, account, sides, names, ordered)
+    left_out = np.select([label.lt(0), subject.eq("")], ["no label", "no subject"], "")
+    images = frame.filter(["path", "subject"]).assign(label=label, left_out=left_out, side=frame.get("fold", ""))
+    rows, account = intake.admit(root, images)
+    if "subject" in rows:
+        splits.check_exclusive(rows["side"], subject=rows["subject"])
+    shares = {"validation": validation_share}
+    if "fold" not in frame:
+        shares = {"test": test_share, **shares}
+    rows["side"] = np.where(rows["side"].eq(str(fold)), "test", "train")
+    return splits.assemble(rows, account, names, ordered, shares, seed)
 
 
 def _read(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:

@@ -7,8 +7,7 @@ import os
 import pandas as pd
 
 from satm_tf.data import intake, splits
-from satm_tf.data.examples import Examples, ImageData
-from satm_tf.data.folder import SUFFIXES
+from satm_tf.data.examples import ImageData
 
 
 def load(root: str | os.PathLike[str]) -> ImageData:
@@ -31,8 +30,6 @@ def load(root: str | os.PathLike[str]) -> ImageData:
     """
     root = intake.existing_folder(root)
     paths = sorted(intake.files_below(root))
-    table = pd.DataFrame({"path": paths, "label": 0, "raw": "", "read_as": "", "subject": paths, "side": "test"})
-    left_out = ["" if path.lower().endswith(SUFFIXES) else intake.OTHER_NAME for path in paths]
-    rows, account = intake.admit(root, table.assign(left_out=left_out))
-    none = Examples(labels=[], paths=[])
-    return ImageData(none, none, splits.examples(rows), (), False, account)
+    left_out = list(map(intake.fate_by_name, paths))
+    table = pd.DataFrame({"path": paths, "label": 0, "subject": paths, "side": "test", "left_out": left_out})
+    return splits.to_measure(*intake.admit(root, table), ())

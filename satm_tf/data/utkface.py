@@ -23,7 +23,6 @@ from satm_tf.configurable import look_up
 from satm_tf.data import intake, splits
 from satm_tf.data.adience import AGE_GROUPS, GENDERS, LABELS
 from satm_tf.data.examples import ImageData
-from satm_tf.data.folder import SUFFIXES
 
 OTHER_PARTS = "a name without age, gender, race and time"
 BETWEEN = "an age between two groups"
@@ -73,26 +72,15 @@ def load(
     paths = pd.Series(list(intake.files_below(root)), dtype=str)
     names = paths.map(os.path.basename)
     said = pd.to_numeric(names.str.extract(f"^{_NAME}$")[target])
-    images = names.str.lower().str.endswith(SUFFIXES).astype(bool)
-    rows, account = intake.admit(
-        root,
-        pd.DataFrame(
-            {
-                "path": paths,
-                "label": said.fillna(-1).astype(np.int32),
-                "left_out": np.select([~images, said.isna()], [intake.OTHER_NAME, OTHER_PARTS], ""),
-                "raw": "",
-                "read_as": "",
-                "side": "train",
-            }
-        ),
-    )
-    # Only now, because an image aged 10 by one name and 13 by another is in no group, though 13 alone is in none
-    # either.
+    left_out = names.map(intake.fate_by_name)
+    left_out = left_out.mask(left_out.eq("") & said.isna(), OTHER_PARTS)
+    label = said.fillna(-1).astype(np.int32)
+    table = pd.DataFrame({"path": paths, "label": label, "left_out": left_out, "side": "train"})
+    rows, account = intake.admit(root, table)
+    # Only now: an image aged 10 by one name and 13 by another is left out, though 13 alone is in no group.
     between = ~rows["label"].isin(list(labels))
     if between.any():
         account = account.without(left_out={BETWEEN: int(between.sum())})
     rows = rows[~between].assign(label=lambda kept: kept["label"].map(labels))
-    rows["subject"] = splits.joined(rows["file"], rows["image"])
-    sides = splits.carve(rows["side"], rows["subject"], {"test": test_share, "validation": validation_share}, seed)
-    return splits.assemble(rows, account, sides, class_names, ordered=target == "age")
+    shares = {"test": test_share, "validation": validation_share}
+    return splits.assemble(rows, account, class_names, target == "age", shares, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -22,7 +23,7 @@ def numbered(jpeg: bytes, number: int) -> bytes:
     return jpeg[:2] + b"\xff\xfe\0\x06" + struct.pack(">I", number) + jpeg[2:]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture():
     """A smooth picture, so that JPEG changes it little: uint8 `[height, width, 3]`, other for each seed."""
 
@@ -50,7 +51,7 @@ def synthetic_faces(tmp_path_factory):
     return synthetic.write_adience(root, num_subjects=80, images_per_subject=2, image_size=32, progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def encode():
     """A function that gives an array's or a Pillow image's bytes in a format."""
 
@@ -63,7 +64,7 @@ def encode():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_image(picture, encode):
     """A function that writes a small JPEG, its folders too; at each path another file, whatever the picture."""
 
@@ -75,18 +76,17 @@ def write_image(picture, encode):
     return write
 
 
-@pytest.fixture
-def write_adience(tmp_path, write_image):
+@pytest.fixture(scope="session")
+def write_adience(tmp_path_factory, write_image):
     """A function that writes an Adience tree from rows (fold, subject, image, face, age, gender), and their images."""
 
-    def write(rows, images: bool = True) -> Path:
-        root = tmp_path / "adience"
+    def write(rows) -> Path:
+        root = tmp_path_factory.mktemp("adience") / "adience"
         root.mkdir()
         tables = [HEADER] * 5
         for seed, (fold, subject, image, face, age, gender) in enumerate(rows):
             tables[fold] += f"{subject}\t{image}\t{face}\t{age}\t{gender}" + "\t0" * 7 + "\n"
-            if images:
-                write_image(root / "aligned" / subject / f"landmark_aligned_face.{face}.{image}", seed)
+            write_image(root / "aligned" / subject / f"landmark_aligned_face.{face}.{image}", seed)
         for fold, table in enumerate(tables):
             (root / f"fold_{fold}_data.txt").write_text(table)
         return root
@@ -94,9 +94,9 @@ def write_adience(tmp_path, write_image):
     return write
 
 
-@pytest.fixture
-def plain_adience(write_adience):
-    """Five folds of three owners with two images each of one subject, four of the groups."""
+@pytest.fixture(scope="session")
+def shared_adience(write_adience):
+    """Five folds of three owners with two images each of one subject, four of the groups; only to be read."""
     ages = ("(0, 2)", "(15, 20)", "(25, 32)", "(60, 100)")
     return write_adience(
         (fold, f"{fold}{subject}@N", f"{image}.jpg", 7, ages[(fold + subject + image) % 4], "mf"[subject % 2])
@@ -104,3 +104,9 @@ def plain_adience(write_adience):
         for subject in range(3)
         for image in range(2)
     )
+
+
+@pytest.fixture
+def plain_adience(shared_adience, tmp_path):
+    """A copy of `shared_adience`, to be changed."""
+    return Path(shutil.copytree(shared_adience, tmp_path / "adience"))

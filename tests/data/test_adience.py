@@ -36,7 +36,8 @@ def test_every_irregularity_at_once(write_adience):
     ]
     rows += [(2, "twice@N", "i.jpg", 1, "(4, 6)", "f"), (2, "twice@N", "i.jpg", 1, "(4, 6)", "f")]
     root = write_adience(rows)
-    rest = [(3, "gone@N", "i.jpg", 1, "(4, 6)", ""), (3, "../../escape", "i.jpg", 1, "(4, 6)", "u")]
+    # What is mapped counts only if it is used, so the missing image's age does not.
+    rest = [(3, "gone@N", "i.jpg", 1, "35", ""), (3, "../../escape", "i.jpg", 1, "(4, 6)", "u")]
     with (root / "fold_3_data.txt").open("a") as file:
         file.writelines("\t".join(map(str, row[1:])) + "\t0" * 7 + "\r\n" for row in rest)
     (root / "aligned" / "g40@N" / "landmark_aligned_face.1.i.jpg").write_bytes(b"")
@@ -66,8 +67,8 @@ def test_every_irregularity_at_once(write_adience):
 
 
 @pytest.mark.parametrize("fold", range(5))
-def test_fold_is_the_test_set_and_no_subject_is_on_two_sides(plain_adience, fold):
-    data = adience.load(plain_adience, fold=fold)
+def test_fold_is_the_test_set_and_no_subject_is_on_two_sides(shared_adience, fold):
+    data = adience.load(shared_adience, fold=fold)
     assert set(data.test.subjects) == {f"{fold}{owner}@N/7" for owner in range(3)}
     subjects = [set(split.subjects) for split in (data.train, data.validation, data.test)]
     assert not subjects[0] & subjects[1]
@@ -75,8 +76,8 @@ def test_fold_is_the_test_set_and_no_subject_is_on_two_sides(plain_adience, fold
     assert all(path.endswith(f".7.{path[-5]}.jpg") for path in data.test.paths)
 
 
-def test_validation_follows_from_the_seed(plain_adience):
-    drawn = {tuple(adience.load(plain_adience, seed=seed).validation.paths) for seed in (0, 0, 1, 2, 3)}
+def test_validation_follows_from_the_seed(shared_adience):
+    drawn = {tuple(adience.load(shared_adience, seed=seed).validation.paths) for seed in (0, 0, 1, 2, 3)}
     assert 2 <= len(drawn) <= 4
 
 
@@ -94,15 +95,15 @@ SUBJECTS = st.dictionaries(
     st.text("ab0@N _-'\"", min_size=1, max_size=6).filter(lambda name: name.strip() == name and name not in "..").map(
         lambda name: f"u{name}"
     ),
-    st.tuples(st.integers(0, 4), st.lists(AGES, min_size=1, max_size=5)),
+    st.tuples(st.integers(0, 4), st.lists(AGES, min_size=1, max_size=4)),
     min_size=8,
-    max_size=30,
+    max_size=16,
 )  # fmt: skip
 
 
 @given(SUBJECTS, st.integers(0, 4), st.integers(0, 100))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_random_folds_are_exclusive_and_add_up(tmp_path_factory, encode, picture, people, fold, seed):
     root = tmp_path_factory.mktemp("adience")
@@ -214,9 +215,9 @@ def test_line_ends_make_no_difference(plain_adience):
         ({"validation_share": 1.0}, "above 0 and below 1. Received: 1.0"),
     ],
 )
-def test_options(plain_adience, options, message):
+def test_options(shared_adience, options, message):
     with pytest.raises(ValueError, match=message):
-        adience.load(plain_adience, **options)
+        adience.load(shared_adience, **options)
 
 
 def test_missing_folder_or_fold_says_what_is_expected(plain_adience, tmp_path):
@@ -279,15 +280,15 @@ def test_odd_names_are_names(write_adience):
     assert set(data.test.subjects) == {f"{name}0/1" for name in names}
 
 
-def test_a_table_of_a_quarter_of_the_published_rows_takes_no_seconds(tmp_path, encode, picture):
+def test_a_table_of_a_tenth_of_the_published_rows_takes_no_second(tmp_path, encode, picture):
     jpeg, rng = encode(picture(0, 8, 8)), np.random.default_rng(0)
     tables = [HEADER] * 5
     names = list(IRREGULAR)[:10] + [f"({first}, {last})" for first, last in AGE_GROUPS]
     (tmp_path / "aligned").mkdir()
-    for subject in range(2284):
+    for subject in range(914):
         (tmp_path / "aligned" / f"{subject}@N").mkdir()
-    for row in range(4_872):
-        subject = row % 2284
+    for row in range(1_949):
+        subject = row % 914
         name = f"{subject}@N/landmark_aligned_face.{row}.i.jpg"
         (tmp_path / "aligned" / name).write_bytes(numbered(jpeg, row))
         tables[subject % 5] += f"{subject}@N\ti.jpg\t{row}\t{rng.choice(names)}\tm" + "\t0" * 7 + "\n"
@@ -295,8 +296,8 @@ def test_a_table_of_a_quarter_of_the_published_rows_takes_no_seconds(tmp_path, e
         (tmp_path / f"fold_{fold}_data.txt").write_text(table)
     started = time.process_time()
     data = adience.load(tmp_path)
-    assert time.process_time() - started < 3  # measured 0.5 s, files checked; the bound is for slow machines
-    assert data.account.used == 4_872
+    assert time.process_time() - started < 1.2  # measured 0.2 s, files checked; the bound is for slow machines
+    assert data.account.used == 1_949
 
 
 def test_the_synthetic_faces_read_as_adience(synthetic_faces):

@@ -70,11 +70,7 @@ def test_is_a_plain_record_of_its_amounts():
     augmentation(tf.zeros([1, 8, 8, 3]), KEY)
     amounts = {"flip": True, "shift": 0.05, "rotation": 10.0, "zoom": 0.2, "colour": 0.1}
     assert dataclasses.asdict(augmentation) == amounts
-    assert Augmentation(**amounts) == augmentation
-
-
-def test_equal_when_equal():
-    assert Augmentation(zoom=0.2) == Augmentation(zoom=0.2) != Augmentation(zoom=0.3)
+    assert Augmentation(**amounts) == augmentation != Augmentation(zoom=0.3)
 
 
 @pytest.mark.parametrize(("name", "amount"), [("shift", 1.0), ("rotation", 180.0), ("zoom", -0.1), ("colour", 1.5)])

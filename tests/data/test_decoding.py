@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -6,12 +8,18 @@ from PIL import Image, ImageOps
 from satm_tf.data.decoding import decode, resize
 
 
+@functools.cache
+def _graph(size, crop):
+    """As in a pipeline, traced once for each size and crop."""
+    return tf.function(lambda path, orientation=None: decode(path, size, orientation=orientation, crop=crop))
+
+
 @pytest.fixture
 def decoded(tmp_path):
-    def run(contents: bytes, size=(32, 32), **options) -> np.ndarray:
+    def run(contents: bytes, size=(32, 32), crop=None, orientation=None) -> np.ndarray:
         path = tmp_path / "image"
         path.write_bytes(contents)
-        return tf.function(lambda: decode(tf.constant(str(path)), size, **options))().numpy()
+        return _graph(size, crop)(tf.constant(str(path)), orientation).numpy()
 
     return run
 
@@ -104,8 +112,10 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_that_holds_the_size(decoded, en
         return original(images, size, **options)
 
     monkeypatch.setattr(tf.image, "resize", spy)
+    _graph.cache_clear()
     for height, width in ((63, 300), (64, 300), (127, 128), (816, 816), (255, 256), (256, 256), (1000, 257)):
         decoded(encode(np.zeros((height, width, 3), np.uint8)))
+    _graph.cache_clear()
     assert sizes == [(63, 300), (32, 150), (64, 64), (102, 102), (64, 64), (32, 32), (125, 33)]
 
 

@@ -16,7 +16,7 @@ def root(tmp_path, write_image):
 
 
 def _table(*paths: str, **columns) -> pd.DataFrame:
-    table = pd.DataFrame({"path": paths, "label": 0, "raw": "x", "read_as": "x", "left_out": "", "side": 0})
+    table = pd.DataFrame({"path": paths, "label": 0, "left_out": "", "side": 0})
     return table.assign(subject=table["path"], **columns)
 
 
@@ -118,11 +118,6 @@ def test_what_a_camera_appends_is_accepted(root, encode, picture):
     (root / "long.jpg").write_bytes(encode(picture()) + b"trailer")
     rows, _ = admit(root, _table("long.jpg"))
     assert len(rows) == 1
-
-
-def test_mapped_labels_are_counted_if_used(root):
-    _, account = admit(root, _table("a.jpg", "b.jpg", "gone.jpg", raw=["35", "25-32", "35"], read_as="25-32"))
-    assert account.mapped == {("35", "25-32"): 1}
 
 
 def test_no_image_at_all_says_why(root):

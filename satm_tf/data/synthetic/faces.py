@@ -62,8 +62,8 @@ def render(
         >>> growing_up.shape
         (8, 96, 96, 3)
     """
-    _check_number("image_size", image_size, 32, 816)
-    _check_number("seed", seed, 0)
+    _checked("image_size", image_size, 32, 816)
+    _checked("seed", seed, 0)
     return draw_faces(face_traits(age, gender, identity=identity, seed=seed), image_size=image_size, seed=seed)
 
 
@@ -104,16 +104,12 @@ def write_adience(
         ['aligned', 'fold_0_data.txt']
     """
     root = Path(root).expanduser().absolute()
-    _check_number("num_subjects", num_subjects, _FOLDS * len(AGE_GROUPS))
-    _check_number("images_per_subject", images_per_subject, 1)
-    _check_number("image_size", image_size, 32, 816)
-    _check_number("seed", seed, 0)
     parameters = {
         "version": VERSION,
-        "num_subjects": int(num_subjects),
-        "images_per_subject": int(images_per_subject),
-        "image_size": int(image_size),
-        "seed": int(seed),
+        "num_subjects": _checked("num_subjects", num_subjects, _FOLDS * len(AGE_GROUPS)),
+        "images_per_subject": _checked("images_per_subject", images_per_subject, 1),
+        "image_size": _checked("image_size", image_size, 32, 816),
+        "seed": _checked("seed", seed, 0),
     }
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         _check_same(root, parameters)
@@ -125,11 +121,12 @@ def write_adience(
     return root
 
 
-def _check_number(name: str, value: int, low: int, high: int | None = None) -> None:
+def _checked(name: str, value: int, low: int, high: int | None = None) -> int:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
         raise ValueError(f"`{name}` must be an integer {bounds}. Received: {name}={value!r}")
+    return int(value)
 
 
 def _check_same(root: Path, parameters: dict[str, int]) -> None:

@@ -1,10 +1,9 @@
 """Procedural faces of every age, painted by NumPy for whole batches at once.
 
-`draw_faces` paints what `face_traits` describes, from the background to the glasses, as soft-edged implicit shapes.
-
-Two frames are in use while painting. `u`, `v` are fixed to the head: its centre is the origin, `v` points down, and the
-unit is half the image's side before the pose's scale. `a`, `b` are fixed to the features, which yaw and nodding move
-across the head; `a` is folded at the nose, so that everything that comes in pairs is drawn once.
+All is painted from the background to the glasses, as soft-edged implicit shapes, in two frames. `u`, `v` are fixed to
+the head: its centre is the origin, `v` points down, and the unit is half the image's side before the pose's scale. `a`,
+`b` are fixed to the features, which yaw and nodding move across the head; `a` is folded at the nose, so that everything
+that comes in pairs is drawn once.
 """
 
 from __future__ import annotations
@@ -29,15 +28,9 @@ _CHUNK = 8  # Faces painted together: more of them do not fit the processor's ca
 
 
 def draw_faces(traits: Traits, *, image_size: int = 96, seed: int | Sequence[int] = 0) -> npt.NDArray[np.uint8]:
-    """Paints faces.
+    """Paints the faces that `face_traits` describes, uint8 RGB `[n, image_size, image_size, 3]`.
 
-    Args:
-        traits: What `face_traits` returns, `n` faces.
-        image_size: Side of the square images in pixels.
-        seed: Seed of the background, the skin's and hair's grain and the sensor noise.
-
-    Returns:
-        RGB images, uint8, `[n, image_size, image_size, 3]`.
+    The seed is that of the background, the skin's and hair's grain and the sensor noise.
     """
     rng = np.random.default_rng(seed)
     count = len(traits["scale"])
@@ -69,8 +62,8 @@ class _Canvas:
         """The rows between two heights of the image, so that a small feature does not cost a whole image."""
         height = self.image.shape[2]
         cut = slice(max(0, int((top + 1) / 2 * height)), min(height, int(np.ceil((bottom + 1) / 2 * height))))
-        maps = ("image", "u", "v", "a", "b", "side", "head", "skin", "shadow", "grain")
-        return dataclasses.replace(self, **{name: getattr(self, name)[..., cut, :] for name in maps})
+        maps = {name: value for name, value in vars(self).items() if name not in ("edge", "rng")}
+        return dataclasses.replace(self, **{name: value[..., cut, :] for name, value in maps.items()})
 
     def paint(self, mask: Floats, colour: Floats) -> None:
         self.image += mask * (colour - self.image)
@@ -352,25 +345,9 @@ def _glasses(c: _Canvas, t: SimpleNamespace) -> None:
 
 
 _BRUSHES: tuple[Callable[[_Canvas, SimpleNamespace], None], ...] = (
-    _background,
-    _hair_behind,
-    _shoulders,
-    _ears,
-    _head,
-    _skin_texture,
-    _forehead_lines,
-    _crows_feet,
-    _eye_bags,
-    _folds,
-    _nose,
-    _shade_skin,
-    _eyes,
-    _brows,
-    _mouth,
-    _beard,
-    _hair_before,
-    _glasses,
-)
+    _background, _hair_behind, _shoulders, _ears, _head, _skin_texture, _forehead_lines, _crows_feet, _eye_bags,
+    _folds, _nose, _shade_skin, _eyes, _brows, _mouth, _beard, _hair_before, _glasses,
+)  # fmt: skip
 
 
 def _photograph(c: _Canvas, t: SimpleNamespace) -> npt.NDArray[np.uint8]:

@@ -1,9 +1,4 @@
-"""What faces are made of: cues of age, traits of the person, nuisances of the photograph.
-
-A face is a dictionary of traits, one float for each face. `face_traits` draws them: cues of age from the table `CUES`,
-each seen through the subject's own noise, traits of the person from `IDENTITY`, and nuisances of the photograph from
-`NUISANCES`.
-"""
+"""What faces are made of: cues of age, traits of the person, nuisances of the photograph."""
 
 from __future__ import annotations
 
@@ -122,21 +117,9 @@ def age_of_stage(stage: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def face_traits(
     age: npt.ArrayLike, gender: Sequence[str], *, identity: npt.ArrayLike | None = None, seed: int = 0
 ) -> Traits:
-    """Draws what `face_renderer.draw_faces` needs to know about each face.
+    """Draws the traits of each face, by name, each `[n]`; arguments are as for `render`.
 
-    Args:
-        age: Ages in years, `[n]`, 0 or more.
-        gender: "m" or "f" for each face, `[n]`.
-        identity: Subject number of each face, `[n]`, integers of 0 or more. Faces of one number share the person and
-            differ in the photograph. The same number is the same person in every call with the same seed. Without it
-            each face is another person.
-        seed: Seed of all draws, 0 or more.
-
-    Returns:
-        The traits by name, each `[n]`.
-
-    Raises:
-        ValueError: If the lengths differ or a value is out of its range.
+    A cue of age is seen through the noise of the subject's face and of the cue.
     """
     ages = np.asarray(age, dtype=np.float64)
     people = np.arange(ages.size) if identity is None else np.asarray(identity)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from satm_tf.data import adience
 from satm_tf.data.synthetic import faces
 from satm_tf.data.synthetic import renderer as face_renderer
 from satm_tf.data.synthetic.traits import NUISANCES, age_of_stage, face_traits, stage_of_age
@@ -99,12 +98,6 @@ def test_a_subject_keeps_age_and_gender_while_the_images_differ(root, folds):
         albums[row["user_id"], row["face_id"], row["age"], row["gender"]].append(face_file(root, row).read_bytes())
     assert len(albums) == SUBJECTS
     assert all(len(set(album)) == EACH for album in albums.values())
-
-
-def test_the_adience_loader_reads_it_without_a_remark(root):
-    data = adience.load(root, fold=2)
-    assert len(data.test) == SUBJECTS * EACH // 5
-    assert len(data.train) + len(data.validation) + len(data.test) == SUBJECTS * EACH
 
 
 def test_images_of_one_person_resemble_each_other_more_than_others():
