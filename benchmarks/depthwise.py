@@ -13,6 +13,13 @@ oneDNN, in a process each. `plain` is what a plain convolution reaches: the mult
 `--network` measures the whole network's gradients, with each form in place of Keras's layers.
 
 Forms take turns on one thread, and the least processor time counts, which other work on the machine affects little.
+
+Measured on one core of an AMD EPYC with AVX-512 and bfloat16 instructions, oneDNN on, three of the nine sizes
+(`--layers 0 4 6`): `grouped` is 1.6 times as fast as `depthwise` forward in float32, and equal with the gradients; in
+bfloat16 it is 1.3 and 1.36 times as fast. With the gradients, `depthwise` does 8 (float32) and 11 (bfloat16) times 10^9
+multiply-adds per second, a plain convolution 53 and 91. The other forms are slower than `depthwise` throughout.
+The gradients of the whole network take as long with `grouped` (0.99 and 1.01), so the backbones keep Keras's layer.
+Without oneDNN, `depthwise` takes about twice as long, and TensorFlow computes no gradient of `grouped` on a CPU.
 """
 
 from __future__ import annotations
@@ -108,7 +115,7 @@ def network_of(form: Form, size: int, batch: int, policy: str) -> Callable[[], A
     images, labels = tf.random.stateless_uniform([batch, size, size, 3], [0, 1]), tf.range(batch) % 8
     own_call = keras.layers.DepthwiseConv2D.call
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradients() -> Any:
         # Only while this is traced.
         keras.layers.DepthwiseConv2D.call = lambda layer, inputs: form(
