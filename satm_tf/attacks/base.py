@@ -118,7 +118,7 @@ class Attack(Configurable, kind="attack"):
                 f"Received: label_source={self.label_source!r}"
             )
         for option, least in self.at_least.items():
-            if getattr(self, option) < least:
+            if not getattr(self, option) >= least:
                 raise ValueError(f"{option} must be at least {least}. Received: {option}={getattr(self, option)}")
         largest = 1.0 if self.norm == "linf" else math.inf
         uncapped = self.epsilon == math.inf and not self.bounded
@@ -365,13 +365,22 @@ def input_gradient(
         values = objective(logits)
         # Not the mean: the sign is the same, and a mean in float16 underflows.
         total = tf.reduce_sum(values)
-    gradient = tape.gradient(total, images)
+    return gradient_of(tape, total, images, model), values, logits
+
+
+def gradient_of(tape: tf.GradientTape, value: tf.Tensor, images: tf.Tensor, model: Model) -> tf.Tensor:
+    """The gradient of a value by the images.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    gradient = tape.gradient(value, images)
     if gradient is None:
         raise ValueError(
             "No gradient reaches the images: the model's outputs do not depend on them through differentiable "
             f"operations. Attacks without gradients, such as 'square', do not need one. Received: model={model!r}"
         )
-    return gradient, values, logits
+    return gradient
 
 
 def consensus(answers: tf.Tensor, rank: int = 2) -> tf.Tensor:

@@ -101,21 +101,23 @@ class _CarliniWagner(MinimumDistortion):
         def step(index: tf.Tensor, state: _Descent) -> _Descent:
             inside = 0.5 * (tf.tanh(state.w) + 1.0)
             x = images + free * (inside - images)
-            pull, losses, logits = input_gradient(
-                model, x, lambda logits: distance(x - images) + constant * self._missing(logits, classes)
-            )
-            gradient = pull * free * 2 * inside * (1 - inside)
+            # The distance has a gradient of its own, so that a network without one is noticed.
+            pull, missing, logits = input_gradient(model, x, lambda logits: constant * self._missing(logits, classes))
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                far = distance(x - images)
+            gradient = (pull + tape.gradient(far, x)) * free * 2 * inside * (1 - inside)
             time = tf.cast(index + 1, tf.float32)
             first = 0.9 * state.first + 0.1 * gradient
             second = 0.999 * state.second + 0.001 * tf.square(gradient)
             move = (first / (1 - 0.9**time)) / (tf.sqrt(second / (1 - 0.999**time)) + 1e-8)
-            loss = tf.reduce_sum(losses)
+            loss = tf.reduce_sum(far + missing)
             check = tf.equal(index % patience, 0)
             return _Descent(
                 w=state.w - self.step_size * move,
                 first=first,
                 second=second,
-                nearest=state.nearest.or_nearer(self._at(x, distance(x - images), logits, classes)),
+                nearest=state.nearest.or_nearer(self._at(x, far, logits, classes)),
                 last=tf.where(check, loss, state.last),
                 improving=~check | (loss < 0.9999 * state.last),
             )

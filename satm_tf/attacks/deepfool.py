@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from satm_tf.attacks.base import Attack, Model, consensus
+from satm_tf.attacks.base import Attack, Model, consensus, gradient_of
 from satm_tf.attacks.loops import iterate, per_image, select
 from satm_tf.attacks.losses import margin
 from satm_tf.attacks.norms import NORMS
@@ -101,7 +101,7 @@ class DeepFool(MinimumDistortion, name="deepfool"):
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
             tape.watch(x)
             gaps = self._gaps(consensus(logits_of(model, x)), classes, rivals)
-        gradients = tf.stack([tape.gradient(gap, x) for gap in gaps])
+        gradients = tf.stack([gradient_of(tape, gap, x, model) for gap in gaps])
         sizes = tf.abs(gradients) if self.norm == "linf" else tf.square(gradients)
         dual = tf.reduce_sum(sizes, axis=(2, 3, 4))
         # The length of the path to each boundary, and the path itself.

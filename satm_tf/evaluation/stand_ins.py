@@ -37,14 +37,15 @@ class StandIns:
         for network in {id(each): each for each in networks}.values():
             inner = _classifier(network)
             if inner is not None:
-                alike[_nameless(architecture(inner)), type(network)].append(network)
-        self._stand_ins: dict[int, _StandIn] = {}
-        for same in alike.values():
-            if len(same) > 1:
-                # Keras cannot make a layer again whose class is not registered, or that is a function.
-                with contextlib.suppress(TypeError, ValueError):
-                    self._stand_ins |= dict.fromkeys(map(id, same), _StandIn(same[0]))
+                kind = type(network), getattr(network, "input_range", None)
+                alike[_nameless(architecture(inner)), kind].append(network)
+        self._alike = {id(network): same for same in alike.values() if len(same) > 1 for network in same}
+        self._stand_ins: dict[int, _StandIn | None] = {}
         self._functions: dict[Hashable, Function] = {}
+
+    def forget(self) -> None:
+        """Drops all compiled functions, which hold memory."""
+        self._functions.clear()
 
     def compiled(self, key: Hashable, make: Callable[[Any], Function], network: Any) -> Function:
         """A function of a network, compiled once for its architecture.
@@ -54,7 +55,7 @@ class StandIns:
             make: Returns the function of the network that it is given.
             network: One of the networks.
         """
-        stand_in = self._stand_ins.get(id(network))
+        stand_in = self._stand_in(network)
         place = id(network if stand_in is None else stand_in), key
         if place not in self._functions:
             self._functions[place] = make(network if stand_in is None else stand_in.network)
@@ -67,6 +68,17 @@ class StandIns:
             return function(*args, **kwargs)
 
         return call
+
+    def _stand_in(self, network: Any) -> _StandIn | None:
+        same = self._alike.get(id(network))
+        if same is None:
+            return None
+        if id(same) not in self._stand_ins:
+            self._stand_ins[id(same)] = None
+            # Keras cannot make a layer again whose class is not registered, or that is a function.
+            with contextlib.suppress(TypeError, ValueError):
+                self._stand_ins[id(same)] = _StandIn(same[0])
+        return self._stand_ins[id(same)]
 
 
 class _StandIn:
@@ -88,20 +100,21 @@ def _classifier(network: Any) -> Any:
     return inner if isinstance(inner, ImageClassifier) else None
 
 
+# Where a Keras configuration names layers; elsewhere the same text may say what a layer does.
+_NAMES = ("name", "keras_history", "input_layers", "output_layers")
+
+
 def _nameless(architecture: str) -> str:
     """An architecture with its names, which Keras counts up, replaced by numbers in their order."""
     numbers: dict[str, str] = {}
 
-    def collect(part: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(part.get("name"), str):
-            numbers.setdefault(part["name"], str(len(numbers)))
-        return part
-
-    def replaced(part: Any) -> Any:
+    def replaced(part: Any, key: str = "") -> Any:
+        if isinstance(part, dict) and str(part.get("class_name")).endswith("DTypePolicy"):
+            return part  # whose name is what it does
         if isinstance(part, dict):
-            return {key: replaced(value) for key, value in part.items()}
+            return {each: replaced(value, each) for each, value in part.items()}
         if isinstance(part, list):
-            return [replaced(each) for each in part]
-        return numbers.get(part, part) if isinstance(part, str) else part
+            return [replaced(each, key) for each in part]
+        return numbers.setdefault(part, str(len(numbers))) if isinstance(part, str) and key in _NAMES else part
 
-    return json.dumps(replaced(json.loads(architecture, object_hook=collect)))
+    return json.dumps(replaced(json.loads(architecture)))

@@ -106,7 +106,8 @@ def measure(
 
     Raises:
         ValueError: If there are no images or targets, an attack is named "clean", epsilons are given for an unknown
-            attack, the targets differ in classes, or a folder is given and a network has no fingerprint.
+            attack, a source has an empty name, the targets differ in classes, or a folder is given and a network has no
+            fingerprint.
         FloatingPointError: If a target's logits are not finite.
 
     Example:
@@ -118,6 +119,10 @@ def measure(
     num_classes = check_request(targets, attacks, epsilons)
     if not clean and not (attacks and sources):
         raise ValueError(f"Without clean images, give attacks and sources. Received: {[*attacks]}, {[*sources]}")
+    if "" in sources:
+        raise ValueError(
+            f"Each source must have a name, since results show clean images without one. Received: {[*sources]}"
+        )
     blocks = Blocks(folder, {**sources, **targets})
     labels, images_print = look_through(dataset, bool(folder), stage)
     shown = {source: list(targets) if source in targets else _attacked(source, targets, groups) for source in sources}
@@ -148,7 +153,9 @@ def measure(
         crafts += [(name, source, epsilon) for source in sources for epsilon in epsilons.get(name, [attack.epsilon])]
     parts = []
     with Bar(len(crafts) * len(dataset), stage, "batch") as bar:
-        for name, source, epsilon in crafts:
+        for index, (name, source, epsilon) in enumerate(crafts):
+            if index and name != crafts[index - 1][0]:
+                stand_ins.forget()
             block = blocks.get(
                 functools.partial(make, name, source, epsilon),
                 label=(name, f"{epsilon:g}", source),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -146,8 +147,8 @@ def _show_undefended(job: Job) -> None:
     source, attack = next(iter(networks)), make_attack(config.attack)
     write_answers(
         path,
-        lambda images, labels: attack(networks[source], images, labels, seed=(config.seed, 0)),
-        dataset=make_batches(job.images.validation, config),
+        functools.partial(attack.compiled(networks[source]), seed=config.seed),
+        dataset=make_batches(job.images.validation.limit(3, config.seed), config),
         targets=networks,
         class_names=job.images.class_names,
         title=f"Before any defence: {attack.name}, epsilon {attack.epsilon:g}, on {source}",

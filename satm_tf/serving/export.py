@@ -82,8 +82,8 @@ def export_saved_model(
             f"detector=guarded.detector). Received: {type(model).__name__}"
         )
     _check_labels(labels, model.num_classes)
-    _check_detector(detector, model)
     images = _samples(samples, model.image_shape)
+    _check_detector(detector, model, images)
     if version is None:
         present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
         version = max(present, default=0) + 1
@@ -124,7 +124,7 @@ def _check_labels(labels: Sequence[str], num_classes: int) -> None:
         )
 
 
-def _check_detector(detector: FittedDetector | None, model: ImageClassifier) -> None:
+def _check_detector(detector: FittedDetector | None, model: ImageClassifier, images: np.ndarray) -> None:
     if detector is None:
         return
     if not isinstance(detector, FittedDetector):
@@ -132,11 +132,15 @@ def _check_detector(detector: FittedDetector | None, model: ImageClassifier) -> 
             f"The detector must be fitted, as satm_tf.detection.Detector.fit gives it. Received: "
             f"{type(detector).__name__}"
         )
-    if detector.fitted_to not in (None, weights_digest(model)):
-        raise ValueError(
-            f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, fitted to "
-            "other weights than those of this one"
-        )
+    foreign = f"The detector must be one that was fitted to this model. Received: {detector.detector.name!r}, fitted to"
+    if detector.fitted_to is not None:
+        if detector.fitted_to != weights_digest(model):
+            raise ValueError(f"{foreign} other weights than those of this one")
+        return
+    try:  # An older file does not say what it was fitted to.
+        detector.score(model, tf.constant(images))
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(f"{foreign} other features than the {model.feature_size} of this one") from error
 
 
 def _samples(samples: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

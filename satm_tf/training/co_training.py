@@ -162,7 +162,7 @@ class CoTraining(Fitting):
         seed: int = 0,
         name: str = "co_training",
     ):
-        arguments = locals()
+        arguments = locals()  # A test holds the fields of `Scheme` and the parameters together.
         super().__init__(name=name, dtype="float32")
         given = {field: arguments[field] for field in Scheme.__dataclass_fields__ if arguments[field] is not None}
         self.scheme = Scheme.get(scheme, **given).by_name(networks)

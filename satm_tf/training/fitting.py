@@ -35,6 +35,7 @@ def _refused(method: str) -> Callable[..., NoReturn]:
             f"add a satm_tf.Checkpoint to the callbacks of `fit` to resume training. Received: {method}()"
         )
 
+    refuse.__name__ = method
     return refuse
 
 

@@ -70,8 +70,9 @@ def check_networks(
     for (name, network), (other_name, other) in itertools.combinations(networks.items(), 2):
         if network is other:
             raise ValueError(f"{name!r} and {other_name!r} are the same network; give each name its own.")
-        weights, others = network.get_weights(), other.get_weights()
-        if len(weights) == len(others) and all(map(np.array_equal, weights, others)):
+        pairs = list(zip(network.weights, other.weights, strict=False))
+        alike = [weight.shape for weight in network.weights] == [weight.shape for weight in other.weights]
+        if alike and all(np.array_equal(*map(keras.ops.convert_to_numpy, pair)) for pair in pairs):
             warnings.warn(
                 f"{name!r} and {other_name!r} have equal architecture and weights: each would learn from its own "
                 "white-box examples, and the paper found that this diverges (5.5).",

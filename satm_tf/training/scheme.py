@@ -204,13 +204,13 @@ class Scheme:
             if not holds:
                 raise ValueError(f"{advice}. Received: {received}")
         for kind, given, known in (
-            ("adversarial loss", loss, AdversarialLoss),
-            ("penalty norm", self.penalty_norm, PenaltyNorm),
-            ("crafting mode", self.crafting_mode, CraftingMode),
-            ("mixing", self.mixing, Mixing),
-            ("batch normalisation mode", self.batch_norm, BatchNormMode),
+            ("adversarial loss", _values(loss), AdversarialLoss),
+            ("penalty norm", [self.penalty_norm], PenaltyNorm),
+            ("crafting mode", [self.crafting_mode], CraftingMode),
+            ("mixing", [self.mixing], Mixing),
+            ("batch normalisation mode", _values(self.batch_norm), BatchNormMode),
         ):
-            for value in _values(given):
+            for value in given:
                 look_up(kind, value, dict.fromkeys(get_args(known)))
 
     @classmethod

@@ -189,3 +189,8 @@ def test_two_replicas_craft_what_one_does():
     """In a process of its own, because devices are set up once; a gradient that is all but zero may turn its sign."""
     run = subprocess.run([sys.executable, "-c", DISTRIBUTED], capture_output=True, text=True, timeout=300, check=False)
     assert "two replicas crafted what one does" in run.stdout, run.stderr[-3000:]
+
+
+def test_what_is_proved_in_one_norm_has_no_code_of_its_own():
+    for name in DEFAULTS_ONLY:
+        assert "perturb" not in vars(attacks.Attack.members[name])

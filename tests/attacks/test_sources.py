@@ -103,12 +103,15 @@ def test_a_callable_without_a_hash_is_a_model_too(network, images, labels):
     np.testing.assert_array_equal(FGSM(Scaled(), images, labels), FGSM(network, images, labels))
 
 
-def test_a_model_without_a_gradient_is_named(images, labels):
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "deepfool", "cw_l2", "cw_linf"])
+def test_a_model_without_a_gradient_is_named(name, images, labels):
     def rounded(images, training=False):
         return tf.reduce_sum(tf.cast(tf.cast(images * 255, tf.int32), tf.float32), [1, 2]) @ tf.ones([3, 5])
 
     with pytest.raises(ValueError, match="No gradient reaches the images"):
-        FGSM(rounded, images, labels)
+        attacks.get(name, epsilon=0.1, **({"norm": "l2"} if name in ("deepfool", "cw_l2") else {}))(
+            rounded, images, labels
+        )
 
 
 def test_any_callable_that_takes_training_is_a_model(network, images, labels):

@@ -53,6 +53,40 @@ def test_networks_that_keras_cannot_copy_are_used_themselves(images):
     assert [stand_ins.compiled("itself", lambda network: network, each) for each in networks] == networks
 
 
+def test_layers_that_are_named_after_what_they_do_are_not_taken_for_each_other(images):
+    def make(activation):
+        x = inputs = keras.Input(images.shape[1:])
+        x = keras.layers.Activation(activation, name=activation)(x)
+        return ImageClassifier(keras.Model(inputs, x), 4, image_shape=images.shape[1:])
+
+    networks = [make("relu"), make("tanh"), make("tanh")]
+    stand_ins = StandIns(networks)
+    used = [stand_ins.compiled("itself", lambda network: network.__call__, each) for each in networks]
+    for network, call in zip(networks, used, strict=True):
+        np.testing.assert_allclose(call(images), network(images), atol=1e-6)
+
+
+def test_networks_of_another_precision_are_not_taken_for_each_other(images):
+    def make(policy):
+        inputs = keras.Input(images.shape[1:])
+        x = keras.layers.Conv2D(4, 3, name="conv", dtype=policy)(inputs)
+        return ImageClassifier(keras.Model(inputs, x), 4, image_shape=images.shape[1:])
+
+    networks = [make("float32"), make("float32"), make("mixed_bfloat16")]
+    stand_ins = StandIns(networks)
+    used = [stand_ins.compiled("itself", lambda network: network, each) for each in networks]
+    assert used[2] is networks[2], "no other has its architecture"
+    assert used[0] is not networks[0]
+
+
+def test_networks_with_another_range_are_not_taken_for_each_other(make_network, images):
+    networks = [load_model(make_network(), input_range=bounds) for bounds in ((0, 1), (0, 1), (-1, 1))]
+    stand_ins = StandIns(networks)
+    for network in networks:
+        call = stand_ins.compiled("itself", lambda each: each.__call__, network)
+        np.testing.assert_allclose(call(images), network(images), atol=1e-6)
+
+
 def test_a_matrix_is_that_of_networks_that_craft_for_themselves(networks, images, labels, monkeypatch):
     traced = []
 
