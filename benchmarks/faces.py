@@ -5,6 +5,8 @@
     done
     python benchmarks/faces.py runs/utkface_age/0 runs/utkface_age/1 runs/utkface_age/2 --out docs/results/utkface_age
 
+The same for `utkface_gender`.
+
 For each epsilon, `test_points.csv` gives the accuracy of each network of each scheme on clean images and on each rung
 of the ladder. An image counts if it is right under all attacks and sources of the rung with at most this epsilon.
 Queries use the epsilon of training, so only the larger one has them. Rows of seeds whose runs are not given stay as
@@ -34,6 +36,7 @@ from satm_tf.storage import write_text
 EPSILONS = {"4/256": 4 / 256, "8/256": 8 / 256}
 CHOSEN = "recommended"
 KEYS = ["epsilon", "seed", "scheme", "network"]
+COLUMNS = ["clean", "unseen", "public_weights", "start", "defended", "queries", "worst", "white_box"]
 
 
 def draw(means: pd.DataFrame, path: Path) -> None:
@@ -84,7 +87,7 @@ def main() -> None:
                     test = compare_ladder(predictions, other, CHOSEN, epsilon=epsilon).rename(columns={other: "other"})
                     paired.append(test.assign(over=other, seed=int(run.name), epsilon=name))
     given.out.mkdir(parents=True, exist_ok=True)
-    every = merged(given.out / "test_points.csv", pd.concat(points), "%.4f").set_index(KEYS)
+    every = merged(given.out / "test_points.csv", pd.concat(points)[[*KEYS, *COLUMNS]], "%.4f").set_index(KEYS)
     merged(given.out / "paired.csv", pd.concat(paired), "%.4g")
     by_network = every.groupby(["epsilon", "network", "scheme"], sort=False).mean()
     means = every.groupby(["epsilon", "scheme"], sort=False).mean()

@@ -123,14 +123,17 @@ STUDIES = {
         "live-w1",
         f"{_SCHEMES_PY} --split validation --seeds {{seeds}}",
     ),
-    "utkface_age/test_points.csv": Study(
-        "satm_tf/experiment/presets/utkface_age.yaml",
-        "undefended",
-        "recommended",
-        "for seed in {seeds}; do satm-tf train --config utkface_age --data.root UTKFACE --seed $seed "
-        "--run_dir runs/{name}/$seed --schemes '{schemes}'; done; "
-        "python benchmarks/faces.py runs/{name}/* --out results/{name}",
-    ),
+    **{
+        f"{preset}/test_points.csv": Study(
+            f"satm_tf/experiment/presets/{preset}.yaml",
+            "undefended",
+            "recommended",
+            f"for seed in {{seeds}}; do satm-tf train --config {preset} --data.root UTKFACE --seed $seed "
+            "--run_dir runs/{name}/$seed --schemes '{schemes}'; done; "
+            "python benchmarks/faces.py runs/{name}/* --out results/{name}",
+        )
+        for preset in ("utkface_age", "utkface_gender")
+    },
 }
 COLUMNS = {
     "clean": "clean",
@@ -180,7 +183,8 @@ def _mean(cells: Iterable[str]) -> float | None:
 
 def _command(study: Study, scheme: str, seeds: list[str]) -> str:
     schemes = yaml.safe_load((ROOT / study.config).read_text(encoding="utf-8"))["schemes"]
-    needed = {study.undefended, study.chosen, scheme, *schemes[scheme].get("frozen_from", ())}
+    sources = schemes[scheme].get("frozen_from", [])
+    needed = {study.undefended, study.chosen, scheme, *([sources] if isinstance(sources, str) else sources)}
     # By way of JSON, so that YAML writes what several schemes share for each of them.
     given = json.loads(json.dumps({name: each for name, each in schemes.items() if name in needed}))
     return study.commands.format(
