@@ -58,6 +58,8 @@ def test_what_is_given_goes_before_the_mapping_and_the_mapping_before_the_preset
         ({"domain_adaptation": "domain_adverserial"}, "Unknown domain adaptation. Did you mean 'domain_adversarial'"),
         ({"epsilon_schedule": "unifrom"}, "Unknown epsilon schedule. Did you mean 'uniform'"),
         ({"mixing": "image"}, "Unknown mixing. Did you mean 'images'"),
+        ({"mixing": {"a": "steps"}}, "Unknown mixing. Did you mean 'steps'"),
+        ({"crafting_mode": {"a": "training"}}, "Unknown crafting mode. Did you mean 'training'"),
         ({"source_weights": {"past": 0.0}, "mixing": "all"}, "source_weights must be above 0"),
         ({"source_weights": {"past": 2.0}}, "choose mixing='images' or 'all'"),
         ({"snapshots": 0}, "snapshots must be at least 1. Received: 0"),
