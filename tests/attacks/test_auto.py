@@ -82,6 +82,35 @@ def test_square_asks_no_more_than_its_queries(network, images, labels):
     assert asked == [7] * 11
 
 
+def test_square_queries_only_what_is_not_fooled_yet():
+    asked = []
+
+    def counting(x, training=False):
+        asked.append(len(x))
+        return tf.one_hot(tf.cast(tf.reduce_mean(x, (1, 2, 3)) > 0.5, tf.int32), 2)
+
+    counting.gives_logits = True
+    shades = np.repeat(np.float32([0.1, 0.1, 0.9])[:, None, None, None], 8, 1) * np.ones((3, 8, 8, 3), np.float32)
+    attacks.SquareAttack(epsilon=0.1, queries=4)(counting, shades, np.int32([0, 0, 0]))
+    assert asked == [3, 3, 2, 2, 2], "the clean images, all with stripes, and then the two that are right"
+
+
+def test_apgd_stops_when_every_image_is_fooled(network, images):
+    seen = []
+
+    def counting(x, training=False):
+        seen.append(1)
+        return network(x, training=training)
+
+    counting.gives_logits = True
+    right = _predicted(network, images)
+    attacks.APGD(epsilon=0.1, steps=20)(counting, images, (right + 1) % 5)
+    assert len(seen) == 1, "every image is fooled at the start"
+    del seen[:]
+    attacks.APGD(epsilon=1e-6, steps=20)(counting, images, right)
+    assert len(seen) == 21
+
+
 def test_square_moves_toward_a_target(linear, grey):
     targets = (_predicted(linear, grey) + 1) % 4
     attack = attacks.SquareAttack(epsilon=0.3, queries=500, label_source="target")
